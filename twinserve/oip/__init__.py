@@ -1,0 +1,1 @@
+"""Generated from protos/twinserve/oip by tools/stubs; do not edit."""

@@ -1,0 +1,1 @@
+"""Generated from protos/twinserve/v1 by tools/stubs; do not edit."""
