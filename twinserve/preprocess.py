@@ -1,0 +1,128 @@
+"""From bytes to the pixels that a twin takes: one path for training, export and serving.
+
+Pillow is part of the contract: the same file gives the same pixels wherever it is decoded, and
+`DECODER` stands in the input contract, hence in the space's id. The order is fixed: open, check
+the size before a pixel is decoded, decode, apply the orientation, bring 16 bits to 8, lay
+transparency on white, convert to L or RGB, and only then resize (Pillow resizes palette and 1-bit
+pictures by nearest neighbour without a word). No draft mode: it would let the requested size
+change the pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from twinserve.errors import EmptyInput, LimitExceeded, UndecodableImage, WrongShape
+from twinserve.manifest import ImageInput
+
+Pixels = NDArray[np.uint8]
+
+# Names the steps above; raise it whenever they would give other pixels.
+DECODER = "pillow-1"
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+MAX_PIXELS = 40_000_000
+
+# Pillow raises all of these on damaged files, depending on the plugin.
+_DECODE_FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,
+    OverflowError,
+)
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def decode_image(data: bytes, contract: ImageInput, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode a picture into uint8 [height, width, channels] as the contract asks.
+
+    Raises:
+        EmptyInput: no bytes.
+        LimitExceeded: more pixels than `max_pixels`, told from the header alone.
+        UndecodableImage: not a picture of `FORMATS`, or a truncated or damaged one.
+    """
+    if not data:
+        raise EmptyInput("the image holds no bytes; send the file's content")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of "bombs" at its own limit; ours is checked below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise LimitExceeded(
+                    f"the image has {width} x {height} = {width * height} pixels, "
+                    f"the limit is {max_pixels}; send a smaller one",
+                    metadata={"limit": str(max_pixels), "value": str(width * height)},
+                )
+            image.load()
+            return resize(_to_mode(ImageOps.exif_transpose(image), contract), contract)
+    except LimitExceeded:
+        raise
+    except Image.DecompressionBombError as error:
+        raise LimitExceeded(
+            f"the image is larger than any decoder here accepts ({error}); send a smaller one"
+        ) from error
+    except _DECODE_FAULTS as error:
+        raise UndecodableImage(
+            f"the image cannot be decoded ({str(error)[:200]}); "
+            f"send a whole file in one of {', '.join(FORMATS)}"
+        ) from error
+
+
+def resize(image: Image.Image, contract: ImageInput) -> Pixels:
+    """Bring a picture of the right mode to the contract's size: uint8 [height, width, channels]."""
+    height, width = contract.height, contract.width
+    resampling = _RESAMPLING[contract.resample]
+    if contract.resize == "crop":
+        image = ImageOps.fit(image, (width, height), method=resampling)
+    elif contract.resize == "pad":
+        image = ImageOps.pad(image, (width, height), method=resampling, color="white")
+    elif image.size != (width, height):
+        image = image.resize((width, height), resampling)
+    pixels = np.asarray(image, dtype=np.uint8)
+    if contract.color_order == "BGR":
+        pixels = pixels[:, :, ::-1]
+    return np.ascontiguousarray(pixels.reshape(height, width, contract.channels))
+
+
+def check_pixels(array: NDArray[np.generic], contract: ImageInput) -> Pixels:
+    """Accept ready pixels: uint8 of the contract's exact shape, [height, width] where channels = 1.
+
+    Raises:
+        WrongShape: another dtype or shape.
+    """
+    shape = (contract.height, contract.width, contract.channels)
+    if array.dtype != np.uint8 or (
+        array.shape != shape and not (contract.channels == 1 and array.shape == shape[:2])
+    ):
+        raise WrongShape(
+            f"the model takes pixels as uint8 {list(shape)}, not {array.dtype} "
+            f"{list(array.shape)}; send that, or the encoded image"
+        )
+    return np.ascontiguousarray(array.reshape(shape), dtype=np.uint8)
+
+
+def _to_mode(image: Image.Image, contract: ImageInput) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow clips 16-bit grey to 255 instead of scaling it.
+        wide = np.asarray(image, dtype=np.int64)
+        image = Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("L" if contract.color_order == "L" else "RGB")
