@@ -1,0 +1,48 @@
+"""The one door: how many rows may be inside the server at a time.
+
+A row counts from the moment its call is admitted, through decoding, queueing and running, until
+the call is answered, so that nothing can pile up in a stage that no bound covers. The queue itself
+never refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from twinserve.errors import QueueFull
+
+
+class Admission:
+    """Rows admitted and not yet answered, bounded.
+
+    Args:
+        max_rows: the bound.
+        seconds_per_row: what a row has cost lately, to tell refused callers when to come again.
+    """
+
+    def __init__(self, max_rows: int, seconds_per_row: Callable[[], float]) -> None:
+        self._max_rows = max_rows
+        self._seconds_per_row = seconds_per_row
+        self.rows = 0
+
+    @contextmanager
+    def admit(self, rows: int) -> Iterator[None]:
+        """Hold `rows` places while the block runs.
+
+        Raises:
+            QueueFull: with the time in which the rows inside should be done.
+        """
+        if self.rows + rows > self._max_rows:
+            wait = min(max(self.rows * self._seconds_per_row(), 0.01), 30.0)
+            raise QueueFull(
+                f"{self.rows} rows are waiting or running and the limit is {self._max_rows}, so "
+                f"{rows} more are refused; retry in {wait:.2f} s or send fewer at a time",
+                retry_after=wait,
+                metadata={"limit": str(self._max_rows), "value": str(self.rows + rows)},
+            )
+        self.rows += rows
+        try:
+            yield
+        finally:
+            self.rows -= rows

@@ -1,0 +1,285 @@
+"""The dynamic batcher: rows of many calls, one run of the model.
+
+In: jobs, each the prepared rows of one call. Out: their embeddings, with what the ride cost. There
+is no timer. A batch is bound at the moment a runner is free and holds what waits then, so that a
+lone call leaves at once and a loaded server's batches grow by themselves. All state belongs to the
+event loop; only `run` happens in threads. Work that nobody waits for any more is dropped when it
+would be taken, before it costs anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinserve.errors import DeadlineExceeded, InternalFault
+
+Row = NDArray[Any]
+Rows = Sequence[Row]
+Outputs = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+# Rows that a client may take before the next client's turn. Small enough that a client with many
+# calls waiting leaves room in every batch, large enough that calls of several rows stay together.
+QUANTUM = 4
+
+
+class Reason(enum.Enum):
+    """Why a batch left."""
+
+    RUNNER_FREE = "runner_free"
+    FULL = "full"
+
+
+@dataclass(frozen=True)
+class Ride:
+    """What a job's largest batch was like; times in seconds."""
+
+    queue: float
+    inference: float
+    rows: int
+    reason: Reason
+
+
+class Observer(Protocol):
+    """Told of every batch and of everything dropped."""
+
+    def batch(self, rows: int, seconds: float, reason: Reason) -> None:
+        """A batch of `rows` ran for `seconds`."""
+
+    def queued(self, seconds: float) -> None:
+        """A job waited `seconds` for its first row to be taken."""
+
+    def dropped(self, rows: int, why: str) -> None:
+        """`rows` waiting rows were dropped: cancelled or expired."""
+
+
+@dataclass(eq=False)
+class _Job:
+    rows: Rows
+    client: str
+    deadline: float | None
+    submitted: float
+    future: asyncio.Future[tuple[Outputs, Ride]]
+    taken: int = 0
+    done: int = 0
+    started: float = 0.0
+    outputs: Outputs | None = None
+    ride: Ride | None = None
+
+
+@dataclass(eq=False)
+class _Batch:
+    parts: list[tuple[_Job, int, int]] = field(default_factory=list)  # job, first row, count
+    rows: int = 0
+
+
+class Batcher:
+    """Collects rows into batches and runs them.
+
+    Args:
+        run: rows -> float32 [batch, dimension]; called in `executor`, must not touch the loop.
+        executor: with at least `runners` threads.
+        max_batch: most rows of one run.
+        runners: runs at a time.
+        observer: told of batches and drops, on the loop.
+        clock: seconds, monotonic; deadlines are points of it.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Rows], Outputs],
+        executor: Executor,
+        *,
+        max_batch: int,
+        runners: int,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run = run
+        self._executor = executor
+        self._max_batch = max_batch
+        self._free = runners
+        self._observer = observer
+        self._clock = clock
+        # Clients in the order of their turns, each with its waiting jobs, oldest first.
+        self._clients: OrderedDict[str, deque[_Job]] = OrderedDict()
+        self._waiting = 0
+        self._unfinished = 0
+        self._pump_is_due = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.seconds_per_row = 0.001
+
+    @property
+    def waiting(self) -> int:
+        """Rows that no runner has taken yet."""
+        return self._waiting
+
+    async def submit(
+        self, rows: Rows, *, client: str = "", deadline: float | None = None
+    ) -> tuple[Outputs, Ride]:
+        """Run some rows, together with whatever else is waiting.
+
+        Args:
+            rows: at least one; all of the model's input shape.
+            client: whose turn these rows take.
+            deadline: point of `clock` after which nobody wants the answer.
+
+        Returns:
+            float32 [len(rows), dimension], and the job's ride.
+
+        Raises:
+            DeadlineExceeded: the deadline passed before the work began.
+            InternalFault: the run failed; the log says why.
+        """
+        now = self._clock()
+        if deadline is not None and deadline <= now:
+            raise _expired()
+        loop = asyncio.get_running_loop()
+        job = _Job(rows, client, deadline, now, loop.create_future())
+        self._clients.setdefault(client, deque()).append(job)
+        self._waiting += len(rows)
+        self._unfinished += 1
+        self._idle.clear()
+        self._pump_soon(loop)
+        try:
+            return await job.future
+        finally:
+            if job.future.cancelled():
+                self._drop(job, "cancelled")
+            self._unfinished -= 1
+            if not self._unfinished:
+                self._idle.set()
+
+    async def drained(self) -> None:
+        """Return once every job is answered."""
+        await self._idle.wait()
+
+    def _pump_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        # At the end of this turn of the loop, so that calls that arrived together ride together.
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            loop.call_soon(self._pump, loop)
+
+    def _pump(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._pump_is_due = False
+        while self._free and self._clients:
+            batch = self._take()
+            if not batch.parts:
+                return
+            self._free -= 1
+            reason = Reason.FULL if batch.rows >= self._max_batch else Reason.RUNNER_FREE
+            rows = [job.rows[i] for job, first, n in batch.parts for i in range(first, first + n)]
+            started = self._clock()
+            running = loop.run_in_executor(self._executor, self._timed, rows)
+            running.add_done_callback(
+                lambda done, batch=batch, started=started, reason=reason: self._finish(  # type: ignore[misc]
+                    loop, batch, started, reason, done
+                )
+            )
+
+    def _timed(self, rows: Rows) -> tuple[Outputs, float]:
+        began = time.perf_counter()
+        outputs = self._run(rows)
+        return outputs, time.perf_counter() - began
+
+    def _take(self) -> _Batch:
+        """Bind a batch: clients in turn, `QUANTUM` rows each, until it is full."""
+        batch = _Batch()
+        now = self._clock()
+        while batch.rows < self._max_batch and self._clients:
+            client, jobs = next(iter(self._clients.items()))
+            quantum = QUANTUM
+            while jobs and quantum and batch.rows < self._max_batch:
+                job = jobs[0]
+                if job.future.done():
+                    jobs.popleft()
+                    continue
+                if job.deadline is not None and job.deadline <= now:
+                    job.future.set_exception(_expired())
+                    self._drop(job, "expired")
+                    jobs.popleft()
+                    continue
+                if not job.taken:
+                    job.started = now
+                    self._observer.queued(now - job.submitted)
+                count = min(len(job.rows) - job.taken, quantum, self._max_batch - batch.rows)
+                batch.parts.append((job, job.taken, count))
+                batch.rows += count
+                job.taken += count
+                self._waiting -= count
+                quantum -= count
+                if job.taken == len(job.rows):
+                    jobs.popleft()
+            if jobs:
+                self._clients.move_to_end(client)
+            else:
+                del self._clients[client]
+        return batch
+
+    def _drop(self, job: _Job, why: str) -> None:
+        left = len(job.rows) - job.taken
+        if left:
+            self._waiting -= left
+            job.taken = len(job.rows)
+            self._observer.dropped(left, why)
+
+    def _finish(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: _Batch,
+        started: float,
+        reason: Reason,
+        running: asyncio.Future[tuple[Outputs, float]],
+    ) -> None:
+        self._free += 1
+        self._pump_soon(loop)
+        error = running.exception()
+        if error is not None:
+            log.error("a run of %d rows failed", batch.rows, exc_info=error)
+            for job, _, _ in batch.parts:
+                if not job.future.done():
+                    fault = InternalFault("the model failed on this batch; the server's log says why")
+                    fault.__cause__ = error
+                    job.future.set_exception(fault)
+                    self._drop(job, "failed")
+            return
+        outputs, seconds = running.result()
+        self.seconds_per_row += 0.1 * (seconds / batch.rows - self.seconds_per_row)
+        self._observer.batch(batch.rows, seconds, reason)
+        offset = 0
+        for job, first, count in batch.parts:
+            part = outputs[offset : offset + count]
+            offset += count
+            if job.future.done():
+                continue
+            ride = Ride(job.started - job.submitted, seconds, batch.rows, reason)
+            if job.ride is None or ride.rows > job.ride.rows:
+                job.ride = ride
+            if count == len(job.rows):
+                job.outputs = part
+            else:
+                if job.outputs is None:
+                    job.outputs = np.empty((len(job.rows), outputs.shape[1]), np.float32)
+                job.outputs[first : first + count] = part
+            job.done += count
+            if job.done == len(job.rows):
+                job.future.set_result((job.outputs, job.ride))
+
+
+def _expired() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "the deadline passed before the work began; allow more time, or send less at a time"
+    )

@@ -1,0 +1,189 @@
+"""The server's settings: one frozen dataclass, read once in `__main__` and passed down."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from twinserve.errors import ConfigError
+from twinserve.preprocess import MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, and all of them together, may ask for."""
+
+    max_items: int = 1024  # inputs, pairs, probes or items of one call
+    max_bytes: int = 16 << 20  # of one image or tensor
+    max_pixels: int = MAX_PIXELS  # of one image, told from its header
+    max_message_bytes: int = 64 << 20  # of one gRPC message
+    max_rows: int = 4096  # rows admitted and not yet answered, over all calls
+    max_top_k: int = 1000
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A twin file to serve, under the manifest's name unless another is given."""
+
+    path: Path
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Everything that `twinserve serve` can be told."""
+
+    models: tuple[ModelSpec, ...]
+    data_dir: Path
+    model_dir: Path | None = None
+    host: str = "127.0.0.1"
+    grpc_port: int = 50051
+    http_port: int = 9090
+    device: str = "auto"
+    insecure: bool = False
+    max_batch: int = 64
+    runners: int = 1
+    threads: int = 0  # of each run; 0: the processors that this process may use
+    grace: float = 30.0  # seconds that running calls have after SIGTERM
+    drain_delay: float = 0.0  # seconds between NOT_SERVING and refusing, for load balancers
+    exact_below: int | None = None  # live vectors up to which a search scans them all
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigError("no model to serve; give at least one --model twin.onnx")
+        for name, least in (("max_batch", 1), ("runners", 1), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; "
+                    f"it must be at least {least}"
+                )
+        for name in ("grpc_port", "http_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; "
+                    "a port is 0 (any free one) to 65535"
+                )
+        if not self.insecure and not _is_loopback(self.host):
+            raise ConfigError(
+                f"--host {self.host} is reachable from other machines, and this server asks for no "
+                "key: give --insecure to accept that, or stay on 127.0.0.1"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `twinserve serve`."""
+    defaults = Limits()
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]twin.onnx",
+        help="a twin to serve, under its own name or NAME; repeat for several",
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, required=True, metavar="DIR", help="where galleries are kept"
+    )
+    parser.add_argument(
+        "--model-dir", type=Path, metavar="DIR", help="the only folder that LoadModel may load from"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument(
+        "--grpc-port", type=int, default=50051, help="port of gRPC; 0 picks a free one (%(default)s)"
+    )
+    parser.add_argument(
+        "--http-port",
+        type=int,
+        default=9090,
+        help="port of /metrics, /healthz and /readyz; 0 picks a free one (%(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:N; what is asked for is what runs (%(default)s)",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen beyond this machine although there are no keys and no TLS",
+    )
+    parser.add_argument(
+        "--max-batch", type=int, default=64, help="most rows of one run (%(default)s)"
+    )
+    parser.add_argument(
+        "--runners", type=int, default=1, help="runs of one model at a time (%(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of one run; 0: every processor allowed"
+    )
+    parser.add_argument(
+        "--max-rows",
+        type=int,
+        default=defaults.max_rows,
+        help="rows admitted and not yet answered, before calls are refused (%(default)s)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="time that running calls have after SIGTERM (%(default)s)",
+    )
+    parser.add_argument(
+        "--drain-delay",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="time between NOT_SERVING and refusing calls after SIGTERM (%(default)s)",
+    )
+    parser.add_argument(
+        "--exact-below",
+        type=int,
+        metavar="ITEMS",
+        help="galleries of up to this many vectors are searched exactly, without HNSW",
+    )
+
+
+def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
+    """Build the settings from parsed flags.
+
+    Raises:
+        ConfigError: a setting outside its range.
+    """
+    models = []
+    for text in arguments.model:
+        name, separator, path = text.partition("=")
+        models.append(ModelSpec(Path(path), name) if separator else ModelSpec(Path(text)))
+    limits = Limits(max_rows=arguments.max_rows)
+    if limits.max_rows < limits.max_items:
+        raise ConfigError(
+            f"--max-rows is {limits.max_rows}; it must hold one call of {limits.max_items} items"
+        )
+    return ServerConfig(
+        models=tuple(models),
+        data_dir=arguments.data_dir,
+        model_dir=arguments.model_dir,
+        host=arguments.host,
+        grpc_port=arguments.grpc_port,
+        http_port=arguments.http_port,
+        device=arguments.device,
+        insecure=arguments.insecure,
+        max_batch=arguments.max_batch,
+        runners=arguments.runners,
+        threads=arguments.threads,
+        grace=arguments.grace,
+        drain_delay=arguments.drain_delay,
+        exact_below=arguments.exact_below,
+        limits=limits,
+    )
