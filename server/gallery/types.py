@@ -1,0 +1,262 @@
+"""The words that the galleries speak with their callers: settings, items, filters, outcomes.
+
+Frozen values only, free of gRPC, SQLite and HNSW. The one thing to know: an item whose `subject`
+is empty is its own subject, under the name of its id.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinserve.distance import Metric
+from twinserve.errors import TwinserveError
+
+MetadataValue = str | int | float | bool | datetime
+
+
+class MetadataType(enum.StrEnum):
+    """The type that a declared metadata key holds; each stands for one Python type, strictly."""
+
+    TEXT = "text"  # str
+    INTEGER = "integer"  # int, within 64 bits, not bool
+    NUMBER = "number"  # float, finite
+    FLAG = "flag"  # bool
+    TIME = "time"  # datetime with a time zone; microseconds are kept
+
+
+@dataclass(frozen=True)
+class HnswSettings:
+    """Parameters of the graph index (Malkov and Yashunin, arXiv 1603.09320)."""
+
+    m: int = 16
+    ef_construction: int = 200
+    ef: int = 64
+
+
+@dataclass(frozen=True)
+class GallerySettings:
+    """What a gallery is made with; nothing in it changes afterwards.
+
+    `max_items` 0 means the server's own limit. Only `metadata_keys` can be filtered by.
+    """
+
+    name: str
+    model: str
+    space_id: str
+    dimension: int
+    metric: Metric
+    hnsw: HnswSettings = HnswSettings()
+    metadata_keys: tuple[tuple[str, MetadataType], ...] = ()
+    max_items: int = 0
+
+
+@dataclass(frozen=True)
+class GalleryLimits:
+    """Bounds of one server's galleries; tests make them small to force every path.
+
+    Below `exact_scan_below` live vectors a gallery is scanned exactly and has no HNSW at all.
+    `segment_rows` is the size at which the growing segment is sealed. `max_index_debt` counts
+    vectors that wait for HNSW; beyond it Enroll is refused until the index has caught up.
+    """
+
+    max_galleries: int = 1_000
+    max_items: int = 10_000_000
+    max_dimension: int = 16_384
+    max_subject_bytes: int = 256
+    max_metadata_entries: int = 64
+    max_metadata_key_bytes: int = 128
+    max_metadata_bytes: int = 16_384
+    exact_scan_below: int = 10_000
+    segment_rows: int = 8_192
+    max_index_debt: int = 500_000
+    max_waiting_rows: int = 200_000
+    build_threads: int = 1
+    replay_seconds: float = 86_400.0
+
+
+@dataclass(frozen=True)
+class GalleryStatus:
+    """A gallery as it stands; `index_debt`: live vectors that HNSW does not hold yet."""
+
+    settings: GallerySettings
+    item_count: int
+    subject_count: int
+    index_debt: int
+    create_time: datetime
+
+
+@dataclass(frozen=True)
+class Item:
+    """One enrolled thing, without its embedding. `subject` "" = its own subject."""
+
+    id: str
+    subject: str
+    metadata: Mapping[str, MetadataValue]
+    create_time: datetime
+    update_time: datetime
+
+
+@dataclass(frozen=True, eq=False)
+class NewItem:
+    """What is to be enrolled.
+
+    Attributes:
+        id: [A-Za-z0-9._:-]{1,128}; "" = the server makes one.
+        subject: at most 256 bytes of UTF-8; "" = its own subject.
+        metadata: replaces what the item had.
+        embedding: float32 [dimension]; None = only subject and metadata change, and the item
+            must be there.
+        digest: of the input's bytes and the space. The same digest, subject and metadata as
+            before leave the item UNCHANGED; b"" = the digest of the embedding itself.
+    """
+
+    id: str
+    subject: str = ""
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    embedding: NDArray[np.float32] | None = None
+    digest: bytes = b""
+
+
+class Change(enum.StrEnum):
+    """What an enrolment did to its item."""
+
+    CREATED = "created"
+    REPLACED = "replaced"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """The answer for one enrolled item."""
+
+    id: str
+    change: Change
+
+
+@dataclass(frozen=True)
+class EnrollOutcome:
+    """One result per item, in order; `token` names the state that holds them all."""
+
+    results: tuple[Enrolled | TwinserveError, ...]
+    token: str
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How many items went, and the state without them."""
+
+    removed: int
+    token: str
+
+
+@dataclass(frozen=True)
+class Hit:
+    """The item that decided for its subject; `subject` as enrolled ("" = the item itself)."""
+
+    item_id: str
+    subject: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Nearest first, ties by id. `exact`: these are provably the nearest."""
+
+    hits: tuple[Hit, ...]
+    exact: bool
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """One `Hits` per probe, of one state.
+
+    `subjects` is the number of subjects that were searched: those with an item that passes the
+    filter. `token` names the state that was read.
+    """
+
+    results: tuple[Hits, ...]
+    subjects: int
+    token: str
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest item of one subject, out of `items_compared`."""
+
+    distance: float
+    item_id: str
+    items_compared: int
+    token: str
+
+
+# Filters -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Equals:
+    """The key holds this value."""
+
+    value: MetadataValue
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """The key holds one of these values; none of them: nothing passes."""
+
+    values: tuple[MetadataValue, ...]
+
+
+@dataclass(frozen=True)
+class InRange:
+    """at_least <= value < below; None leaves a side open. Text is ordered by code point."""
+
+    at_least: MetadataValue | None = None
+    below: MetadataValue | None = None
+
+
+@dataclass(frozen=True)
+class Exists:
+    """The key is there (or, with `present` False, is not)."""
+
+    present: bool = True
+
+
+Test = Equals | AnyOf | InRange | Exists
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One test of one declared key. An item without the key fails all but Exists(False)."""
+
+    key: str
+    test: Test
+
+
+@dataclass(frozen=True)
+class All:
+    """Every part passes; no parts: everything passes."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True)
+class Any_:
+    """At least one part passes; no parts: nothing passes."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True)
+class Not:
+    """The part does not pass."""
+
+    filter: Filter
+
+
+Filter = Clause | All | Any_ | Not
