@@ -1,0 +1,120 @@
+"""The run folder's checkpoint.pt: everything that a twin is and came from, in one file.
+
+It holds the config, the weights, the split, the results and the digest of the data, and is written
+whole or not at all, so that a training stopped at any moment leaves the best twin so far. It loads
+with `weights_only=True`: a checkpoint from elsewhere cannot run code.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twinserve.errors import DataError
+from twinserve.manifest import write_atomically
+from twinserve.train import twins
+from twinserve.train.config import TrainConfig
+from twinserve.train.data import PARTS, LabelledImages, Splits, load_images
+from twinserve.train.twins import Twin
+
+FILE = "checkpoint.pt"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training as its folder holds it."""
+
+    folder: Path
+    twin: Twin  # in eval mode, on the CPU
+    config: TrainConfig
+    splits: Splits
+    results: dict[str, Any]
+    data_digest: str  # of the whole data set at the contract's size
+    step: int  # at which these weights were taken
+
+    def images(self, part: str) -> LabelledImages:
+        """Read one part of the data set again: "train", "calibrate" or "report".
+
+        Raises:
+            DataError: no such part, or the data set is no longer the one that was trained on.
+        """
+        if part not in PARTS:
+            raise DataError(f"there is no part {part!r}; parts are {', '.join(PARTS)}")
+        images = load_images(self.config.data, self.twin.contract, self.config.max_broken_images)
+        if images.digest != self.data_digest:
+            raise DataError(
+                f"{self.config.data} has changed since the run in {self.folder} was trained "
+                f"(digest {images.digest[:12]}, was {self.data_digest[:12]}); "
+                "bring the data back, or train again"
+            )
+        return images.of_classes(getattr(self.splits, part))
+
+
+def save(
+    folder: Path | str,
+    *,
+    twin: Twin,
+    config: TrainConfig,
+    splits: Splits,
+    results: dict[str, Any],
+    data_digest: str,
+    step: int,
+) -> Path:
+    """Write checkpoint.pt, and return its path."""
+    path = Path(folder) / FILE
+    buffer = io.BytesIO()
+    document = {
+        "format": FORMAT,
+        "config": config.to_dict(),
+        "state": {name: tensor.detach().cpu() for name, tensor in twin.state_dict().items()},
+        "splits": splits.to_dict(),
+        "results": results,
+        "data_digest": data_digest,
+        "step": step,
+    }
+    torch.save(document, buffer)
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def load(folder: Path | str) -> Run:
+    """Open a run folder.
+
+    Raises:
+        DataError: no checkpoint there, a damaged one, or one of a newer format.
+    """
+    folder = Path(folder)
+    path = folder / FILE
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder} holds no {FILE}; give the folder that `twinserve train --out` wrote"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path} is damaged or no checkpoint; train again") from error
+    if not isinstance(document, dict) or "format" not in document:
+        raise DataError(f"{path} is no checkpoint of twinserve; train again")
+    if document["format"] > FORMAT:
+        raise DataError(
+            f"{path} has format {document['format']}, this twinserve reads up to {FORMAT}; "
+            "upgrade twinserve"
+        )
+    config = TrainConfig.from_dict(document["config"])
+    twin = twins.build(config)
+    twin.load_state_dict(document["state"])
+    return Run(
+        folder=folder,
+        twin=twin.eval(),
+        config=config,
+        splits=Splits.from_dict(document["splits"]),
+        results=document["results"],
+        data_digest=document["data_digest"],
+        step=document["step"],
+    )

@@ -1,0 +1,251 @@
+"""One frozen dataclass for a training, read once and passed down.
+
+In: a TOML file or the name of a preset, then `key=value` overrides typed by the dataclass. Out: a
+checked `TrainConfig`, which the checkpoint keeps. Every number that shapes a run stands here, so
+that two runs of equal configs on equal data are equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twinserve.distance import Metric
+from twinserve.errors import ConfigError
+
+PRESETS = Path(__file__).parent / "presets"
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "color_order": ("L", "RGB"),
+    "resize": ("stretch", "crop", "pad"),
+    "resample": ("nearest", "box", "bilinear", "bicubic", "lanczos"),
+    "twin": ("conv4",),
+    "metric": tuple(metric.value for metric in Metric),
+    "loss": ("contrastive", "triplet", "supervised_contrastive"),
+    "mining": ("random", "batch_hard"),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a training.
+
+    Raises:
+        ConfigError: a value outside its range, or settings that contradict each other.
+    """
+
+    # Where from, where to.
+    data: str = ""  # folder or zip of images, class = innermost folder
+    out: str = ""  # run folder
+    max_broken_images: int = 0  # so many undecodable images are left out; one more stops the run
+
+    # The split, by whole classes. Named groups (the folder above the class) go before fractions.
+    train_groups: tuple[str, ...] = ()
+    calibrate_groups: tuple[str, ...] = ()
+    report_groups: tuple[str, ...] = ()
+    calibrate_fraction: float = 0.2  # of the classes, where no groups are named
+    report_fraction: float = 0.2
+
+    # The input contract, which serving repeats.
+    image_size: int = 28  # pixels, height and width
+    color_order: str = "L"
+    resize: str = "stretch"
+    resample: str = "bilinear"
+    ink_inverted: bool = False  # dark ink on white becomes bright on black, so that paper is zero
+
+    # The twin.
+    twin: str = "conv4"
+    width: int = 64  # channels of each conv block
+    dimension: int = 64
+    normalized: bool = True
+    metric: str = "cosine"
+
+    # The loss.
+    loss: str = "supervised_contrastive"
+    mining: str = "random"  # of triplets; pairs are always drawn at random
+    temperature: float = 0.1  # supervised contrastive
+    margin: float = 0.5  # contrastive and triplet, on plain distances of `metric`
+
+    # Batches: P classes of K items, some of them from one group alone.
+    classes_per_batch: int = 32
+    items_per_class: int = 4
+    one_group_share: float = 0.5
+    rotations: bool = False  # turns by 90, 180 and 270 degrees are classes of their own
+
+    # Augmentation: uniform in [-limit, limit].
+    rotate_degrees: float = 0.0
+    scale: float = 0.0  # 0.2 draws factors between 0.8 and 1.2
+    shear: float = 0.0
+    shift: float = 0.0  # share of the picture's side
+
+    # The run.
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    gradient_clip: float = 10.0  # largest norm of all gradients together
+    max_steps: int = 1000
+    max_seconds: float = 600.0  # a guard; the learning rate follows max_steps
+    evaluate_every: int = 100  # steps
+    patience: int = 0  # evaluations without a better one before the run stops; 0 never stops early
+    one_shot_ways: int = 20
+    one_shot_trials: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, allowed in _CHOICES.items():
+            value = getattr(self, key)
+            _require(value in allowed, key, value, f"one of {', '.join(allowed)}")
+        for key in ("image_size", "width", "dimension", "max_steps", "evaluate_every"):
+            value = getattr(self, key)
+            _require(value >= 1, key, value, "at least 1")
+        _require(self.image_size >= 16, "image_size", self.image_size, "at least 16 pixels")
+        for key in ("classes_per_batch", "items_per_class", "one_shot_ways"):
+            value = getattr(self, key)
+            _require(value >= 2, key, value, "at least 2")
+        for key in ("temperature", "margin", "learning_rate", "gradient_clip", "max_seconds"):
+            value = getattr(self, key)
+            _require(0 < value < float("inf"), key, value, "a finite number above 0")
+        for key in (
+            "max_broken_images",
+            "patience",
+            "seed",
+            "weight_decay",
+            "rotate_degrees",
+            "shear",
+        ):
+            value = getattr(self, key)
+            _require(0 <= value < float("inf"), key, value, "0 or more")
+        for key in ("one_group_share", "calibrate_fraction", "report_fraction", "scale", "shift"):
+            value = getattr(self, key)
+            _require(0 <= value <= 1, key, value, "between 0 and 1")
+        _require(self.scale < 1, "scale", self.scale, "below 1")
+        _require(self.one_shot_trials >= 1, "one_shot_trials", self.one_shot_trials, "at least 1")
+        held_out = self.calibrate_fraction + self.report_fraction
+        if held_out >= 1:
+            raise ConfigError(
+                f"calibrate_fraction + report_fraction is {held_out:g}; keep it below 1, "
+                "so that classes are left to train on"
+            )
+        named = [bool(g) for g in (self.train_groups, self.calibrate_groups, self.report_groups)]
+        if any(named) and not all(named):
+            raise ConfigError(
+                "groups are named for a part of the split only; name train_groups, "
+                "calibrate_groups and report_groups, or none of them"
+            )
+        every = (*self.train_groups, *self.calibrate_groups, *self.report_groups)
+        twice = sorted({group for group in every if every.count(group) > 1})
+        if twice:
+            raise ConfigError(
+                f"group {twice[0]!r} is named twice in the split; "
+                "a class that trains must neither calibrate nor report"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the pixels: 1 for L, 3 for RGB."""
+        return 1 if self.color_order == "L" else 3
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` takes back."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+        """Check names and types, then values.
+
+        Raises:
+            ConfigError: names the key, and the known ones or the type it takes.
+        """
+        types = _types()
+        return TrainConfig(**{key: _typed(key, value, types) for key, value in values.items()})
+
+
+def load_config(source: Path | str | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a config: the defaults, under a file or preset, under `key=value` overrides.
+
+    Args:
+        source: path of a TOML file, or the name of a preset, such as "omniglot".
+        overrides: `key=value` each; lists are separated by commas: `train_groups=Korean,Greek`.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a value outside its range, no such file.
+    """
+    values: dict[str, Any] = {} if source is None else _read_toml(source)
+    types = _types()
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"{override!r} is no setting; write key=value, such as seed=1")
+        values[key.strip()] = _parse(key.strip(), text.strip(), types)
+    return TrainConfig.from_dict(values)
+
+
+def presets() -> tuple[str, ...]:
+    """Return the names that `load_config` knows beside files."""
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
+
+
+def _read_toml(source: Path | str) -> dict[str, Any]:
+    path = PRESETS / f"{source}.toml" if str(source) in presets() else Path(source)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the config {source} ({error.strerror}); give a TOML file, "
+            f"or one of the presets: {', '.join(presets())}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source} is not a TOML file: {error}") from error
+
+
+def _types() -> dict[str, Any]:
+    return typing.get_type_hints(TrainConfig)
+
+
+def _expect_known(key: str, types: Mapping[str, Any]) -> None:
+    if key not in types:
+        raise ConfigError(f"unknown setting {key!r}; known are {', '.join(sorted(types))}")
+
+
+def _typed(key: str, value: Any, types: Mapping[str, Any]) -> Any:
+    """Return the value as the field's type, without guessing: 1 is a float, "1" and true are not
+    integers.
+    """
+    _expect_known(key, types)
+    kind = types[key]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+            return tuple(value)
+    elif type(value) is kind:
+        return value
+    raise ConfigError(f"{key} is {value!r}; it takes {_name(kind)}")
+
+
+def _parse(key: str, text: str, types: Mapping[str, Any]) -> Any:
+    _expect_known(key, types)
+    kind = types[key]
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if typing.get_origin(kind) is tuple:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        return kind(text)
+    except (KeyError, ValueError):
+        raise ConfigError(f"{key} is {text!r}; it takes {_name(kind)}") from None
+
+
+def _name(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return "a list of names"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+
+
+def _require(holds: bool, key: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key} is {value!r}; it must be {rule}")

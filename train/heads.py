@@ -1,0 +1,66 @@
+"""Heads: what compares two embeddings during training.
+
+In: two batches of embeddings. Out: one value per row. Every head is symmetric to the last bit,
+head(a, b) == head(b, a), since "is the same subject" is; and its gradient is finite where the two
+embeddings are equal or zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from twinserve.distance import Metric
+
+# Norms below it count as it: the gradient of a direction grows with 1 / norm.
+NORM_EPS = 1e-4
+
+
+class Head(nn.Module):
+    """float [n, dimension] x [n, dimension] -> float [n], symmetric in its arguments."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Compare corresponding rows."""
+        raise NotImplementedError
+
+
+class DistanceHead(Head):
+    """The distance of two embeddings under a metric, as `twinserve.distance.paired` gives it."""
+
+    def __init__(self, metric: Metric) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the distances of corresponding rows: [n]."""
+        if self.metric is Metric.EUCLIDEAN:
+            return safe_sqrt((first - second).square().sum(dim=-1))
+        # 1 - cos = ||u - v||^2 / 2 on unit vectors: exactly 0 for equal inputs, never below.
+        return (unit(first) - unit(second)).square().sum(dim=-1) / 2.0
+
+
+def safe_sqrt(squared: Tensor) -> Tensor:
+    """Square root whose gradient at 0 is 0 instead of infinity (and NaN one step further down)."""
+    zero = squared <= 0.0
+    root = torch.where(zero, torch.ones_like(squared), squared).sqrt()
+    return torch.where(zero, torch.zeros_like(squared), root)
+
+
+def unit(embeddings: Tensor) -> Tensor:
+    """Rows scaled to length one; the gradient at a zero row is 1 / NORM_EPS at most."""
+    return nn.functional.normalize(embeddings, dim=-1, eps=NORM_EPS)
+
+
+def distance_matrix(embeddings: Tensor, metric: Metric) -> Tensor:
+    """All distances of a batch: float [n, dimension] -> [n, n], for selection only (no gradient).
+
+    One matrix product, so that small distances carry some 1e-3 of rounding; losses measure the
+    selected pairs again through the head. The diagonal is not exactly 0: mask it by index.
+    """
+    with torch.no_grad():
+        if metric is Metric.COSINE:
+            directions = unit(embeddings)
+            return (1.0 - directions @ directions.T).clamp(min=0.0)
+        squared = embeddings.square().sum(dim=1)
+        gram = embeddings @ embeddings.T
+        return (squared[:, None] + squared[None, :] - 2.0 * gram).clamp(min=0.0).sqrt()
