@@ -21,6 +21,8 @@
     │   └── GalleryFull
     ├── DeadlineExceeded         DEADLINE_EXCEEDED
     ├── Unavailable              UNAVAILABLE
+    ├── Unauthenticated          UNAUTHENTICATED
+    ├── PermissionDenied         PERMISSION_DENIED
     ├── NotBuilt                 UNIMPLEMENTED
     ├── InternalFault            INTERNAL
     └── offline, before anything is served (never on the wire)
@@ -205,6 +207,16 @@ class DeadlineExceeded(TwinserveError):
 class Unavailable(TwinserveError):
     code = Code.UNAVAILABLE
     reason = "NOT_SERVING"
+
+
+class Unauthenticated(TwinserveError):
+    code = Code.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(TwinserveError):
+    code = Code.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
 
 
 class NotBuilt(TwinserveError):

@@ -1,0 +1,612 @@
+"""The Python client: one connection, blocking calls, typed results with numpy.
+
+In: pictures, texts, arrays or ready vectors. Out: the dataclasses of `twinserve.messages`, or the
+exceptions of `twinserve.errors`, of the very class that the server raised (told by its reason,
+never by its text). A call has one deadline that covers all its attempts: UNAVAILABLE is tried again
+with a growing pause, and RESOURCE_EXHAUSTED after the delay that the server names. Every write
+carries a request_id that its retries repeat, so that none is done twice. No torch, no onnxruntime.
+
+    with Client("127.0.0.1:50051") as client:
+        for hits in client.search("people", [Path("probe.png")]).checked():
+            print(hits.match, [hit.subject for hit in hits])
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+from google.rpc import code_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from twinserve import messages
+from twinserve.distance import Metric
+from twinserve.errors import Exhausted, InvalidInput, TwinserveError, Unavailable
+from twinserve.messages import (
+    Comparison,
+    Embeddings,
+    Enrolled,
+    EnrollItem,
+    Gallery,
+    Health,
+    Hit,
+    Hits,
+    InputLike,
+    Item,
+    MetadataValue,
+    Model,
+    Removed,
+    Results,
+    Timing,
+    Vector,
+    Verification,
+)
+from twinserve.v1 import (
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
+    gallery_pb2,
+    gallery_service_pb2,
+    gallery_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    shared_pb2,
+)
+
+__all__ = [
+    "Client",
+    "Comparison",
+    "Embeddings",
+    "EnrollItem",
+    "Enrolled",
+    "Gallery",
+    "Health",
+    "Hit",
+    "Hits",
+    "Item",
+    "Model",
+    "Removed",
+    "Results",
+    "Timing",
+    "Vector",
+    "Verification",
+]
+
+T = TypeVar("T")
+Filter = Mapping[str, MetadataValue | Sequence[MetadataValue]] | shared_pb2.Filter
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds between attempts on UNAVAILABLE
+_OPTIONS = [
+    # The limit on a message is the server's to set; a client that refuses replies is of no use.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A server that restarts is found again in a blink, not after gRPC's second and more.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # The retries are ours: gRPC's own know no RetryInfo.
+    ("grpc.enable_retries", 0),
+]
+
+
+class Client:
+    """A connection to one server; safe to share between threads.
+
+    Args:
+        target: host:port, or any name that gRPC resolves.
+        api_key: sent as a bearer token with every call; None sends none.
+        timeout: seconds that a call may take, its retries included.
+        credentials: of TLS; None connects in plain text.
+        unavailable_for: seconds for which a server that cannot be reached is tried again; None
+            means as long as the call's deadline.
+
+    Every call raises the classes of `twinserve.errors`.
+    """
+
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        credentials: grpc.ChannelCredentials | None = None,
+        unavailable_for: float | None = None,
+    ) -> None:
+        self.target = target
+        self._timeout = timeout
+        self._unavailable_for = timeout if unavailable_for is None else unavailable_for
+        self._metadata = () if api_key is None else (("authorization", f"Bearer {api_key}"),)
+        self._channel = (
+            grpc.insecure_channel(target, options=_OPTIONS)
+            if credentials is None
+            else grpc.secure_channel(target, credentials, options=_OPTIONS)
+        )
+        self._embedding = embedding_service_pb2_grpc.EmbeddingServiceStub(self._channel)
+        self._gallery = gallery_service_pb2_grpc.GalleryServiceStub(self._channel)
+        self._model = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; running calls of other threads end as cancelled."""
+        self._channel.close()
+
+    # ---- embeddings ----------------------------------------------------------------------
+
+    def embed(
+        self,
+        inputs: Sequence[InputLike],
+        model: str = "",
+        dimensions: int | None = None,
+        *,
+        truncate: bool | None = None,
+        atomic: bool = False,
+        raise_for_errors: bool = False,
+        timeout: float | None = None,
+    ) -> Embeddings:
+        """Return the embeddings of some inputs: float32 [n, dimension].
+
+        Args:
+            inputs: 1 to the server's limit of items.
+            model: name, name@version or alias; "" is the only one served.
+            dimensions: one of the model's truncations; None is the full dimension.
+            truncate: whether a text over the limit is cut; None is the model's own rule.
+            atomic: let the server refuse the whole call for one item's error.
+            raise_for_errors: raise the first item's error instead of leaving it in `errors`.
+            timeout: seconds, in place of the client's own.
+        """
+        options = None
+        if dimensions is not None or truncate is not None:
+            options = embedding_service_pb2.EmbedOptions(dimensions=dimensions, truncate=truncate)
+        request = embedding_service_pb2.EmbedRequest(
+            model=model,
+            inputs=[messages.to_input(value) for value in inputs],
+            options=options,
+            atomic=atomic,
+        )
+        embeddings = messages.from_embed_response(
+            self._call(self._embedding.Embed, request, timeout)
+        )
+        if raise_for_errors:
+            for error in embeddings.errors:
+                if error is not None:
+                    raise error
+        return embeddings
+
+    def compare(
+        self,
+        pairs: Sequence[tuple[InputLike, InputLike]],
+        far: float | None = None,
+        threshold: float | None = None,
+        prior: float | None = None,
+        *,
+        model: str = "",
+        atomic: bool = False,
+        raise_for_errors: bool = False,
+        timeout: float | None = None,
+    ) -> Results[Comparison]:
+        """Say of each pair whether both inputs show the same subject.
+
+        Args:
+            pairs: 1 to the server's limit of items.
+            far: false accept rate of the decision; or
+            threshold: match iff distance <= threshold; neither: the model's default.
+            prior: probability of "same" before looking, in (0, 1); None is 0.5.
+            model: as for `embed`.
+            atomic: let the server refuse the whole call for one pair's error.
+            raise_for_errors: raise the first pair's error instead of leaving it in its place.
+            timeout: seconds, in place of the client's own.
+        """
+        request = embedding_service_pb2.CompareRequest(
+            model=model,
+            pairs=[
+                embedding_service_pb2.Pair(
+                    first=messages.to_input(first), second=messages.to_input(second)
+                )
+                for first, second in pairs
+            ],
+            rule=messages.to_rule(far, threshold),
+            prior=prior,
+            atomic=atomic,
+        )
+        results = messages.from_compare_response(
+            self._call(self._embedding.Compare, request, timeout)
+        )
+        return _checked(results, raise_for_errors)
+
+    # ---- galleries -----------------------------------------------------------------------
+
+    def create_gallery(
+        self,
+        name: str,
+        *,
+        model: str = "",
+        metric: Metric | str | None = None,
+        metadata_keys: Mapping[str, str] | None = None,
+        max_items: int = 0,
+        hnsw: gallery_pb2.HnswConfig | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Gallery:
+        """Make a gallery; repeating it with the same settings returns the one that is there.
+
+        Args:
+            name: [a-z0-9][a-z0-9._-]{0,62}.
+            model: the twin whose space it takes; "" is the only one served.
+            metric: None is the twin's own.
+            metadata_keys: the keys that can be filtered by, each with its type: text, integer,
+                number, flag or time.
+            max_items: 0 is the server's limit.
+            hnsw: index parameters; None is the server's defaults.
+            request_id: a UUID; None makes one.
+            timeout: seconds, in place of the client's own.
+
+        Raises:
+            AlreadyExists: a gallery of that name with other settings.
+        """
+        request = gallery_service_pb2.CreateGalleryRequest(
+            gallery=gallery_pb2.Gallery(
+                name=name,
+                model=model,
+                metric=messages.to_metric(metric),
+                hnsw=hnsw,
+                metadata_keys=[
+                    gallery_pb2.MetadataKey(key=key, type=_key_type(key, word))
+                    for key, word in (metadata_keys or {}).items()
+                ],
+                max_items=max_items,
+            ),
+            request_id=request_id or _new_id(),
+        )
+        return messages.from_gallery(
+            self._call(self._gallery.CreateGallery, request, timeout).gallery
+        )
+
+    def get_gallery(self, name: str, *, timeout: float | None = None) -> Gallery:
+        """Return a gallery as it is now."""
+        request = gallery_service_pb2.GetGalleryRequest(name=name)
+        return messages.from_gallery(self._call(self._gallery.GetGallery, request, timeout).gallery)
+
+    def list_galleries(
+        self, *, page_size: int = 0, timeout: float | None = None
+    ) -> Iterator[Gallery]:
+        """Iterate over all galleries by name, fetching page after page (0: the server's size)."""
+        token = ""
+        while True:
+            request = gallery_service_pb2.ListGalleriesRequest(
+                page_size=page_size, page_token=token
+            )
+            page = self._call(self._gallery.ListGalleries, request, timeout)
+            yield from map(messages.from_gallery, page.galleries)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def delete_gallery(self, name: str, *, timeout: float | None = None) -> None:
+        """Remove a gallery with all its items, for good.
+
+        Raises:
+            GalleryNotFound: no such gallery; also when the connection broke after the server had
+                deleted it, and a retry asked again.
+        """
+        request = gallery_service_pb2.DeleteGalleryRequest(name=name)
+        self._call(self._gallery.DeleteGallery, request, timeout)
+
+    def enroll(
+        self,
+        gallery: str,
+        items: Sequence[EnrollItem],
+        *,
+        atomic: bool = False,
+        raise_for_errors: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Results[Enrolled]:
+        """Add or replace items; what is returned as Enrolled is on the server's disk.
+
+        Args:
+            gallery: name or alias.
+            items: 1 to the server's limit; each id at most once.
+            atomic: all items or none.
+            raise_for_errors: raise the first item's error; the others stay enrolled.
+            request_id: a UUID; None makes one. Repeating a call with the same id and items within
+                24 hours returns the first answer.
+            timeout: seconds, in place of the client's own.
+        """
+        request = gallery_service_pb2.EnrollRequest(
+            gallery=gallery,
+            items=[messages.to_enroll_item(item) for item in items],
+            request_id=request_id or _new_id(),
+            atomic=atomic,
+        )
+        results = messages.from_enroll_response(self._call(self._gallery.Enroll, request, timeout))
+        return _checked(results, raise_for_errors)
+
+    def remove(
+        self,
+        gallery: str,
+        ids: Sequence[str] | None = None,
+        *,
+        subject: str | None = None,
+        filter: Filter | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Removed:
+        """Delete items by id, by subject or by filter; exactly one of the three.
+
+        Unknown ids are no error, and are not counted.
+        """
+        if sum(choice is not None for choice in (ids, subject, filter)) != 1:
+            raise InvalidInput("remove takes exactly one of ids, subject and filter")
+        request = gallery_service_pb2.RemoveRequest(
+            gallery=gallery, request_id=request_id or _new_id()
+        )
+        if ids is not None:
+            request.ids.ids.extend(ids)
+        elif subject is not None:
+            request.subject = subject
+        else:
+            request.filter.CopyFrom(messages.to_filter(filter) or shared_pb2.Filter())
+        response = self._call(self._gallery.Remove, request, timeout)
+        return Removed(response.removed, response.consistency_token)
+
+    def get_item(
+        self,
+        gallery: str,
+        id: str,
+        *,
+        with_embedding: bool = False,
+        at_least: str = "",
+        timeout: float | None = None,
+    ) -> Item:
+        """Return one item, with its vector when asked.
+
+        `at_least` is a consistency token; the read waits for that state, up to its deadline.
+        """
+        request = gallery_service_pb2.GetItemRequest(
+            gallery=gallery, id=id, with_embedding=with_embedding, at_least=at_least
+        )
+        response = self._call(self._gallery.GetItem, request, timeout)
+        embedding = response.embedding if response.HasField("embedding") else None
+        return messages.from_item(response.item, embedding)
+
+    def list_items(
+        self,
+        gallery: str,
+        *,
+        filter: Filter | None = None,
+        full: bool = False,
+        at_least: str = "",
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[Item]:
+        """Iterate over all items by id, fetching page after page (0: the server's size).
+
+        Writes meanwhile neither repeat nor skip an item that they do not touch. `full` adds
+        metadata and times.
+        """
+        token = ""
+        while True:
+            request = gallery_service_pb2.ListItemsRequest(
+                gallery=gallery,
+                page_size=page_size,
+                page_token=token,
+                filter=messages.to_filter(filter),
+                view=_view(full),
+                at_least=at_least,
+            )
+            page = self._call(self._gallery.ListItems, request, timeout)
+            yield from map(messages.from_item, page.items)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def search(
+        self,
+        gallery: str,
+        probes: Sequence[InputLike],
+        top_k: int = 10,
+        far: float | None = None,
+        threshold: float | None = None,
+        fpir: float | None = None,
+        *,
+        filter: Filter | None = None,
+        max_distance: float | None = None,
+        by_item: bool = False,
+        exact: bool = False,
+        ef: int | None = None,
+        full: bool = False,
+        at_least: str = "",
+        raise_for_errors: bool = False,
+        timeout: float | None = None,
+    ) -> Results[Hits]:
+        """Say who each probe is, or nobody.
+
+        Args:
+            gallery: name or alias.
+            probes: 1 to the server's limit of items.
+            top_k: the most hits per probe, up to 1000.
+            far: pairwise false accept rate of the decision; or
+            threshold: match iff distance <= threshold; or
+            fpir: the chance that a probe of nobody in the gallery gets any match.
+            filter: only items with these metadata values.
+            max_distance: drop hits farther than this.
+            by_item: a hit is an item, not a subject by its nearest item.
+            exact: scan every item instead of asking the index.
+            ef: breadth of the index search; None is the gallery's.
+            full: add metadata and times to the items.
+            at_least: a consistency token; the read waits for that state, up to its deadline.
+            raise_for_errors: raise the first probe's error instead of leaving it in its place.
+            timeout: seconds, in place of the client's own.
+        """
+        request = gallery_service_pb2.SearchRequest(
+            gallery=gallery,
+            probes=[messages.to_input(probe) for probe in probes],
+            top_k=top_k,
+            filter=messages.to_filter(filter),
+            max_distance=max_distance,
+            rule=messages.to_rule(far, threshold, fpir),
+            group_by=(
+                gallery_service_pb2.GROUP_BY_ITEM
+                if by_item
+                else gallery_service_pb2.GROUP_BY_SUBJECT
+            ),
+            exact=exact,
+            ef=ef,
+            view=_view(full),
+            at_least=at_least,
+        )
+        results = messages.from_search_response(self._call(self._gallery.Search, request, timeout))
+        return _checked(results, raise_for_errors)
+
+    def verify(
+        self,
+        gallery: str,
+        subject: str,
+        probe: InputLike,
+        far: float | None = None,
+        threshold: float | None = None,
+        prior: float | None = None,
+        *,
+        at_least: str = "",
+        timeout: float | None = None,
+    ) -> Verification:
+        """Say whether a probe is a subject; `far` holds for the subject as a whole.
+
+        Raises:
+            SubjectNotFound: nobody of that name in the gallery.
+        """
+        request = gallery_service_pb2.VerifyRequest(
+            gallery=gallery,
+            subject=subject,
+            probe=messages.to_input(probe),
+            rule=messages.to_rule(far, threshold),
+            at_least=at_least,
+            prior=prior,
+        )
+        return messages.from_verify_response(self._call(self._gallery.Verify, request, timeout))
+
+    # ---- models and the server -----------------------------------------------------------
+
+    def models(self, *, page_size: int = 0, timeout: float | None = None) -> Iterator[Model]:
+        """Iterate over the loaded models by name and version."""
+        token = ""
+        while True:
+            request = model_service_pb2.ListModelsRequest(page_size=page_size, page_token=token)
+            page = self._call(self._model.ListModels, request, timeout)
+            yield from map(messages.from_model, page.models)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def model(self, name: str = "", *, timeout: float | None = None) -> Model:
+        """Return one loaded model by name, name@version or alias; "" is the only one served."""
+        request = model_service_pb2.GetModelRequest(name=name)
+        return messages.from_model(self._call(self._model.GetModel, request, timeout).model)
+
+    def health(self, service: str = "", *, timeout: float | None = None) -> Health:
+        """Return what the server says of itself, or of one service; asked once, without retry.
+
+        Raises:
+            Unavailable: nobody answers there.
+            NotFound: the server knows no such service.
+        """
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            reply = self._health.Check(
+                request, timeout=self._timeout if timeout is None else timeout
+            )
+        except grpc.RpcError as failure:
+            raise self._error(failure) from failure
+        name = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+        return Health(name) if name in set(Health) else Health.UNKNOWN
+
+    # ---- one call ------------------------------------------------------------------------
+
+    def _call(self, method: Callable[..., T], request: Any, timeout: float | None) -> T:
+        start = time.monotonic()
+        deadline = start + (self._timeout if timeout is None else timeout)
+        attempt = 0
+        while True:
+            try:
+                return method(
+                    request,
+                    timeout=max(deadline - time.monotonic(), 0.001),
+                    metadata=self._metadata,
+                )
+            except grpc.RpcError as failure:
+                error = self._error(failure)
+                now = time.monotonic()
+                pause = self._pause(error, attempt, now - start)
+                # A pause past the deadline would only hide the reason behind DEADLINE_EXCEEDED.
+                if pause is None or now + pause >= deadline:
+                    raise error from failure
+            time.sleep(pause)
+            attempt += 1
+
+    def _pause(self, error: TwinserveError, attempt: int, elapsed: float) -> float | None:
+        """Return the seconds to wait before the next attempt, or None where there is to be none."""
+        if isinstance(error, Unavailable):
+            if elapsed >= self._unavailable_for:
+                return None
+            pause = min(_FIRST_PAUSE * 2.0**attempt, _LONGEST_PAUSE)
+            # Clients that lost the same server must not come back in step.
+            return max(error.retry_after or 0.0, pause * random.uniform(0.5, 1.0))
+        # Without a delay from the server, "exhausted" (a message too large, say) will not pass.
+        return error.retry_after if isinstance(error, Exhausted) else None
+
+    def _error(self, failure: grpc.RpcError) -> TwinserveError:
+        try:
+            status = rpc_status.from_call(failure)
+        except ValueError:  # details that contradict the status: trust the status
+            status = None
+        if status is None:
+            code = failure.code()
+            number = int(code.value[0])
+            text = failure.details() or code_pb2.Code.Name(number)
+            if code is grpc.StatusCode.UNAVAILABLE:
+                text = f"no server answers at {self.target} ({text}); check that it runs there"
+            elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                text = f"{self.target} did not answer in time; give the call a longer timeout"
+            status = status_pb2.Status(code=number, message=text)
+        return messages.from_status(status)
+
+
+def _checked(results: Results[T], raise_for_errors: bool) -> Results[T]:
+    if raise_for_errors:
+        results.checked()
+    return results
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _view(full: bool) -> gallery_service_pb2.ItemView.ValueType:
+    return gallery_service_pb2.ITEM_VIEW_FULL if full else gallery_service_pb2.ITEM_VIEW_BASIC
+
+
+def _key_type(key: str, word: str) -> gallery_pb2.MetadataType.ValueType:
+    name = f"METADATA_TYPE_{word.upper()}"
+    if name not in gallery_pb2.MetadataType.keys() or word.upper() == "UNSPECIFIED":  # noqa: SIM118
+        raise InvalidInput(
+            f"{word!r} is no type of metadata key {key!r}; give text, integer, number, flag or "
+            "time",
+            field="gallery.metadata_keys",
+        )
+    return gallery_pb2.MetadataType.Value(name)
