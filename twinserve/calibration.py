@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve.distance import Embeddings, FloatArray, Metric, pairwise
+from twinserve.distance import Embeddings, FloatArray, Metric, check_vectors, pairwise
 from twinserve.errors import DataError
 from twinserve.manifest import Calibration, OperatingPoint
 
@@ -53,8 +53,10 @@ def pair_distances(embeddings: Embeddings, labels: IntArray, metric: Metric) -> 
 
     Raises:
         DataError: no genuine pair, or only one class.
+        NotFinite, ZeroVector: an embedding that no metric can compare.
     """
     labels = np.asarray(labels, dtype=np.int64)
+    check_vectors(embeddings, metric)
     rows, columns = np.triu_indices(len(labels), k=1)
     same = labels[rows] == labels[columns]
     if not same.any() or same.all():
@@ -83,7 +85,16 @@ def roc(genuine: FloatArray, impostor: FloatArray) -> RocCurve:
 
 
 def equal_error_rate(genuine: FloatArray, impostor: FloatArray) -> float:
-    """Return the rate where FAR and FRR cross, interpolated between neighbouring thresholds."""
+    """Return the rate where FAR and FRR cross, interpolated between neighbouring thresholds.
+
+    Raises:
+        DataError: no genuine or no impostor distance.
+    """
+    if len(genuine) == 0 or len(impostor) == 0:
+        raise DataError(
+            f"{len(genuine)} genuine and {len(impostor)} impostor pairs give no equal error rate; "
+            "at least one of each is needed"
+        )
     curve = roc(genuine, impostor)
     far = np.concatenate([[0.0], curve.false_accept_rate])
     frr = 1.0 - np.concatenate([[0.0], curve.true_accept_rate])
@@ -105,7 +116,12 @@ def threshold_at(impostor: FloatArray, rate: float) -> float | None:
     impostor pair is too often.
 
     It lies halfway to the next impostor distance above, so that neither rounding nor a tie decides.
+
+    Raises:
+        DataError: no impostor distance at all.
     """
+    if len(impostor) == 0:
+        raise DataError("a false accept rate needs impostor pairs, and there are none")
     ordered = np.sort(impostor)
     allowed = int(np.floor(rate * len(ordered) + 1e-9))
     if allowed >= len(ordered):
@@ -114,7 +130,9 @@ def threshold_at(impostor: FloatArray, rate: float) -> float | None:
     below = int(np.searchsorted(ordered, ordered[allowed], side="left"))
     if below == 0:
         return None
-    return float((ordered[below - 1] + ordered[below]) / 2.0)
+    middle = float((ordered[below - 1] + ordered[below]) / 2.0)
+    # Between neighbouring floats the middle rounds onto one of them, perhaps the refused one.
+    return middle if middle < ordered[below] else float(ordered[below - 1])
 
 
 def fit_logistic(genuine: FloatArray, impostor: FloatArray) -> tuple[float, float]:
@@ -122,12 +140,15 @@ def fit_logistic(genuine: FloatArray, impostor: FloatArray) -> tuple[float, floa
 
     Genuine and impostor pairs weigh the same in total, so that the fitted log-odds are the
     log-likelihood ratio, free of the pairs' own prior. Newton's method, with a slight ridge that
-    keeps the slope finite when the two are separable; the slope is held at or above zero.
+    keeps the slope finite when the two are separable.
 
     Returns:
-        (slope, intercept).
+        (slope, intercept); (0, 0), hence no evidence either way, where smaller distances are not
+        likelier to be genuine.
     """
-    scale = max(float(np.concatenate([genuine, impostor]).std()), 1e-12)
+    scale = float(np.concatenate([genuine, impostor]).std())
+    if not scale > 1e-12:
+        return 0.0, 0.0
     x = np.concatenate([genuine, impostor]) / scale
     design = np.stack([-x, np.ones_like(x)], axis=1)  # [n, 2]
     target = np.concatenate([np.ones(len(genuine)), np.zeros(len(impostor))])
@@ -145,8 +166,9 @@ def fit_logistic(genuine: FloatArray, impostor: FloatArray) -> tuple[float, floa
         beta -= step
         if float(np.abs(step).max()) < 1e-10:
             break
-    slope = max(float(beta[0] / scale), 0.0)
-    return slope, float(beta[1])
+    if beta[0] <= 0.0:
+        return 0.0, 0.0
+    return float(beta[0] / scale), float(beta[1])
 
 
 def calibrate(
@@ -175,8 +197,15 @@ def calibrate(
     steps = np.arange(0, int(np.floor(-np.log10(max(smallest, 1e-12)) * RATES_PER_DECADE)) + 1)
     rates = [0.5] + [rate for rate in 10.0 ** (-steps / RATES_PER_DECADE) if rate < 0.5]
     rates = [rate for rate in rates if rate >= smallest * (1 - 1e-9)]
-    found = {rate: threshold_at(impostor, rate) for rate in rates}
-    thresholds = np.unique([t for t in found.values() if t is not None])[::-1]
+    candidates = [threshold_at(impostor, rate) for rate in rates]
+    # Ties can push a point's real rate far below the one asked for, and below the evidence.
+    thresholds = np.unique(
+        [
+            threshold
+            for threshold in candidates
+            if threshold is not None and np.sum(impostor <= threshold) >= MIN_FALSE_ACCEPTS
+        ]
+    )[::-1]
     if len(thresholds) == 0:
         raise DataError(
             f"{len(impostor)} impostor pairs carry no operating point: a rate needs "
@@ -216,28 +245,33 @@ def _upper_bounds(
 ) -> FloatArray:
     """95th percentile of FAR when whole classes are drawn again with replacement: [thresholds].
 
-    A pair of classes (a, b) counts as often as a was drawn times b was drawn. Counts per pair of
-    classes are taken once, so that a resample is one weighted sum.
+    A pair of classes (a, b) counts as often as a was drawn times b was drawn. Pairs of items are
+    counted once per pair of classes and gap between thresholds, so that a resample is one weighted
+    count over those. Never below the measured rate itself.
     """
+    rising = np.sort(thresholds)
     classes, position = np.unique(pairs.impostor_classes, return_inverse=True)
     position = np.sort(position.reshape(-1, 2), axis=1)
-    count = len(classes)
-    cell = position[:, 0] * count + position[:, 1]
-    total = np.bincount(cell, minlength=count * count).astype(np.float64)
-    # accepted[t, cell]: impostor pairs of that pair of classes within threshold t
-    accepted = np.stack(
-        [
-            np.bincount(cell[pairs.impostor <= threshold], minlength=count * count)
-            for threshold in thresholds
-        ]
-    ).astype(np.float64)
+    gaps = len(rising) + 1
+    # gap g holds the distances accepted from rising[g] on, the last one those never accepted
+    gap = np.searchsorted(rising, pairs.impostor, side="left")
+    key = (position[:, 0] * len(classes) + position[:, 1]) * gaps + gap
+    cell, items = np.unique(key, return_counts=True)
+    gap = cell % gaps
+    first, second = np.divmod(cell // gaps, len(classes))
     generator = np.random.default_rng(seed)
-    rates = np.empty((resamples, len(thresholds)))
-    for index in range(resamples):
-        drawn = np.bincount(generator.integers(0, count, size=count), minlength=count)
-        weight = np.outer(drawn, drawn).ravel().astype(np.float64)
-        rates[index] = (accepted @ weight) / max(float(total @ weight), 1.0)
-    return np.quantile(rates, 0.95, axis=0)
+    measured = np.cumsum(np.bincount(gap, weights=items, minlength=gaps))
+    rates = [measured[:-1] / measured[-1]]
+    for _ in range(resamples):
+        drawn = np.bincount(
+            generator.integers(0, len(classes), size=len(classes)), minlength=len(classes)
+        )
+        weight = items * drawn[first] * drawn[second]
+        accepted = np.cumsum(np.bincount(gap, weights=weight, minlength=gaps))
+        if accepted[-1] > 0:  # a draw of one class only has no impostor pair
+            rates.append(accepted[:-1] / accepted[-1])
+    upper = np.maximum(np.quantile(np.stack(rates), 0.95, axis=0), rates[0])
+    return np.asarray(upper[np.argsort(np.argsort(thresholds))])
 
 
 def _share_at_or_below(values: FloatArray, thresholds: FloatArray) -> FloatArray:

@@ -66,7 +66,7 @@ def paired(first: Embeddings, second: Embeddings, metric: Metric) -> FloatArray:
     # cos is computed on unit vectors as 1 - ||u - v||^2 / 2: exact zero for identical inputs,
     # where 1 - u.v would leave some 1e-16 of either sign.
     difference = unit(a) - unit(b)
-    return np.asarray(np.sum(difference**2, axis=-1) / 2.0)
+    return np.asarray(np.minimum(np.sum(difference**2, axis=-1) / 2.0, 2.0))
 
 
 def pairwise(first: Embeddings, second: Embeddings, metric: Metric) -> FloatArray:

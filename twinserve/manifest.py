@@ -10,14 +10,20 @@ a newer major schema; each is refused with a sentence.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import io
 import json
+import math
 import os
+import re
 import tempfile
+import types
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from twinserve.distance import Metric
 from twinserve.errors import ManifestError
@@ -27,6 +33,18 @@ KEY = "twinserve"
 TOKENIZER_KEY = "tokenizer.json"
 OUTPUT = "embedding"
 MAX_BYTES = 2**31 - 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+COLOR_ORDERS = {"L": 1, "RGB": 3, "BGR": 3}  # with the channels that each has
+RESIZES = ("stretch", "crop", "pad")
+RESAMPLES = ("nearest", "box", "bilinear", "bicubic", "lanczos")
+DATA_TYPES = ("uint8", "float32", "int64")
+
+# What a file may make this reader hold or walk, far above what any twin needs.
+_MAX_ENTRY_BYTES = 1 << 28
+_MAX_FIELDS = 100_000
+_MAX_DIMENSION = 1 << 16
+_MAX_SIDE = 1 << 14
 
 # Field numbers of onnx.ModelProto and onnx.StringStringEntryProto, from onnx.proto3.
 _GRAPH, _METADATA_PROPS = 7, 14
@@ -141,7 +159,8 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str) -> Manifest:
-        """Read the document.
+        """Read the document, checking the type and range of every field, so that all else may
+        trust it.
 
         Unknown keys are passed over, so that a newer minor schema still opens.
 
@@ -150,34 +169,21 @@ class Manifest:
         """
         try:
             raw = json.loads(text)
-            schema = str(raw["schema"])
-            major = int(schema.split(".")[0])
-        except (ValueError, KeyError, TypeError) as error:
+            # Python reads NaN, 1e999 and half surrogate pairs, none of which could be passed on.
+            json.dumps(raw, allow_nan=False, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             raise ManifestError(
-                "the manifest is damaged: it is not JSON with a schema version; export again"
+                f"the manifest is damaged: it is not JSON ({error}); export again"
             ) from error
-        if major > SCHEMA[0]:
-            raise ManifestError(
-                f"the manifest has schema {schema}, this twinserve reads up to {SCHEMA[0]}.x; "
-                "upgrade twinserve or export with an older one"
-            )
-        try:
-            known = _known(Manifest, raw)
-            known["input"] = _build(_CONTRACTS[raw["modality"]], raw["input"])
-            known["metric"] = Metric(raw["metric"])
-            known["truncations"] = tuple(int(d) for d in raw.get("truncations", ()))
-            known["calibrations"] = tuple(
-                _calibration(entry) for entry in raw.get("calibrations", ())
-            )
-            manifest = Manifest(**known)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ManifestError(
-                f"the manifest is damaged: {type(error).__name__} at {error}; export again"
-            ) from error
-        if not (isinstance(manifest.dimension, int) and manifest.dimension >= 1):
-            raise ManifestError(
-                f"the manifest is damaged: dimension is {manifest.dimension!r}; export again"
-            )
+        if not isinstance(raw, dict):
+            _damaged("the document", "is not an object")
+        _check_schema(raw.get("schema"))
+        kind = _CONTRACTS.get(_decoded(str, raw.get("modality"), "modality"))
+        if kind is None:
+            _damaged("modality", f"is {raw['modality']!r}, not one of {', '.join(_CONTRACTS)}")
+        contract = _decoded(kind, raw.get("input"), "input")
+        manifest: Manifest = _decoded(Manifest, {**raw, "input": contract}, "")
+        _check_ranges(manifest)
         return manifest
 
 
@@ -212,38 +218,29 @@ def read(path: Path | str) -> Manifest:
         ManifestError: see the module's first lines.
         FileNotFoundError: no such file.
     """
-    return Manifest.from_json(_properties_with_manifest(path)[KEY])
+    text = _property(path, KEY)
+    if text is None:
+        raise ManifestError(
+            f"{path} is an ONNX file without a twinserve manifest; "
+            "make a twin of it with `twinserve import`"
+        )
+    return Manifest.from_json(text)
 
 
 def read_tokenizer(path: Path | str) -> str | None:
     """Return a text twin's tokenizer.json, or None where the file holds none."""
-    return _properties_with_manifest(path).get(TOKENIZER_KEY)
+    return _property(path, TOKENIZER_KEY)
 
 
 def read_graph_digest(path: Path | str) -> str:
     """Return the sha256 of the graph's bytes as they are, to compare with the manifest's."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for number, start, length in _fields(file, os.fstat(file.fileno()).st_size, path):
-            if number == _GRAPH:
-                file.seek(start)
-                remaining = length
-                while remaining:
-                    chunk = file.read(min(remaining, 1 << 20))
-                    digest.update(chunk)
-                    remaining -= len(chunk)
-    return digest.hexdigest()
+    with _opened(path) as file:
+        return _graph_digest(file, path)
 
 
 def digest_of_graph(model: bytes) -> str:
     """Return the sha256 of the graph's bytes inside a serialised model."""
-    with tempfile.SpooledTemporaryFile(max_size=MAX_BYTES) as file:
-        file.write(model)
-        digest = hashlib.sha256()
-        for number, start, length in _fields(file, len(model), "the model"):
-            if number == _GRAPH:
-                digest.update(model[start : start + length])
-    return digest.hexdigest()
+    return _graph_digest(io.BytesIO(model), "the model")
 
 
 def attach(model: bytes, manifest: Manifest, tokenizer: str | None = None) -> bytes:
@@ -251,19 +248,23 @@ def attach(model: bytes, manifest: Manifest, tokenizer: str | None = None) -> by
 
     Entries of a protobuf's repeated field may stand anywhere, so the others are kept byte for byte
     and ours are appended: equal inputs give equal bytes.
+
+    Raises:
+        ManifestError: not an ONNX model, a manifest that could not be read back, or above 2 GB.
     """
+    text = manifest.to_json()
+    Manifest.from_json(text)  # what cannot be read is not written
     kept = bytearray()
     end_of_last = 0
-    with tempfile.SpooledTemporaryFile(max_size=MAX_BYTES) as file:
-        file.write(model)
-        for number, start, length in _fields(file, len(model), "the model"):
-            if number != _METADATA_PROPS or _entry(model[start : start + length])[0] not in (
-                KEY,
-                TOKENIZER_KEY,
-            ):
-                kept += model[end_of_last : start + length]
-            end_of_last = start + length
-    entries = [(KEY, manifest.to_json())]
+    for number, start, length in _fields(io.BytesIO(model), "the model"):
+        ours = number == _METADATA_PROPS and _entry_key(model[start : start + length]) in (
+            KEY,
+            TOKENIZER_KEY,
+        )
+        if not ours:
+            kept += model[end_of_last : start + length]
+        end_of_last = start + length
+    entries = [(KEY, text)]
     if tokenizer is not None:
         entries.append((TOKENIZER_KEY, tokenizer))
     for key, value in entries:
@@ -298,51 +299,205 @@ def write_atomically(path: Path | str, data: bytes) -> None:
         os.close(folder)
 
 
-def _known(kind: type[Any], raw: dict[str, Any]) -> dict[str, Any]:
-    names = {entry.name for entry in dataclasses.fields(kind)}
-    return {key: value for key, value in raw.items() if key in names}
+def _damaged(where: str, what: str) -> NoReturn:
+    raise ManifestError(f"the manifest is damaged: {where} {what}; export again")
 
 
-def _build(kind: type[Any], raw: dict[str, Any]) -> Any:
-    known = _known(kind, raw)
-    for key, value in known.items():
-        if isinstance(value, list):
-            known[key] = tuple(value)
-    return kind(**known)
-
-
-def _calibration(raw: dict[str, Any]) -> Calibration:
-    known = _known(Calibration, raw)
-    known["metric"] = Metric(raw["metric"])
-    known["points"] = tuple(_build(OperatingPoint, point) for point in raw["points"])
-    return Calibration(**known)
-
-
-def _properties_with_manifest(path: Path | str) -> dict[str, str]:
-    properties: dict[str, str] = {}
-    with open(path, "rb") as file:
-        for number, start, length in _fields(file, os.fstat(file.fileno()).st_size, path):
-            if number == _METADATA_PROPS:
-                file.seek(start)
-                key, value = _entry(file.read(length))
-                properties[key] = value
-    if KEY not in properties:
+def _check_schema(schema: object) -> None:
+    match = re.fullmatch(r"([0-9]{1,6})\.([0-9]{1,6})", schema) if isinstance(schema, str) else None
+    if match is None:
+        _damaged("schema", f"is {schema!r}, not a version such as {SCHEMA[0]}.{SCHEMA[1]}")
+    if int(match[1]) > SCHEMA[0]:
         raise ManifestError(
-            f"{path} is an ONNX file without a twinserve manifest; "
-            "make a twin of it with `twinserve import`"
+            f"the manifest has schema {schema}, this twinserve reads up to {SCHEMA[0]}.x; "
+            "upgrade twinserve or export with an older one"
         )
-    return properties
+    if int(match[1]) < 1:
+        _damaged("schema", f"is {schema}, and there was none before 1.0")
 
 
-def _fields(
-    file: BinaryIO | tempfile.SpooledTemporaryFile[bytes], size: int, name: Path | str
-) -> Iterator[tuple[int, int, int]]:
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _decoded(kind: Any, raw: Any, where: str) -> Any:
+    """Bring a JSON value to the type of its field, refusing every other.
+
+    Knows the types that the dataclasses above use: bool, int, float, str, enums, dataclasses,
+    tuple[X, ...] and dict[str, X].
+    """
+    origin = typing.get_origin(kind)
+    if kind is Any or (origin is types.UnionType and dataclasses.is_dataclass(raw)):
+        return raw
+    if kind is Metric:
+        if raw not in tuple(Metric):
+            _damaged(where, f"is {raw!r}, not one of {', '.join(Metric)}")
+        return Metric(raw)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(raw, dict):
+            _damaged(where, f"is {raw!r:.60}, not an object")
+        known = {}
+        for entry in dataclasses.fields(kind):
+            path = f"{where}.{entry.name}".lstrip(".")
+            if entry.name in raw:
+                known[entry.name] = _decoded(_hints(kind)[entry.name], raw[entry.name], path)
+            elif (
+                entry.default is dataclasses.MISSING
+                and entry.default_factory is dataclasses.MISSING
+            ):
+                _damaged(path, "is missing")
+        return kind(**known)
+    if origin is tuple:
+        if not isinstance(raw, list):
+            _damaged(where, f"is {raw!r:.60}, not a list")
+        inner = typing.get_args(kind)[0]
+        return tuple(_decoded(inner, entry, f"{where}[{i}]") for i, entry in enumerate(raw))
+    if origin is dict:
+        if not isinstance(raw, dict):
+            _damaged(where, f"is {raw!r:.60}, not an object")
+        inner = typing.get_args(kind)[1]
+        return {key: _decoded(inner, entry, f"{where}.{key}") for key, entry in raw.items()}
+    if kind is float and type(raw) is int and abs(raw) <= 2**53:
+        return float(raw)
+    if type(raw) is not kind:
+        _damaged(where, f"is {raw!r:.60}, not of type {kind.__name__}")
+    return raw
+
+
+def _check_ranges(manifest: Manifest) -> None:
+    for name in ("name", "version", "space_id"):
+        if not NAME.fullmatch(getattr(manifest, name)):
+            _damaged(
+                name,
+                f"is {getattr(manifest, name)!r:.60}; it may hold letters, digits, "
+                "'.', '_' and '-', up to 128 of them",
+            )
+    _between("dimension", manifest.dimension, 1, _MAX_DIMENSION)
+    for index, truncation in enumerate(manifest.truncations):
+        _between(f"truncations[{index}]", truncation, 1, manifest.dimension)
+    _check_contract(manifest.input)
+    for index, calibration in enumerate(manifest.calibrations):
+        where = f"calibrations[{index}]"
+        if calibration.dimension not in (manifest.dimension, *manifest.truncations):
+            _damaged(
+                f"{where}.dimension",
+                f"is {calibration.dimension}, neither the twin's {manifest.dimension} "
+                "nor a truncation",
+            )
+        _check_calibration(calibration, where)
+
+
+def _check_contract(contract: InputContract) -> None:
+    if isinstance(contract, ImageInput):
+        _between("input.height", contract.height, 1, _MAX_SIDE)
+        _between("input.width", contract.width, 1, _MAX_SIDE)
+        _one_of("input.color_order", contract.color_order, tuple(COLOR_ORDERS))
+        _one_of("input.resize", contract.resize, RESIZES)
+        _one_of("input.resample", contract.resample, RESAMPLES)
+        channels = COLOR_ORDERS[contract.color_order]
+        _between("input.channels", contract.channels, channels, channels)
+    elif isinstance(contract, TextInput):
+        _between("input.max_tokens", contract.max_tokens, 1, 1 << 20)
+        if not contract.inputs:
+            _damaged("input.inputs", "is empty")
+    else:
+        _one_of("input.data_type", contract.data_type, DATA_TYPES)
+        if not contract.shape or math.prod(contract.shape) > 1 << 30:
+            _damaged("input.shape", f"is {list(contract.shape)}: empty, or above 2^30 elements")
+        for index, side in enumerate(contract.shape):
+            _between(f"input.shape[{index}]", side, 1, 1 << 30)
+
+
+def _check_calibration(calibration: Calibration, where: str) -> None:
+    for name in ("default_far", "equal_error_rate"):
+        _between(f"{where}.{name}", getattr(calibration, name), 0.0, 1.0)
+    if not 0.0 < calibration.default_far < 1.0:
+        _damaged(f"{where}.default_far", f"is {calibration.default_far}, not between 0 and 1")
+    if calibration.slope < 0.0:
+        _damaged(f"{where}.slope", f"is {calibration.slope}: a larger distance cannot be likelier")
+    for name in ("classes", "genuine_pairs", "impostor_pairs"):
+        _between(f"{where}.{name}", getattr(calibration, name), 0, 1 << 62)
+    previous: OperatingPoint | None = None
+    for index, point in enumerate(calibration.points):
+        place = f"{where}.points[{index}]"
+        for name in ("false_accept_rate", "false_accept_rate_upper", "true_accept_rate"):
+            _between(f"{place}.{name}", getattr(point, name), 0.0, 1.0)
+        if point.threshold < 0.0:
+            _damaged(f"{place}.threshold", f"is {point.threshold}, below 0")
+        if point.false_accept_rate_upper < point.false_accept_rate:
+            _damaged(f"{place}.false_accept_rate_upper", "lies below the rate that it bounds")
+        if previous is not None and (
+            point.threshold >= previous.threshold
+            or point.false_accept_rate > previous.false_accept_rate
+        ):
+            _damaged(place, "is out of order: rates and thresholds fall")
+        previous = point
+
+
+def _between(where: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        limits = f"{least}" if least == most else f"{least} to {most}"
+        _damaged(where, f"is {value}, not {limits}")
+
+
+def _one_of(where: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        _damaged(where, f"is {value!r:.60}, not one of {', '.join(known)}")
+
+
+def _opened(path: Path | str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except IsADirectoryError as error:
+        raise ManifestError(f"{path} is a folder; name the .onnx file in it") from error
+
+
+def _property(path: Path | str, key: str) -> str | None:
+    """Return one entry of metadata_props, reading no other entry's value."""
+    found: str | None = None
+    with _opened(path) as file:
+        for number, start, length in _fields(file, path):
+            if number != _METADATA_PROPS:
+                continue
+            file.seek(start)
+            # The key stands first in what every writer makes; 256 bytes show whether it is ours.
+            if key.encode() not in file.read(min(length, 256)):
+                continue
+            if length > _MAX_ENTRY_BYTES:
+                raise ManifestError(
+                    f"{path} holds an entry of {length} bytes in its metadata, "
+                    f"the limit is {_MAX_ENTRY_BYTES}; export again"
+                )
+            file.seek(start)
+            entry = file.read(length)
+            if _entry_key(entry) == key:
+                found = _entry_text(entry, 2)
+    return found
+
+
+def _graph_digest(file: BinaryIO, name: Path | str) -> str:
+    digest = hashlib.sha256()
+    for number, start, length in _fields(file, name):
+        if number == _GRAPH:
+            file.seek(start)
+            remaining = length
+            while remaining:
+                chunk = file.read(min(remaining, 1 << 20))
+                if not chunk:
+                    raise ManifestError(f"{name} shrank while it was read; copy it again")
+                digest.update(chunk)
+                remaining -= len(chunk)
+    return digest.hexdigest()
+
+
+def _fields(file: BinaryIO, name: Path | str) -> Iterator[tuple[int, int, int]]:
     """Yield (field number, start of content, length of content) of the top-level message."""
+    size = file.seek(0, os.SEEK_END)
     not_onnx = ManifestError(
         f"{name} is not an ONNX model, or was cut short; export or copy it again"
     )
-    position = 0
-    seen_graph = False
+    position = count = graphs = 0
     while position < size:
         file.seek(position)
         head = file.read(20)
@@ -362,38 +517,49 @@ def _fields(
         except IndexError:
             raise not_onnx from None
         start = position + used
-        if number == 0 or start + length > size:
+        count += 1
+        graphs += number == _GRAPH
+        # Protobuf would merge two graphs into one that nobody exported.
+        if number == 0 or start + length > size or count > _MAX_FIELDS or graphs > 1:
             raise not_onnx
-        seen_graph = seen_graph or number == _GRAPH
         yield number, start, length
         position = start + length
-    if not seen_graph:
+    if graphs != 1:
         raise not_onnx
 
 
-def _entry(data: bytes) -> tuple[str, str]:
-    values = {1: "", 2: ""}
+def _entry_key(entry: bytes) -> str:
+    return _entry_text(entry, 1)
+
+
+def _entry_text(entry: bytes, wanted: int) -> str:
+    """Return field `wanted` (1 key, 2 value) of a StringStringEntryProto."""
+    found = b""
     position = 0
     try:
-        while position < len(data):
-            tag, position = _read_varint(data, position)
-            length, position = _read_varint(data, position)
-            values[tag >> 3] = data[position : position + length].decode()
+        while position < len(entry):
+            tag, position = _read_varint(entry, position)
+            length, position = _read_varint(entry, position)
+            if tag & 7 != _LENGTH or position + length > len(entry):
+                raise IndexError
+            if tag >> 3 == wanted:
+                found = entry[position : position + length]
             position += length
+        return found.decode()
     except (IndexError, UnicodeDecodeError) as error:
         raise ManifestError("the file's metadata is damaged; export or copy it again") from error
-    return values[1], values[2]
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    """Return the number at `position` and the position after it; IndexError when it has no end."""
+    value = 0
+    for shift in range(0, 70, 7):
         byte = data[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if not byte & 0x80:
             return value, position
-        shift += 7
+    raise IndexError
 
 
 def _write_varint(value: int) -> bytes:

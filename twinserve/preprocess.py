@@ -11,13 +11,18 @@ change the pixels.
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from twinserve.errors import EmptyInput, LimitExceeded, UndecodableImage, WrongShape
+from twinserve.errors import (
+    EmptyInput,
+    LimitExceeded,
+    ManifestError,
+    UndecodableImage,
+    WrongShape,
+)
 from twinserve.manifest import ImageInput
 
 Pixels = NDArray[np.uint8]
@@ -26,17 +31,6 @@ Pixels = NDArray[np.uint8]
 DECODER = "pillow-1"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 MAX_PIXELS = 40_000_000
-
-# Pillow raises all of these on damaged files, depending on the plugin.
-_DECODE_FAULTS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    KeyError,
-    TypeError,
-    OverflowError,
-)
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -58,30 +52,36 @@ def decode_image(data: bytes, contract: ImageInput, max_pixels: int = MAX_PIXELS
     if not data:
         raise EmptyInput("the image holds no bytes; send the file's content")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of "bombs" at its own limit; ours is checked below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise LimitExceeded(
-                    f"the image has {width} x {height} = {width * height} pixels, "
-                    f"the limit is {max_pixels}; send a smaller one",
-                    metadata={"limit": str(max_pixels), "value": str(width * height)},
-                )
-            image.load()
-            return resize(_to_mode(ImageOps.exif_transpose(image), contract), contract)
+        image = _opened(data, contract, max_pixels)
     except LimitExceeded:
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise LimitExceeded(
-            f"the image is larger than any decoder here accepts ({error}); send a smaller one"
+            f"the image has more pixels than the limit of {max_pixels} "
+            f"({str(error)[:200]}); send a smaller one",
+            metadata={"limit": str(max_pixels)},
         ) from error
-    except _DECODE_FAULTS as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what a plugin raises on damaged bytes is no promise of Pillow's
         raise UndecodableImage(
             f"the image cannot be decoded ({str(error)[:200]}); "
             f"send a whole file in one of {', '.join(FORMATS)}"
         ) from error
+    return resize(image, contract)
+
+
+def check_contract(contract: ImageInput) -> None:
+    """Refuse a twin whose pixels this build cannot reproduce; call it before serving one.
+
+    Raises:
+        ManifestError: its decoder is not `DECODER`.
+    """
+    if contract.decoder != DECODER:
+        raise ManifestError(
+            f"the twin's pixels are decoded by {contract.decoder!r}, this twinserve has "
+            f"{DECODER!r}; serve it with the version that exported it, or export it again"
+        )
 
 
 def resize(image: Image.Image, contract: ImageInput) -> Pixels:
@@ -115,6 +115,20 @@ def check_pixels(array: NDArray[np.generic], contract: ImageInput) -> Pixels:
             f"{list(array.shape)}; send that, or the encoded image"
         )
     return np.ascontiguousarray(array.reshape(shape), dtype=np.uint8)
+
+
+def _opened(data: bytes, contract: ImageInput, max_pixels: int) -> Image.Image:
+    """Decode at full size and bring to L or RGB."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise LimitExceeded(
+            f"the image has {width} x {height} = {width * height} pixels, "
+            f"the limit is {max_pixels}; send a smaller one",
+            metadata={"limit": str(max_pixels), "value": str(width * height)},
+        )
+    image.load()
+    return _to_mode(ImageOps.exif_transpose(image), contract)
 
 
 def _to_mode(image: Image.Image, contract: ImageInput) -> Image.Image:
