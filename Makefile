@@ -42,10 +42,10 @@ serve: all-installed ## serve the demo's twin until Ctrl-C (SERVE_ARGS="--grpc-p
 	exec $(bin)/twinserve serve --model runs/demo/twin.onnx --data-dir runs/demo/data $(SERVE_ARGS)
 
 test: dev-installed ## run the tests (PYTEST_ARGS="-k name" picks some, "-n 2" runs two at a time)
-	@$(bin)/python -m pytest -m "not long" $(PYTEST_ARGS)
+	@$(bin)/pytest -m "not long" $(PYTEST_ARGS)
 
 test-long: dev-installed ## run the long tests too: minutes to hours
-	@$(bin)/python -m pytest -m long $(PYTEST_ARGS)
+	@$(bin)/pytest -m long $(PYTEST_ARGS)
 
 check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract
 	@status=0
