@@ -57,7 +57,7 @@ def decode_image(data: bytes, contract: ImageInput, max_pixels: int = MAX_PIXELS
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise LimitExceeded(
-            f"the image has more pixels than the limit of {max_pixels} "
+            f"the image has more pixels than the limit, {max_pixels} "
             f"({str(error)[:200]}); send a smaller one",
             metadata={"limit": str(max_pixels)},
         ) from error
@@ -91,7 +91,7 @@ def resize(image: Image.Image, contract: ImageInput) -> Pixels:
     if contract.resize == "crop":
         image = ImageOps.fit(image, (width, height), method=resampling)
     elif contract.resize == "pad":
-        image = ImageOps.pad(image, (width, height), method=resampling, color="white")
+        image = _padded(image, width, height, resampling)
     elif image.size != (width, height):
         image = image.resize((width, height), resampling)
     pixels = np.asarray(image, dtype=np.uint8)
@@ -129,6 +129,18 @@ def _opened(data: bytes, contract: ImageInput, max_pixels: int) -> Image.Image:
         )
     image.load()
     return _to_mode(ImageOps.exif_transpose(image), contract)
+
+
+def _padded(
+    image: Image.Image, width: int, height: int, resampling: Image.Resampling
+) -> Image.Image:
+    """Fit the whole picture inside, centred on white; a sliver keeps at least one line."""
+    scale = min(width / image.width, height / image.height)
+    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    canvas = Image.new(image.mode, (width, height), "white")
+    corner = ((width - inner[0]) // 2, (height - inner[1]) // 2)
+    canvas.paste(image.resize(inner, resampling), corner)
+    return canvas
 
 
 def _to_mode(image: Image.Image, contract: ImageInput) -> Image.Image:

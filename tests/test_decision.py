@@ -1,0 +1,189 @@
+"""Decisions: match iff distance <= threshold, and nothing is extrapolated."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from twinserve.decision import (
+    NOT_CALIBRATED,
+    Limit,
+    Outcome,
+    Rule,
+    check_prior,
+    check_rule,
+    likelihood,
+    limit,
+    search_limit,
+    usable,
+)
+from twinserve.distance import Metric
+from twinserve.errors import InvalidInput
+from twinserve.manifest import Calibration, OperatingPoint
+
+POINTS = (
+    OperatingPoint(0.1, 0.13, 0.50, 0.99),
+    OperatingPoint(0.01, 0.02, 0.30, 0.90),
+    OperatingPoint(0.001, 0.004, 0.20, 0.70),
+)
+CALIBRATION = Calibration(
+    precision="fp32",
+    dimension=8,
+    aggregation="item",
+    metric=Metric.COSINE,
+    points=POINTS,
+    default_far=0.01,
+    slope=20.0,
+    intercept=6.0,
+    equal_error_rate=0.05,
+    classes=24,
+    genuine_pairs=4000,
+    impostor_pairs=100_000,
+)
+
+
+def test_a_distance_at_the_threshold_is_a_match_and_the_next_float_is_not() -> None:
+    bound = Limit(0.3)
+    assert bound.outcome(0.3) is Outcome.MATCH
+    assert bound.outcome(math.nextafter(0.3, 1.0)) is Outcome.NO_MATCH
+    assert bound.outcome(0.0) is Outcome.MATCH
+
+
+def test_without_a_threshold_there_is_no_yes_and_no_no() -> None:
+    assert NOT_CALIBRATED.outcome(0.0) is Outcome.NOT_CALIBRATED
+
+
+def test_no_rule_means_the_default_operating_point() -> None:
+    assert limit(Rule(), CALIBRATION) == Limit(0.30, 0.01, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("rate", "threshold"),
+    [(0.1, 0.50), (0.5, 0.50), (0.0999, 0.30), (0.01, 0.30), (0.009, 0.20), (0.001, 0.20)],
+)
+def test_a_rate_takes_the_nearest_point_on_the_safe_side(rate: float, threshold: float) -> None:
+    assert limit(Rule(false_accept_rate=rate), CALIBRATION).threshold == threshold
+
+
+def test_a_rate_below_the_evidence_is_not_calibrated() -> None:
+    assert limit(Rule(false_accept_rate=0.00099), CALIBRATION) is NOT_CALIBRATED
+
+
+def test_without_calibration_only_a_stated_threshold_decides() -> None:
+    assert limit(Rule(), None) is NOT_CALIBRATED
+    assert limit(Rule(false_accept_rate=0.01), None) is NOT_CALIBRATED
+    assert limit(Rule(threshold=0.25), None) == Limit(0.25)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "rate"), [(0.05, 0.001), (0.20, 0.001), (0.21, 0.01), (0.4, 0.1), (0.6, None)]
+)
+def test_a_stated_threshold_reports_the_rate_of_the_next_point_above(
+    threshold: float, rate: float | None
+) -> None:
+    found = limit(Rule(threshold=threshold), CALIBRATION)
+    assert (found.threshold, found.false_accept_rate) == (threshold, rate)
+
+
+def test_a_subject_of_m_items_is_compared_at_the_corrected_rate() -> None:
+    # At m = 10 a rate of 0.0956 for the subject is 1 - (1 - 0.0956)^(1/10) = 0.01 for each item.
+    subject_rate = 1 - (1 - 0.01) ** 10
+    rule = Rule(false_accept_rate=subject_rate)
+    assert limit(rule, CALIBRATION, compared=1).threshold == 0.30
+    assert limit(rule, CALIBRATION, compared=10).threshold == 0.30
+    assert limit(rule, CALIBRATION, compared=11).threshold == 0.20
+    slightly_less = Rule(false_accept_rate=subject_rate * 0.999)
+    assert limit(slightly_less, CALIBRATION, compared=10).threshold == 0.20
+    assert limit(rule, CALIBRATION, compared=1000) is NOT_CALIBRATED
+
+
+def test_the_correction_keeps_tiny_rates_exact() -> None:
+    point = OperatingPoint(1e-12, 2e-12, 0.1, 0.5)
+    deep = Calibration(**{**vars(CALIBRATION), "points": (point,)})
+    assert limit(Rule(false_accept_rate=1e-12), deep).threshold == 0.1
+    assert limit(Rule(false_accept_rate=0.99e-12), deep) is NOT_CALIBRATED
+
+
+def test_search_divides_the_rate_among_the_subjects() -> None:
+    rule = Rule(false_positive_identification_rate=0.1)
+    assert search_limit(rule, CALIBRATION, subjects=1).threshold == 0.50
+    assert search_limit(rule, CALIBRATION, subjects=10).threshold == 0.30
+    assert search_limit(rule, CALIBRATION, subjects=100).threshold == 0.20
+    assert search_limit(rule, CALIBRATION, subjects=1000) is NOT_CALIBRATED
+    assert search_limit(Rule(), CALIBRATION, subjects=10).threshold == 0.20
+    assert search_limit(rule, None, subjects=1) is NOT_CALIBRATED
+
+
+def test_a_pairwise_rule_in_a_search_stays_pairwise() -> None:
+    rule = Rule(false_accept_rate=0.01)
+    assert search_limit(rule, CALIBRATION, subjects=10_000).threshold == 0.30
+    assert search_limit(Rule(threshold=0.4), None, subjects=10_000).threshold == 0.4
+
+
+def test_a_calibration_of_another_metric_is_not_used() -> None:
+    assert usable(CALIBRATION, Metric.COSINE) is CALIBRATION
+    assert usable(CALIBRATION, Metric.EUCLIDEAN) is None
+    assert usable(None, Metric.COSINE) is None
+
+
+def test_probability_is_the_ratio_plus_the_prior() -> None:
+    at_even_odds = likelihood(0.3, CALIBRATION, prior=0.5)  # llr = 6 - 20 * 0.3 = 0
+    assert at_even_odds.log_likelihood_ratio == pytest.approx(0.0, abs=1e-12)
+    assert at_even_odds.probability == pytest.approx(0.5)
+    rare = likelihood(0.3, CALIBRATION, prior=0.01)
+    assert rare.log_likelihood_ratio == at_even_odds.log_likelihood_ratio
+    assert rare.probability == pytest.approx(0.01)
+    # By Bayes: odds 3:1 times e^2.
+    near = likelihood(0.2, CALIBRATION, prior=0.75)
+    assert near.log_likelihood_ratio == pytest.approx(2.0)
+    odds = 3 * math.exp(2)
+    assert near.probability == pytest.approx(odds / (1 + odds))
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e3, 1e100, 1e300])
+@pytest.mark.parametrize("prior", [1e-300, 0.5, 1 - 1e-16])
+def test_probability_never_overflows(distance: float, prior: float) -> None:
+    steep = Calibration(**{**vars(CALIBRATION), "slope": 1e4, "intercept": 1e4})
+    probability = likelihood(distance, steep, prior).probability
+    assert probability is not None
+    assert 0.0 <= probability <= 1.0
+
+
+def test_without_calibration_there_is_no_likelihood() -> None:
+    found = likelihood(0.1, None, 0.5)
+    assert (found.log_likelihood_ratio, found.probability) == (None, None)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["false_accept_rate", "false_positive_identification_rate"])
+def test_a_rate_outside_zero_to_one_is_refused(name: str, rate: float) -> None:
+    with pytest.raises(InvalidInput, match="rate between 0 and 1") as caught:
+        check_rule(Rule(**{name: rate}), search=True)
+    assert caught.value.field == f"rule.{name}"
+
+
+@pytest.mark.parametrize("threshold", [-0.1, math.nan, math.inf])
+def test_a_threshold_that_is_no_distance_is_refused(threshold: float) -> None:
+    with pytest.raises(InvalidInput, match="finite distance"):
+        check_rule(Rule(threshold=threshold), search=False)
+
+
+def test_the_rate_of_a_search_is_refused_elsewhere() -> None:
+    rule = Rule(false_positive_identification_rate=0.01)
+    check_rule(rule, search=True)
+    with pytest.raises(InvalidInput, match="Search only"):
+        check_rule(rule, search=False)
+
+
+def test_good_rules_pass() -> None:
+    for rule in (Rule(), Rule(false_accept_rate=1e-9), Rule(threshold=0.0)):
+        check_rule(rule, search=False)
+
+
+def test_the_prior_is_a_half_unless_given() -> None:
+    assert check_prior(None) == 0.5
+    assert check_prior(0.01) == 0.01
+    for prior in (0.0, 1.0, -1.0, math.nan):
+        with pytest.raises(InvalidInput, match="both excluded"):
+            check_prior(prior)

@@ -1,0 +1,101 @@
+"""Distances: by hand, symmetric to the last bit, and refusing what has none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from twinserve.distance import Metric, check_vectors, paired, pairwise, unit
+from twinserve.errors import NotFinite, ZeroVector
+
+
+def random_rows(count: int, dimension: int, seed: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, dimension)).astype(np.float32)
+
+
+def test_euclidean_distance_is_the_length_of_the_difference_not_its_square() -> None:
+    first = np.array([[0, 0], [1, 1]], dtype=np.float32)
+    second = np.array([[3, 4], [1, 1]], dtype=np.float32)
+    np.testing.assert_array_equal(paired(first, second, Metric.EUCLIDEAN), [5.0, 0.0])
+
+
+def test_cosine_distance_is_one_minus_the_cosine_whatever_the_lengths() -> None:
+    first = np.array([[2, 0], [2, 0], [2, 0], [1, 1]], dtype=np.float32)
+    second = np.array([[9, 0], [0, 5], [-1, 0], [1, 0]], dtype=np.float32)
+    np.testing.assert_allclose(
+        paired(first, second, Metric.COSINE), [0.0, 1.0, 2.0, 1 - np.sqrt(0.5)], atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_equal_vectors_have_distance_exactly_zero(metric: Metric) -> None:
+    rows = random_rows(500, 64)
+    assert (paired(rows, rows.copy(), metric) == 0.0).all()
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_distance_is_symmetric_to_the_last_bit(metric: Metric) -> None:
+    first, second = random_rows(500, 64, seed=1), random_rows(500, 64, seed=2)
+    np.testing.assert_array_equal(paired(first, second, metric), paired(second, first, metric))
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_the_matrix_form_agrees_with_the_paired_form(metric: Metric) -> None:
+    first, second = random_rows(20, 48, seed=1), random_rows(30, 48, seed=2)
+    matrix = pairwise(first, second, metric)
+    assert matrix.shape == (20, 30)
+    for column in range(30):
+        np.testing.assert_allclose(
+            matrix[:, column], paired(first, second[column], metric), rtol=0, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_distances_come_in_float64_even_for_tiny_differences(metric: Metric) -> None:
+    first = np.ones((1, 2), dtype=np.float32)
+    second = np.array([[1.0, np.nextafter(np.float32(1.0), np.float32(2.0))]], dtype=np.float32)
+    distance = paired(first, second, metric)
+    assert distance.dtype == np.float64
+    assert distance[0] > 0.0
+
+
+def test_cosine_distance_never_leaves_zero_to_two() -> None:
+    rows = random_rows(2000, 7)
+    assert paired(rows, -rows, Metric.COSINE).max() <= 2.0
+    assert pairwise(rows[:300], rows[:300], Metric.COSINE).min() >= 0.0
+
+
+def test_huge_and_tiny_float32_vectors_neither_overflow_nor_vanish() -> None:
+    huge = np.full((1, 4), 3e38, dtype=np.float32)
+    tiny = np.full((1, 4), 1e-45, dtype=np.float32)
+    assert np.isfinite(paired(huge, -huge, Metric.EUCLIDEAN)).all()
+    np.testing.assert_allclose(paired(huge, tiny, Metric.COSINE), 0.0, atol=1e-15)
+
+
+def test_unit_leaves_zero_rows_at_zero() -> None:
+    rows = unit(np.array([[0.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(rows, [[0, 0], [0.6, 0.8]])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("metric", Metric)
+def test_a_number_that_is_not_finite_is_refused_with_its_row(bad: float, metric: Metric) -> None:
+    rows = random_rows(5, 3)
+    rows[3, 1] = bad
+    with pytest.raises(NotFinite, match="embedding 3") as caught:
+        check_vectors(rows, metric)
+    assert caught.value.metadata == {"row": "3"}
+
+
+def test_a_zero_vector_is_refused_under_cosine_only() -> None:
+    rows = random_rows(5, 3)
+    rows[2] = 0.0
+    with pytest.raises(ZeroVector, match="embedding 2"):
+        check_vectors(rows, Metric.COSINE)
+    check_vectors(rows, Metric.EUCLIDEAN)
+
+
+def test_one_vector_may_be_checked_without_a_batch() -> None:
+    check_vectors(np.array([1.0, 0.0], dtype=np.float32), Metric.COSINE)
+    with pytest.raises(ZeroVector):
+        check_vectors(np.zeros(2, dtype=np.float32), Metric.COSINE)
