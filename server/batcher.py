@@ -251,7 +251,9 @@ class Batcher:
             log.error("a run of %d rows failed", batch.rows, exc_info=error)
             for job, _, _ in batch.parts:
                 if not job.future.done():
-                    fault = InternalFault("the model failed on this batch; the server's log says why")
+                    fault = InternalFault(
+                        "the model failed on this batch; the server's log says why"
+                    )
                     fault.__cause__ = error
                     job.future.set_exception(fault)
                     self._drop(job, "failed")

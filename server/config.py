@@ -100,7 +100,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument(
-        "--grpc-port", type=int, default=50051, help="port of gRPC; 0 picks a free one (%(default)s)"
+        "--grpc-port",
+        type=int,
+        default=50051,
+        help="port of gRPC; 0 picks a free one (%(default)s)",
     )
     parser.add_argument(
         "--http-port",

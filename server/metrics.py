@@ -14,7 +14,23 @@ from prometheus_client.process_collector import ProcessCollector
 
 from twinserve.server.batcher import Reason
 
-SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+SECONDS = (
+    0.0002,
+    0.0005,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 DISTANCES = tuple(i / 10 for i in range(1, 21))
 
@@ -66,9 +82,7 @@ class Metrics:
         self.registry.register(_Watched(f"twinserve_{name}", text, read))
 
     def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
-        return Histogram(
-            f"twinserve_{name}", text, labels, buckets=SECONDS, registry=self.registry
-        )
+        return Histogram(f"twinserve_{name}", text, labels, buckets=SECONDS, registry=self.registry)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(f"twinserve_{name}", text, labels, registry=self.registry)

@@ -1,0 +1,232 @@
+"""Wires the server and runs it: settings in, exit code out.
+
+Order of starting: device, twins (loaded and warmed), galleries, HTTP, gRPC, SERVING. Order of
+stopping, on SIGTERM or SIGINT: NOT_SERVING, a pause for load balancers, new calls refused and
+running ones finished within the grace period, galleries closed, exit 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from twinserve.server.gallery.galleries import Galleries
+
+from twinserve.errors import ConfigError, TwinserveError
+from twinserve.oip import inference_pb2, inference_pb2_grpc
+from twinserve.server import config as configs
+from twinserve.server import http, providers
+from twinserve.server.admission import Admission
+from twinserve.server.config import ServerConfig
+from twinserve.server.engine import Engine
+from twinserve.server.gallery import GalleryLimits
+from twinserve.server.metrics import BatchObserver, Metrics
+from twinserve.server.models import Models
+from twinserve.server.runner import Runner
+from twinserve.server.services import inference
+from twinserve.server.services.embedding import EmbeddingService
+from twinserve.server.services.gallery import GalleryService
+from twinserve.server.services.model import ModelService
+from twinserve.v1 import (
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
+    gallery_service_pb2,
+    gallery_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+
+log = logging.getLogger("twinserve.server")
+
+_SERVICES = (
+    embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
+    gallery_service_pb2.DESCRIPTOR.services_by_name["GalleryService"].full_name,
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+_INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+
+async def serve(config: ServerConfig) -> None:
+    """Serve until a signal stops it.
+
+    Raises:
+        TwinserveError: a twin, device or folder that cannot be used; nothing was served then.
+        OSError: a port that is taken.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    metrics = Metrics()
+    count = providers.processors()
+    async with contextlib.AsyncExitStack() as stack:
+        workers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="prepare"))
+        readers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="read"))
+        engines = await asyncio.to_thread(_load, config, metrics, workers, count)
+        for engine in engines:
+            stack.push_async_callback(engine.close)
+        models = Models(engines)
+        limits = GalleryLimits()
+        if config.exact_below is not None:
+            limits = replace(limits, exact_scan_below=config.exact_below)
+        galleries = Galleries(config.data_dir, limits)
+        await asyncio.to_thread(galleries.open)
+        stack.push_async_callback(asyncio.to_thread, galleries.close)
+        _watch(metrics, engines, galleries)
+
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                # Two servers on one port would share its connections without a word.
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ]
+        )
+        checks = health.aio.HealthServicer()
+        names = ("", *_SERVICES, _INFERENCE)
+        for name in names:
+            await checks.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(
+            EmbeddingService(models, metrics, config.limits), server
+        )
+        gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(
+            GalleryService(galleries, models, metrics, config.limits, readers), server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelService(models, metrics), server
+        )
+        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference.servicer(), server)
+        reflection.enable_server_reflection(
+            (*_SERVICES, _INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        serving = False
+        web, http_port = await http.start(
+            config.host, config.http_port, metrics.registry, lambda: serving
+        )
+        stack.push_async_callback(web.cleanup)
+        grpc_port = _bind(server, config)
+        await server.start()
+        for name in ("", *_SERVICES):
+            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        serving = True
+        print(
+            f"twinserve SERVING grpc={config.host}:{grpc_port} http={config.host}:{http_port}",
+            flush=True,
+        )
+        await stopping.wait()
+        log.info("stopping: NOT_SERVING, then %.1f s of grace", config.grace)
+        serving = False
+        await checks.enter_graceful_shutdown()
+        await asyncio.sleep(config.drain_delay)
+        await server.stop(config.grace)
+    log.info("stopped")
+
+
+def _load(
+    config: ServerConfig, metrics: Metrics, workers: ThreadPoolExecutor, count: int
+) -> list[Engine]:
+    """Load and warm every twin, one after the other: concurrent loading is not safe."""
+    device = providers.choose(config.device, providers.Runtime.installed())
+    engines: list[Engine] = []
+    admission = Admission(
+        config.limits.max_rows,
+        lambda: max((engine.batcher.seconds_per_row for engine in engines), default=0.001),
+    )
+    for spec in config.models:
+        if not spec.path.is_file():
+            raise ConfigError(f"--model {spec.path} is not a file; give the path of a twin.onnx")
+        runner = Runner(spec.path, device, config.threads or count)
+        runner.warm(config.max_batch)
+        manifest = runner.manifest
+        name = spec.name or manifest.name
+        engine = Engine(
+            runner,
+            name,
+            admission=admission,
+            preparers=workers,
+            preparer_count=count,
+            observer=BatchObserver(metrics, name),
+            limits=config.limits,
+            max_batch=config.max_batch,
+            runners=config.runners,
+        )
+        metrics.model_info.labels(engine.version, manifest.precision, device.provider).set(1)
+        log.info(
+            "%s: %s on %s, %d threads", engine.version, manifest.precision, device.label, count
+        )
+        engines.append(engine)
+    metrics.watch("admitted_rows", "Rows admitted and not yet answered.", lambda: admission.rows)
+    return engines
+
+
+def _watch(metrics: Metrics, engines: list[Engine], galleries: Galleries) -> None:
+    metrics.watch(
+        "queue_rows",
+        "Rows that wait for a runner.",
+        lambda: sum(engine.batcher.waiting for engine in engines),
+    )
+
+    def total(name: str) -> float:
+        return float(sum(getattr(status, name) for status in galleries.list("", 1_000_000)))
+
+    metrics.watch("gallery_count", "Galleries.", lambda: len(galleries.list("", 1_000_000)))
+    metrics.watch("gallery_items", "Live items of all galleries.", lambda: total("item_count"))
+    metrics.watch("gallery_index_debt", "Rows not yet in HNSW.", lambda: total("index_debt"))
+
+
+def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    try:
+        return server.add_insecure_port(f"{host}:{config.grpc_port}")
+    except RuntimeError as error:
+        raise ConfigError(
+            f"port {config.grpc_port} of {config.host} cannot be bound: it is taken or not "
+            "allowed; give another with --grpc-port, or 0 for any free one"
+        ) from error
+
+
+def run(config: ServerConfig) -> int:
+    """Serve until stopped; return the exit code."""
+    logging.basicConfig(
+        level=os.environ.get("TWINSERVE_LOG", "INFO"),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config))
+    except (TwinserveError, OSError) as error:
+        print(f"twinserve: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the flags of `twinserve serve` and run it."""
+    parser = argparse.ArgumentParser(prog="twinserve serve", description=__doc__)
+    configs.add_arguments(parser)
+    try:
+        config = configs.from_arguments(parser.parse_args(arguments))
+    except ConfigError as error:
+        print(f"twinserve: {error}", file=sys.stderr)
+        return 2
+    return run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""One served twin: raw inputs in, embeddings out, each row in whatever batch it rode.
+
+Ties together admission, preparation in threads, the batcher and the runner. It knows nothing of
+gRPC and nothing of galleries. An input that cannot be used fails alone: its place in the reply
+holds the error, and the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from twinserve import distance
+from twinserve.errors import InternalFault, InvalidInput, TwinserveError
+from twinserve.manifest import Manifest, truncated_space_id
+from twinserve.server import inputs
+from twinserve.server.admission import Admission
+from twinserve.server.batcher import Batcher, Observer, Ride, Row
+from twinserve.server.config import Limits
+from twinserve.server.inputs import RawInput, Ready, Vector
+from twinserve.server.runner import Runner
+
+Outcome = Vector | TwinserveError
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose call it is, and until when the answer is of use."""
+
+    client: str = ""
+    deadline: float | None = None  # a point of time.monotonic
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The answer to some inputs, in their order."""
+
+    outcomes: tuple[Outcome, ...]  # float32 [dimension], or what was wrong with the input
+    space_id: str
+    preprocess: float  # seconds
+    ride: Ride | None  # of the largest batch; None when no model ran
+
+    @property
+    def errors(self) -> dict[int, TwinserveError]:
+        """The failed inputs by index."""
+        return {i: o for i, o in enumerate(self.outcomes) if isinstance(o, TwinserveError)}
+
+
+@dataclass(frozen=True, eq=False)
+class _ToRun:
+    row: Row
+
+
+class Engine:
+    """A loaded twin with its batcher.
+
+    Args:
+        runner: the twin.
+        name: under which it is served.
+        admission: shared by all engines of the server.
+        preparers: threads for decoding.
+        preparer_count: how many they are.
+        observer: told of batches.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        name: str,
+        *,
+        admission: Admission,
+        preparers: Executor,
+        preparer_count: int,
+        observer: Observer,
+        limits: Limits,
+        max_batch: int,
+        runners: int,
+    ) -> None:
+        self.runner = runner
+        self.name = name
+        self._admission = admission
+        self._preparers = preparers
+        self._preparer_count = preparer_count
+        self._limits = limits
+        self._executor = ThreadPoolExecutor(runners, thread_name_prefix=f"run-{name}")
+        self.batcher = Batcher(
+            runner.run, self._executor, max_batch=max_batch, runners=runners, observer=observer
+        )
+
+    @property
+    def manifest(self) -> Manifest:
+        """The twin's manifest."""
+        return self.runner.manifest
+
+    @property
+    def version(self) -> str:
+        """The name@version that replies carry."""
+        return f"{self.name}@{self.manifest.version}"
+
+    def space_of(self, dimension: int) -> str:
+        """Return the space of the first `dimension` coordinates.
+
+        Raises:
+            InvalidInput: a dimension that the twin was not trained for.
+        """
+        manifest = self.manifest
+        if dimension == manifest.dimension:
+            return manifest.space_id
+        if dimension not in manifest.truncations:
+            allowed = sorted({*manifest.truncations, manifest.dimension})
+            raise InvalidInput(
+                f"dimensions is {dimension}; model {self.name} gives {allowed}",
+                field="options.dimensions",
+            )
+        return truncated_space_id(manifest.space_id, dimension)
+
+    async def embed(
+        self, raws: Sequence[RawInput], caller: Caller, dimension: int | None = None
+    ) -> Embedded:
+        """Embed some inputs; ready vectors are checked and returned.
+
+        Args:
+            raws: at least one.
+            caller: whose call it is.
+            dimension: of the embeddings; None is the twin's full one.
+
+        Raises:
+            QueueFull, DeadlineExceeded, InternalFault: faults of the call as a whole.
+            InvalidInput: a dimension that the twin does not give.
+        """
+        wanted = self.manifest.dimension if dimension is None else dimension
+        space_id = self.space_of(wanted)
+        with self._admission.admit(len(raws)):
+            began = time.perf_counter()
+            prepared = await self._prepare(raws, wanted, space_id)
+            preprocess = time.perf_counter() - began
+            places = [i for i, one in enumerate(prepared) if isinstance(one, _ToRun)]
+            rows = [one.row for one in prepared if isinstance(one, _ToRun)]
+            ride = None
+            finished: list[Outcome] = []
+            if rows:
+                vectors, ride = await self.batcher.submit(
+                    rows, client=caller.client, deadline=caller.deadline
+                )
+                finished = self._finish(vectors, wanted)
+        ran = dict(zip(places, finished, strict=True))
+        outcomes = [ran[i] if isinstance(one, _ToRun) else one for i, one in enumerate(prepared)]
+        return Embedded(tuple(outcomes), space_id, preprocess, ride)
+
+    async def close(self) -> None:
+        """Let running work finish, then free the threads."""
+        await self.batcher.drained()
+        self._executor.shutdown()
+
+    async def _prepare(
+        self, raws: Sequence[RawInput], dimension: int, space_id: str
+    ) -> list[_ToRun | Outcome]:
+        """Return per input its row, or the ready vector, or what is wrong with it.
+
+        Pictures are decoded in threads, a call of many spread over all of them.
+        """
+
+        def one(raw: RawInput) -> _ToRun | Outcome:
+            try:
+                if isinstance(raw, Ready):
+                    return inputs.check_ready(raw, dimension, space_id, self.manifest.metric)
+                return _ToRun(inputs.prepare(raw, self.manifest, self._limits))
+            except TwinserveError as error:
+                return error
+
+        if not any(isinstance(raw, inputs.ImageBytes) for raw in raws):
+            return [one(raw) for raw in raws]
+        loop = asyncio.get_running_loop()
+        size = -(-len(raws) // self._preparer_count)
+        parts = await asyncio.gather(
+            *(
+                loop.run_in_executor(
+                    self._preparers,
+                    lambda part=raws[at : at + size]: [one(raw) for raw in part],  # type: ignore[misc]
+                )
+                for at in range(0, len(raws), size)
+            )
+        )
+        return [entry for part in parts for entry in part]
+
+    def _finish(self, vectors: Vector, dimension: int) -> list[Outcome]:
+        """Truncate, and refuse what the model should not have given: per row."""
+        if dimension != self.manifest.dimension:
+            cut = distance.unit(vectors[:, :dimension].astype(np.float64))
+            vectors = cut.astype(np.float32)  # [batch, dimension]
+        if np.isfinite(vectors).all():
+            return list(vectors)
+        fault = "the model gave a NaN or an infinity for this input; report it to who trained it"
+        return [vector if np.isfinite(vector).all() else InternalFault(fault) for vector in vectors]

@@ -1,0 +1,124 @@
+"""What every unary call shares: timing, counting, and errors turned into statuses.
+
+A servicer's method raises `TwinserveError` (or `ItemsFailed` for all of its items) and returns its
+response; the decorator does the rest, so that no method repeats it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import grpc
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from twinserve.errors import Code, InternalFault, NotBuilt, TwinserveError
+from twinserve.server.engine import Caller
+from twinserve.server.metrics import Metrics
+from twinserve.server.services.status import status_of, status_of_items
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class Counted(Protocol):
+    """A servicer that has the server's metrics."""
+
+    metrics: Metrics
+
+
+Servicer = TypeVar("Servicer", bound=Counted)
+
+
+class ItemsFailed(Exception):
+    """All items of a call failed, or one did and the call is atomic."""
+
+    def __init__(self, errors: Mapping[int, TwinserveError]) -> None:
+        super().__init__(f"{len(errors)} items failed")
+        self.errors = errors
+
+
+def check_items(errors: Mapping[int, TwinserveError], count: int, *, atomic: bool = False) -> None:
+    """Fail the call when every item failed, or when one did and the call is atomic.
+
+    Raises:
+        ItemsFailed: as said.
+    """
+    if errors and (atomic or len(errors) == count):
+        raise ItemsFailed(errors)
+
+
+def caller_of(context: Context) -> Caller:
+    """Say whose call this is and until when its answer is of use."""
+    remaining = context.time_remaining()
+    deadline = None if remaining is None else time.monotonic() + remaining
+    return Caller(client=context.peer() or "", deadline=deadline)
+
+
+def unary(
+    method: Callable[[Servicer, Request, Context], Awaitable[Response]],
+) -> Callable[[Servicer, Request, Context], Awaitable[Response]]:
+    """Wrap a servicer's method."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    async def call(self: Servicer, request: Request, context: Context) -> Response:
+        began = time.perf_counter()
+        code = "CANCELLED"
+        try:
+            status = await _answer(self, method, request, context)
+            if not isinstance(status, status_pb2.Status):
+                code = "OK"
+                return status
+            code = Code(status.code).name
+        finally:
+            self.metrics.requests.labels(name, code).observe(time.perf_counter() - began)
+        await abort(context, status)
+        raise AssertionError("abort returned")
+
+    return call
+
+
+async def _answer(
+    servicer: Servicer,
+    method: Callable[[Servicer, Request, Context], Awaitable[Response]],
+    request: Request,
+    context: Context,
+) -> Response | status_pb2.Status:
+    """Return the method's response, or the status that its error becomes."""
+    try:
+        return await method(servicer, request, context)
+    except ItemsFailed as failed:
+        count_errors(servicer.metrics, failed.errors)
+        return status_of_items(failed.errors)
+    except TwinserveError as error:
+        count_errors(servicer.metrics, {0: error})
+        return status_of(error)
+    except Exception:
+        log.exception("%s failed", method.__name__)
+        fault = InternalFault(f"{method.__name__} failed inside the server; its log says why")
+        count_errors(servicer.metrics, {0: fault})
+        return status_of(fault)
+
+
+async def abort(context: Context, status: status_pb2.Status) -> None:
+    """End a call with a status and its details."""
+    await context.abort_with_status(rpc_status.to_status(status))
+
+
+def count_errors(metrics: Metrics, errors: Mapping[int, TwinserveError]) -> None:
+    """Count the items that failed in a call that did not."""
+    for error in errors.values():
+        metrics.rejections.labels(error.reason).inc()
+
+
+async def not_built(context: Context, call: str, instead: str) -> None:
+    """End a call that a later release brings, with a sentence."""
+    await abort(context, status_of(NotBuilt(f"{call} is not built yet; {instead}")))

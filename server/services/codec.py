@@ -1,0 +1,215 @@
+"""Between the messages of twinserve.v1 and the server's own types; no decision is taken here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinserve.decision import Likelihood, Limit, Outcome, Rule
+from twinserve.distance import Metric
+from twinserve.errors import (
+    EmptyInput,
+    InvalidInput,
+    LimitExceeded,
+    NotFinite,
+    TwinserveError,
+    WrongShape,
+)
+from twinserve.server.batcher import Reason, Ride
+from twinserve.server.config import Limits
+from twinserve.server.inputs import Array, ImageBytes, RawInput, Ready, Text, Vector
+from twinserve.v1 import embedding_service_pb2 as embedding
+from twinserve.v1 import shared_pb2 as shared
+
+_DATA_TYPES: dict[int, np.dtype[Any]] = {
+    shared.DATA_TYPE_UINT8: np.dtype("u1"),
+    shared.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    shared.DATA_TYPE_INT64: np.dtype("<i8"),
+}
+_METRICS = {
+    shared.METRIC_EUCLIDEAN: Metric.EUCLIDEAN,
+    shared.METRIC_COSINE: Metric.COSINE,
+}
+_REASONS = {
+    Reason.RUNNER_FREE: shared.DISPATCH_REASON_RUNNER_FREE,
+    Reason.FULL: shared.DISPATCH_REASON_FULL,
+}
+OUTCOMES = {
+    Outcome.MATCH: shared.OUTCOME_MATCH,
+    Outcome.NO_MATCH: shared.OUTCOME_NO_MATCH,
+    Outcome.NOT_CALIBRATED: shared.OUTCOME_NOT_CALIBRATED,
+}
+_MAX_AXES = 8
+
+
+def check_count(count: int, field: str, limits: Limits) -> None:
+    """Refuse a call of no items or of too many.
+
+    Raises:
+        EmptyInput, LimitExceeded: with the field's name.
+    """
+    if not count:
+        raise EmptyInput(f"{field} is empty; send 1 to {limits.max_items}", field=field)
+    if count > limits.max_items:
+        raise LimitExceeded(
+            f"{field} has {count} entries, the limit is {limits.max_items} a call; send several",
+            field=field,
+            metadata={"limit": str(limits.max_items), "value": str(count)},
+        )
+
+
+def raw_input(message: shared.Input, field: str, limits: Limits) -> RawInput | TwinserveError:
+    """Read one input; what is wrong with it comes back as the error, with its field's path."""
+    kind = message.WhichOneof("kind")
+    try:
+        if kind == "image":
+            if not message.image:
+                raise EmptyInput("the image holds no bytes; send the file's content")
+            return ImageBytes(message.image)
+        if kind == "text":
+            if not message.text:
+                raise EmptyInput("the text is empty; send at least one character")
+            return Text(message.text)
+        if kind == "tensor":
+            return Array(_array(message.tensor, limits))
+        if kind == "embedding":
+            return _ready(message.embedding)
+        raise EmptyInput("the input is empty; set image, text, tensor or embedding")
+    except TwinserveError as error:
+        return error.at(f"{field}.{kind}" if kind else field)
+
+
+def _array(tensor: shared.Tensor, limits: Limits) -> NDArray[Any]:
+    data_type = _DATA_TYPES.get(tensor.data_type)
+    if data_type is None:
+        raise WrongShape("tensor.data_type is not set; give UINT8, FLOAT32 or INT64")
+    shape = tuple(tensor.shape)
+    if len(shape) > _MAX_AXES or any(extent < 1 for extent in shape):
+        raise WrongShape(
+            f"the tensor's shape is {list(shape)[:_MAX_AXES]}; give up to {_MAX_AXES} extents of "
+            "at least 1"
+        )
+    if len(tensor.data) > limits.max_bytes:
+        raise LimitExceeded(
+            f"the tensor has {len(tensor.data)} bytes, the limit is {limits.max_bytes}",
+            metadata={"limit": str(limits.max_bytes), "value": str(len(tensor.data))},
+        )
+    wanted = math.prod(shape) * data_type.itemsize
+    if wanted != len(tensor.data):
+        raise WrongShape(
+            f"the tensor has {len(tensor.data)} bytes, its shape {list(shape)} of "
+            f"{data_type.name} takes {wanted}; send them little-endian and row-major"
+        )
+    return np.frombuffer(tensor.data, data_type).reshape(shape)
+
+
+def _ready(message: shared.Embedding) -> Ready:
+    if not message.values:
+        raise EmptyInput("the embedding has no values; send it as Embed returned it")
+    values = np.array(message.values, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise NotFinite("the embedding holds a NaN or an infinity; send finite numbers only")
+    return Ready(values, message.space_id)
+
+
+def rule_of(message: shared.DecisionRule) -> Rule:
+    """Read a rule; an absent one is the default."""
+    kind = message.WhichOneof("rule")
+    return Rule(**{kind: getattr(message, kind)}) if kind else Rule()
+
+
+def metric_of(value: shared.Metric.ValueType) -> Metric | None:
+    """Read a metric; None where it was not given.
+
+    Raises:
+        InvalidInput: a number that the contract does not have.
+    """
+    if value == shared.METRIC_UNSPECIFIED:
+        return None
+    metric = _METRICS.get(value)
+    if metric is None:
+        raise InvalidInput(
+            f"metric is {value}; give METRIC_EUCLIDEAN or METRIC_COSINE", field="gallery.metric"
+        )
+    return metric
+
+
+def metric_message(metric: Metric) -> shared.Metric.ValueType:
+    """Write a metric."""
+    return next(value for value, known in _METRICS.items() if known is metric)
+
+
+def write_embedding(message: shared.Embedding, vector: Vector, space_id: str) -> None:
+    """Fill an embedding; `tolist` first, since extending by an array is six times as slow."""
+    message.values.extend(vector.tolist())
+    message.space_id = space_id
+
+
+def score_message(distance: float, likelihood: Likelihood) -> shared.Score:
+    """Write a score; what is not calibrated stays absent."""
+    return shared.Score(
+        distance=distance,
+        log_likelihood_ratio=likelihood.log_likelihood_ratio,
+        probability=likelihood.probability,
+    )
+
+
+def decision_message(limit: Limit, outcome: Outcome) -> shared.Decision:
+    """Write a decision."""
+    return shared.Decision(
+        outcome=OUTCOMES[outcome],
+        threshold=limit.threshold or 0.0,
+        false_accept_rate=limit.false_accept_rate,
+        false_accept_rate_upper=limit.false_accept_rate_upper,
+    )
+
+
+def timing_message(
+    ride: Ride | None, preprocess: float = 0.0, search: float = 0.0
+) -> shared.ServerTiming:
+    """Write where the time went; seconds in, microseconds out."""
+    timing = shared.ServerTiming(
+        preprocess_us=round(preprocess * 1e6), search_us=round(search * 1e6)
+    )
+    if ride is not None:
+        timing.queue_us = round(ride.queue * 1e6)
+        timing.inference_us = round(ride.inference * 1e6)
+        timing.batch_rows = ride.rows
+        timing.dispatch_reason = _REASONS[ride.reason]
+    return timing
+
+
+def pack(
+    rows: Sequence[Vector | None], dimension: int, encoding: shared.Encoding.ValueType
+) -> embedding.Packed:
+    """Pack vectors into one block; a row that is None is zero.
+
+    Raises:
+        InvalidInput: an encoding that the contract does not have.
+    """
+    block = np.zeros((len(rows), dimension), np.float32)
+    for index, row in enumerate(rows):
+        if row is not None:
+            block[index] = row
+    packed = embedding.Packed(encoding=encoding, dimension=dimension)
+    if encoding == shared.ENCODING_FLOAT32:
+        packed.data = block.astype("<f4").tobytes()
+    elif encoding == shared.ENCODING_FLOAT16:
+        packed.data = block.astype("<f2").tobytes()
+    elif encoding == shared.ENCODING_INT8:
+        largest = np.abs(block).max(axis=1)
+        scales = np.where(largest == 0, 1.0, largest / 127.0).astype(np.float32)  # [rows]
+        packed.data = np.rint(block / scales[:, None]).astype(np.int8).tobytes()
+        packed.scales.extend(scales.tolist())
+    elif encoding == shared.ENCODING_BINARY:
+        packed.data = np.packbits(block > 0, axis=1).tobytes()
+    else:
+        raise InvalidInput(
+            f"encoding is {encoding}; give FLOAT32, FLOAT16, INT8, BINARY, or none",
+            field="options.encoding",
+        )
+    return packed

@@ -1,0 +1,63 @@
+"""From the input messages of a call to their embeddings, with every error at its field's path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twinserve.errors import TwinserveError
+from twinserve.server import inputs
+from twinserve.server.config import Limits
+from twinserve.server.engine import Caller, Embedded, Engine, Outcome
+from twinserve.server.inputs import RawInput
+from twinserve.server.services import codec
+from twinserve.v1 import shared_pb2 as shared
+
+
+async def embed_messages(
+    engine: Engine,
+    messages: Sequence[tuple[str, shared.Input]],
+    caller: Caller,
+    limits: Limits,
+    dimension: int | None = None,
+) -> Embedded:
+    """Embed the inputs of a call.
+
+    Identical inputs are embedded once; one that cannot be used has its error in its place.
+
+    Args:
+        engine: the twin.
+        messages: (path of the field, input) each, at least one.
+        caller: whose call it is.
+        limits: of one input.
+        dimension: of the embeddings; None is the twin's full one.
+    """
+    read = [codec.raw_input(message, field, limits) for field, message in messages]
+    # Which of the distinct usable inputs each message is; None where it cannot be read.
+    place: dict[bytes, int] = {}
+    distinct: list[RawInput] = []
+    origin: list[int | None] = []
+    for raw in read:
+        if isinstance(raw, TwinserveError):
+            origin.append(None)
+            continue
+        # A lone input cannot repeat, and its digest would cost as much as its decoding.
+        key = inputs.digest(raw) if len(read) > 1 else b""
+        if key not in place:
+            place[key] = len(distinct)
+            distinct.append(raw)
+        origin.append(place[key])
+    width = engine.manifest.dimension if dimension is None else dimension
+    embedded = Embedded((), engine.space_of(width), 0.0, None)
+    if distinct:
+        embedded = await engine.embed(distinct, caller, dimension)
+    outcomes: list[Outcome] = []
+    for (field, message), raw, at in zip(messages, read, origin, strict=True):
+        if isinstance(raw, TwinserveError):
+            outcomes.append(raw)
+            continue
+        assert at is not None
+        outcome = embedded.outcomes[at]
+        if isinstance(outcome, TwinserveError):
+            outcome = outcome.at(f"{field}.{message.WhichOneof('kind')}")
+        outcomes.append(outcome)
+    return Embedded(tuple(outcomes), embedded.space_id, embedded.preprocess, embedded.ride)

@@ -1,0 +1,76 @@
+"""The one place where an error becomes a gRPC status with google.rpc details."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2 as details
+from google.rpc import status_pb2
+
+from twinserve.errors import DOMAIN, TwinserveError
+
+# A status travels in a trailer, and grpc refuses trailers above 8 KiB by default; base64 and the
+# message's own copy take their share.
+DETAILS_BUDGET = 4096
+MESSAGE_LIMIT = 1024
+
+
+def status_of(error: TwinserveError) -> status_pb2.Status:
+    """Describe one error."""
+    found: list[Message] = [
+        details.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    ]
+    if error.field:
+        violation = details.BadRequest.FieldViolation(
+            field=error.field, description=error.message[:MESSAGE_LIMIT], reason=error.reason
+        )
+        found.append(details.BadRequest(field_violations=[violation]))
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_after * 1000))
+        found.append(details.RetryInfo(retry_delay=delay))
+    if error.resource is not None:
+        kind, name = error.resource
+        found.append(
+            details.ResourceInfo(
+                resource_type=kind, resource_name=name, description=error.message[:MESSAGE_LIMIT]
+            )
+        )
+    status = status_pb2.Status(code=int(error.code), message=error.message[:MESSAGE_LIMIT])
+    status.details.extend(_packed(message) for message in found)
+    return status
+
+
+def status_of_items(errors: Mapping[int, TwinserveError]) -> status_pb2.Status:
+    """Describe a call that fails with its items: the first item's status, then every item's.
+
+    Each item's google.rpc.Status follows in the details, as many as a trailer carries; the first
+    ErrorInfo's metadata says how many there are, and how many were left out.
+    """
+    first = errors[min(errors)]
+    if len(errors) == 1:
+        return status_of(first)
+    status = status_of(first)
+    room = DETAILS_BUDGET - status.ByteSize()
+    left_out = 0
+    for index in sorted(errors):
+        item = _packed(status_of(errors[index]))
+        room -= item.ByteSize() + 4
+        if room < 0:
+            left_out += 1
+        else:
+            status.details.append(item)
+    info = details.ErrorInfo()
+    status.details[0].Unpack(info)
+    info.metadata["items_failed"] = str(len(errors))
+    info.metadata["items_left_out"] = str(left_out)
+    status.details[0].CopyFrom(_packed(info))
+    return status
+
+
+def _packed(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
