@@ -1,0 +1,213 @@
+"""The batcher, with runs that the test holds in its hand."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from twinserve.errors import DeadlineExceeded, InternalFault
+from twinserve.server.batcher import QUANTUM, Batcher, Outputs, Reason, Rows
+
+
+class Record:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, Reason]] = []
+        self.drops: list[tuple[int, str]] = []
+
+    def batch(self, rows: int, seconds: float, reason: Reason) -> None:
+        self.batches.append((rows, reason))
+
+    def queued(self, seconds: float) -> None:
+        assert seconds >= 0
+
+    def dropped(self, rows: int, why: str) -> None:
+        self.drops.append((rows, why))
+
+
+class HeldRun:
+    """A model that doubles its rows, once the test lets it."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.seen: list[list[float]] = []
+
+    def __call__(self, rows: Rows) -> Outputs:
+        self.seen.append([float(row[0]) for row in rows])
+        assert self.gate.wait(10)
+        return np.stack(rows).astype(np.float32) * 2
+
+
+def rows(*values: float) -> list[np.ndarray]:
+    return [np.array([value], np.float32) for value in values]
+
+
+def check(body: Callable[[HeldRun, Record, Callable[..., Batcher]], Awaitable[None]]) -> None:
+    """Run a test's body on a loop with a held model."""
+
+    async def main() -> None:
+        run, record = HeldRun(), Record()
+        with ThreadPoolExecutor(4) as pool:
+
+            def make(max_batch: int = 64, runners: int = 1) -> Batcher:
+                return Batcher(run, pool, max_batch=max_batch, runners=runners, observer=record)
+
+            try:
+                await body(run, record, make)
+            finally:
+                run.gate.set()
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("never happened")
+
+
+def test_a_lone_job_leaves_at_once_and_gets_its_own_rows() -> None:
+    async def body(run: HeldRun, record: Record, make: Callable[..., Batcher]) -> None:
+        run.gate.set()
+        outputs, ride = await make().submit(rows(1, 2, 3))
+        assert outputs.ravel().tolist() == [2, 4, 6]
+        assert (ride.rows, ride.reason) == (3, Reason.RUNNER_FREE)
+
+    check(body)
+
+
+def test_what_waits_while_the_runner_is_busy_leaves_as_one_batch() -> None:
+    async def body(run: HeldRun, record: Record, make: Callable[..., Batcher]) -> None:
+        batcher = make()
+        first = asyncio.create_task(batcher.submit(rows(0)))
+        await until(lambda: len(run.seen) == 1)
+        others = [asyncio.create_task(batcher.submit(rows(i), client=str(i))) for i in range(1, 9)]
+        await until(lambda: batcher.waiting == 8)
+        run.gate.set()
+        await first
+        answers = await asyncio.gather(*others)
+        assert [float(outputs[0, 0]) for outputs, _ in answers] == [2.0 * i for i in range(1, 9)]
+        assert [count for count, _ in record.batches] == [1, 8]
+
+    check(body)
+
+
+def test_a_job_larger_than_a_batch_is_answered_whole_and_in_order() -> None:
+    async def body(run: HeldRun, record: Record, make: Callable[..., Batcher]) -> None:
+        run.gate.set()
+        outputs, ride = await make(max_batch=4).submit(rows(*range(11)))
+        assert outputs.ravel().tolist() == [2.0 * i for i in range(11)]
+        assert record.batches == [(4, Reason.FULL), (4, Reason.FULL), (3, Reason.RUNNER_FREE)]
+        assert ride.rows == 4
+
+    check(body)
+
+
+def test_clients_take_turns_so_that_one_with_many_jobs_does_not_keep_another_waiting() -> None:
+    async def body(run: HeldRun, record: Record, make: Callable[..., Batcher]) -> None:
+        batcher = make(max_batch=2 * QUANTUM)
+        first = asyncio.create_task(batcher.submit(rows(-1), client="greedy"))
+        await until(lambda: len(run.seen) == 1)
+        flood = [asyncio.create_task(batcher.submit(rows(1), client="greedy")) for _ in range(99)]
+        await until(lambda: batcher.waiting == 99)
+        lone = asyncio.create_task(batcher.submit(rows(7), client="modest"))
+        await until(lambda: batcher.waiting == 100)
+        run.gate.set()
+        await asyncio.gather(first, lone, *flood)
+        assert 7.0 in run.seen[1], "the modest client's row rides in the very next batch"
+
+    check(body)
+
+
+def test_several_runners_run_at_a_time() -> None:
+    async def body(run: HeldRun, record: Record, make: Callable[..., Batcher]) -> None:
+        batcher = make(runners=2)
+        one = asyncio.create_task(batcher.submit(rows(1)))
+        await until(lambda: len(run.seen) == 1)
+        two = asyncio.create_task(batcher.submit(rows(2)))
+        await until(lambda: len(run.seen) == 2)
+        run.gate.set()
+        await asyncio.gather(one, two)
+
+    check(body)
+
+
+def test_a_cancelled_job_is_dropped_before_it_costs_a_run() -> None:
+    async def body(run: HeldRun, record: Record, make: Callable[..., Batcher]) -> None:
+        batcher = make()
+        first = asyncio.create_task(batcher.submit(rows(1)))
+        await until(lambda: len(run.seen) == 1)
+        given_up = asyncio.create_task(batcher.submit(rows(2, 3)))
+        kept = asyncio.create_task(batcher.submit(rows(4)))
+        await until(lambda: batcher.waiting == 3)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        assert batcher.waiting == 1, "its rows stop counting at once"
+        run.gate.set()
+        await asyncio.gather(first, kept)
+        assert run.seen == [[1.0], [4.0]]
+        assert record.drops == [(2, "cancelled")]
+        await asyncio.wait_for(batcher.drained(), 1)
+
+    check(body)
+
+
+def test_a_job_whose_deadline_passes_while_it_waits_is_dropped_with_its_error() -> None:
+    async def body(run: HeldRun, record: Record, make: Callable[..., Batcher]) -> None:
+        now = [100.0]
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(
+                run, pool, max_batch=8, runners=1, observer=record, clock=lambda: now[0]
+            )
+            first = asyncio.create_task(batcher.submit(rows(1)))
+            await until(lambda: len(run.seen) == 1)
+            late = asyncio.create_task(batcher.submit(rows(2), deadline=101.0))
+            await until(lambda: batcher.waiting == 1)
+            now[0] = 101.5
+            run.gate.set()
+            await first
+            with pytest.raises(DeadlineExceeded):
+                await late
+            with pytest.raises(DeadlineExceeded):
+                await batcher.submit(rows(3), deadline=101.0)
+        assert run.seen == [[1.0]]
+        assert record.drops == [(1, "expired")]
+        assert batcher.waiting == 0
+
+    check(body)
+
+
+def test_a_failed_run_fails_each_of_its_jobs_with_an_error_of_its_own_and_the_next_run_works() -> (
+    None
+):
+    async def main() -> None:
+        calls = 0
+
+        def fail_once(batch: Rows) -> Outputs:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise RuntimeError("no memory")
+            return np.stack(batch).astype(np.float32)
+
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(fail_once, pool, max_batch=8, runners=1, observer=Record())
+            failed = await asyncio.gather(
+                batcher.submit(rows(1)), batcher.submit(rows(2)), return_exceptions=True
+            )
+            assert [type(error) for error in failed] == [InternalFault, InternalFault]
+            assert failed[0] is not failed[1]
+            outputs, _ = await batcher.submit(rows(5))
+            assert outputs.ravel().tolist() == [5.0]
+            await asyncio.wait_for(batcher.drained(), 1)
+
+    asyncio.run(main())
