@@ -100,11 +100,11 @@ def processors() -> int:
     container was given.
     """
     allowed = len(os.sched_getaffinity(0))
-    quota = _quota(Path("/sys/fs/cgroup"))
-    return max(1, allowed if quota is None else min(allowed, quota))
+    limit = quota(Path("/sys/fs/cgroup"))
+    return max(1, allowed if limit is None else min(allowed, limit))
 
 
-def _quota(root: Path) -> int | None:
+def quota(root: Path) -> int | None:
     """Processors of the control group's quota, rounded up; None without one."""
     try:  # version 2: "max 100000" or "150000 100000"
         quota, period = (root / "cpu.max").read_text().split()
