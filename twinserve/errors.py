@@ -66,6 +66,9 @@ class TwinserveError(Exception):
         resource: (type, name) of what was not found, full or in the way.
         retry_after: seconds after which a retry may succeed.
         metadata: further facts for programs, such as the limit that was passed.
+
+    Where every item of a call failed, the client's exception is the first one's, and `items` holds
+    those that the server had room to send, each with its place in `field`.
     """
 
     code: ClassVar[Code] = Code.INTERNAL
@@ -86,6 +89,7 @@ class TwinserveError(Exception):
         self.resource = resource
         self.retry_after = retry_after
         self.metadata = dict(metadata or {})
+        self.items: tuple[TwinserveError, ...] = ()
 
     def again(self) -> TwinserveError:
         """Return a fresh copy: one instance raised to many waiters would share its traceback."""

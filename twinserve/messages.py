@@ -710,11 +710,17 @@ def from_status(status: status_pb2.Status) -> TwinserveError:
     """Return the error that a google.rpc.Status describes, of the class that its reason names.
 
     A reason that this client does not know gives the general class of the code, and stands in
-    `metadata["reason"]`; so does a code that twinserve never sends, in `metadata["code"]`.
+    `metadata["reason"]`; so does a code that twinserve never sends, in `metadata["code"]`. The
+    statuses of single items inside the details become the error's `items`.
     """
+    items = []
     reason, metadata = "", {}
     path, resource, retry_after = "", None, None
     for detail in status.details:
+        if detail.Is(status_pb2.Status.DESCRIPTOR):
+            item = status_pb2.Status()
+            detail.Unpack(item)
+            items.append(from_status(item))
         for kind in (
             error_details_pb2.ErrorInfo,
             error_details_pb2.BadRequest,
@@ -725,7 +731,6 @@ def from_status(status: status_pb2.Status) -> TwinserveError:
                 continue
             message = kind()
             detail.Unpack(message)
-            # Where every item failed, the details hold them all: the first is the RPC's own.
             if kind is error_details_pb2.ErrorInfo and not reason:
                 if message.domain == errors.DOMAIN:
                     reason, metadata = message.reason, dict(message.metadata)
@@ -742,10 +747,12 @@ def from_status(status: status_pb2.Status) -> TwinserveError:
             metadata["reason"] = reason
         if int(chosen.code) != status.code:
             metadata["code"] = str(status.code)
-    return chosen(
+    error = chosen(
         status.message or f"the server gave no message (code {status.code})",
         field=path,
         resource=resource,
         retry_after=retry_after,
         metadata=metadata,
     )
+    error.items = tuple(items)
+    return error

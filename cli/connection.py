@@ -1,0 +1,55 @@
+"""The flags with which a verb finds its server, and the client that they give."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from twinserve.client import Client
+from twinserve.errors import ConfigError
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+# A person who mistyped an address must not wait for the whole deadline to hear of it.
+_UNAVAILABLE_FOR = 3.0
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
+    """Add --target, --api-key, --timeout, and --json unless the verb prints no results."""
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--target",
+        default=os.environ.get("TWINSERVE_TARGET", DEFAULT_TARGET),
+        metavar="HOST:PORT",
+        help="the server's gRPC address (%(default)s)",
+    )
+    group.add_argument(
+        "--api-key",
+        default=os.environ.get("TWINSERVE_API_KEY"),
+        metavar="KEY",
+        help="better given as TWINSERVE_API_KEY: other users can read a command's arguments",
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="for each call, retries included (%(default)s)",
+    )
+    if json:
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def connect(arguments: argparse.Namespace) -> Client:
+    """Return a client of the server that was named.
+
+    Raises:
+        ConfigError: a timeout of nothing.
+    """
+    if not arguments.timeout > 0:
+        raise ConfigError(f"--timeout is {arguments.timeout}; give a number of seconds above 0")
+    return Client(
+        arguments.target,
+        api_key=arguments.api_key,
+        timeout=arguments.timeout,
+        unavailable_for=min(_UNAVAILABLE_FOR, arguments.timeout),
+    )

@@ -1,0 +1,73 @@
+"""What compare, verify and search share: the rule's flags, the words, the exit code."""
+
+from __future__ import annotations
+
+import argparse
+
+from twinserve.cli.exit_codes import NO, NOT_CALIBRATED, OK
+from twinserve.cli.output import print_fields
+from twinserve.decision import Outcome
+from twinserve.messages import Comparison
+
+EXIT_CODES = "0 match; 1 no match; 3 not calibrated (distance only); 2 wrong usage or an error"
+
+_CODES = {Outcome.MATCH: OK, Outcome.NO_MATCH: NO, Outcome.NOT_CALIBRATED: NOT_CALIBRATED}
+
+
+def add_rule_flags(parser: argparse.ArgumentParser, *, search: bool = False) -> None:
+    """Add --far, --threshold and, for search, --fpir; at most one may be given."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--far",
+        type=float,
+        metavar="RATE",
+        help="decide at this false accept rate, such as 0.01; default: the model's own",
+    )
+    group.add_argument(
+        "--threshold", type=float, metavar="DISTANCE", help="match iff distance <= this"
+    )
+    if search:
+        group.add_argument(
+            "--fpir",
+            type=float,
+            metavar="RATE",
+            help="the chance that a probe of nobody in the gallery gets any match",
+        )
+
+
+def add_prior_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --prior."""
+    parser.add_argument(
+        "--prior",
+        type=float,
+        metavar="P",
+        help='probability of "same" before looking (0.5)',
+    )
+
+
+def exit_code(outcome: Outcome) -> int:
+    """Return the exit code that tells a script the decision."""
+    return _CODES[outcome]
+
+
+def print_comparison(comparison: Comparison, prior: float | None) -> None:
+    """Print a decision and the evidence behind it."""
+    rate = None
+    if comparison.false_accept_rate is not None:
+        rate = f"{comparison.false_accept_rate:.2g}"
+        if comparison.false_accept_rate_upper is not None:
+            rate += f", at most {comparison.false_accept_rate_upper:.2g} (95 %)"
+    probability = None
+    if comparison.probability is not None:
+        probability = f"{comparison.probability:.4f} (prior {0.5 if prior is None else prior:g})"
+    ratio = comparison.log_likelihood_ratio
+    print(comparison.outcome.value.upper())
+    print_fields(
+        [
+            ("distance", comparison.distance),
+            ("threshold", comparison.threshold),
+            ("false accept rate", rate),
+            ("probability", probability),
+            ("log likelihood ratio", None if ratio is None else f"{ratio:+.3f}"),
+        ]
+    )

@@ -1,0 +1,135 @@
+"""`twinserve embed`: inputs to vectors, printed, or kept as an array on disk."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from twinserve.cli import connection, inputs
+from twinserve.cli.output import complain, plain, print_json, print_table
+from twinserve.cli.progress import Progress
+from twinserve.errors import ConfigError, FailedPrecondition, TwinserveError
+from twinserve.messages import Vector
+
+DESCRIPTION = "Turn pictures (or texts) into vectors. A folder stands for all pictures below it."
+EXAMPLES = """
+  twinserve embed face.jpg --json
+  twinserve embed photos/ --out vectors.npy
+  twinserve embed --text "where is my card?"
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, or text")
+    inputs.add_text_flag(parser)
+    parser.add_argument("--model", default="", help="name, name@version or alias")
+    parser.add_argument(
+        "--dimensions", type=inputs.positive, metavar="N", help="one of the model's truncations"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.npy",
+        help="write float32 [inputs, dimension]; rows that failed are NaN",
+    )
+    inputs.add_batch_flag(parser)
+    connection.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Embed all inputs, batch by batch."""
+    if arguments.out is not None and arguments.out.suffix != ".npy":
+        raise ConfigError(f"--out is {arguments.out}; give a name that ends in .npy")
+    named = inputs.several(arguments.inputs, text=arguments.text)
+    found: list[Vector | TwinserveError] = []
+    versions: set[str] = set()
+    with connection.connect(arguments) as client, Progress(len(named), "inputs") as progress:
+
+        def embed(batch: Sequence[Path | str]) -> list[Vector | TwinserveError]:
+            reply = client.embed(batch, arguments.model, arguments.dimensions)
+            versions.add(reply.model_version)
+            return [error or reply[i] for i, error in enumerate(reply.errors)]
+
+        for batch in inputs.batches(named, arguments.batch):
+            found.extend(inputs.answers(embed, batch))
+            progress.advance(len(batch))
+    vectors = [answer for answer in found if isinstance(answer, Vector)]
+    if len({vector.space_id for vector in vectors}) > 1:
+        raise FailedPrecondition(
+            f"the model changed on the way ({', '.join(sorted(versions))}), and the vectors are "
+            "of several spaces; embed again, with --model NAME@VERSION"
+        )
+    if not vectors:
+        _complain(named, found)
+        return inputs.exit_code(found)
+    if arguments.out is not None:
+        missing = np.full(len(vectors[0].values), np.nan, np.float32)
+        np.save(
+            arguments.out,
+            np.stack([a.values if isinstance(a, Vector) else missing for a in found]),
+        )
+    if arguments.json:
+        _print_json(arguments.out, named, found, vectors[0], versions)
+    else:
+        print(f"model {', '.join(sorted(versions))}, space {vectors[0].space_id}")
+        if arguments.out is not None:
+            print(f"wrote float32 [{len(found)}, {len(vectors[0].values)}] to {arguments.out}")
+        else:
+            _print_vectors(named, found)
+        _complain(named, found)
+    return inputs.exit_code(found)
+
+
+def _print_json(
+    out: Path | None,
+    named: Sequence[Path | str],
+    found: Sequence[Vector | TwinserveError],
+    first: Vector,
+    versions: set[str],
+) -> None:
+    results = []
+    for name, answer in zip(named, found, strict=True):
+        if isinstance(answer, TwinserveError):
+            results.append({"input": str(name), **plain(answer)})
+        else:
+            results.append({"input": str(name), "embedding": None if out else answer.values})
+    print_json(
+        {
+            "model_version": ", ".join(sorted(versions)),
+            "space_id": first.space_id,
+            "dimension": len(first.values),
+            "file": None if out is None else str(out),
+            "results": results,
+        }
+    )
+
+
+def _print_vectors(named: Sequence[Path | str], found: Sequence[Vector | TwinserveError]) -> None:
+    print_table(
+        ("input", "dimension", "length", "first values"),
+        [
+            (
+                _short(name),
+                len(answer.values),
+                float(np.linalg.norm(answer.values)),
+                " ".join(f"{value:+.4f}" for value in answer.values[:4]) + " …",
+            )
+            for name, answer in zip(named, found, strict=True)
+            if isinstance(answer, Vector)
+        ],
+    )
+
+
+def _complain(named: Sequence[Path | str], found: Sequence[Vector | TwinserveError]) -> None:
+    for name, answer in zip(named, found, strict=True):
+        if isinstance(answer, TwinserveError):
+            complain(name, answer)
+
+
+def _short(name: Path | str) -> str:
+    text = str(name)
+    return text if len(text) <= 48 else f"…{text[-47:]}"

@@ -1,0 +1,165 @@
+"""`twinserve enroll`: pictures or texts into a gallery.
+
+In: folders (a picture's subfolder is its subject), files, texts, or a CSV. Ids follow from the
+paths, so that enrolling the same folder again replaces or leaves what is there, and adds none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from twinserve.cli import connection, inputs
+from twinserve.cli.exit_codes import FAULT, NO, OK
+from twinserve.cli.output import complain, plain, print_json
+from twinserve.cli.progress import Progress
+from twinserve.errors import DataError, TwinserveError
+from twinserve.messages import Enrolled, EnrollItem, Results
+
+DESCRIPTION = (
+    "Put pictures (or texts) into a gallery. Of a folder, each subfolder is a subject. Each item "
+    "counts as enrolled once the server has it on disk."
+)
+EXAMPLES = """
+  twinserve enroll people photos/ --create           # photos/alice/1.jpg is of alice
+  twinserve enroll people new.jpg --subject alice
+  twinserve enroll people --csv people.csv           # columns: path or text, subject, id; others
+                                                     # are kept as metadata
+  twinserve enroll questions --text "card lost" --subject lost_card
+"""
+
+_COLUMNS = ("path", "text", "subject", "id")
+_MAX_ID = 128
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("gallery", metavar="GALLERY")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="folder, picture, or text")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="one item per row")
+    parser.add_argument("--subject", help="of all items, in place of their subfolders")
+    inputs.add_text_flag(parser)
+    parser.add_argument("--create", action="store_true", help="make the gallery if it is missing")
+    parser.add_argument("--model", default="", help="with --create: the twin of the new gallery")
+    inputs.add_batch_flag(parser)
+    connection.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Enrol all items, batch by batch."""
+    items = list(_items(arguments))
+    if not items:
+        raise DataError("nothing to enrol; name a folder, pictures, or a --csv file")
+    _refuse_repeated_ids(items)
+    changes: Counter[str] = Counter()
+    failed: list[tuple[str, TwinserveError]] = []
+    with connection.connect(arguments) as client, Progress(len(items), "items") as progress:
+        if arguments.create:
+            client.create_gallery(arguments.gallery, model=arguments.model)
+
+        def enroll(batch: Sequence[EnrollItem]) -> Results[Enrolled]:
+            return client.enroll(arguments.gallery, batch)
+
+        for batch in inputs.batches(items, arguments.batch):
+            answers = inputs.answers(enroll, batch)
+            for item, answer in zip(batch, answers, strict=True):
+                if isinstance(answer, TwinserveError):
+                    failed.append((item.id or item.subject, answer))
+                else:
+                    changes[answer.change] += 1
+            progress.advance(len(batch))
+    if arguments.json:
+        print_json(
+            {
+                "gallery": arguments.gallery,
+                **{change: changes[change] for change in ("created", "replaced", "unchanged")},
+                "failed": [{"item": name, **plain(error)} for name, error in failed],
+            }
+        )
+    else:
+        for name, error in failed:
+            complain(name, error)
+        counts = [f"{count} {change}" for change, count in sorted(changes.items())]
+        if failed:
+            counts.append(f"{len(failed)} failed")
+        print(f"{arguments.gallery}: {', '.join(counts)}")
+    return OK if not failed else NO if changes else FAULT
+
+
+def _items(arguments: argparse.Namespace) -> Iterator[EnrollItem]:
+    if arguments.csv is not None:
+        yield from _rows(arguments.csv, arguments.subject)
+    for argument in arguments.inputs:
+        path = Path(argument)
+        if arguments.text:
+            yield EnrollItem(argument, id=_digest(argument), subject=arguments.subject or "")
+        elif path.is_dir():
+            for picture in inputs.pictures_below(path):
+                relative = picture.relative_to(path)
+                folder = relative.parent.as_posix()
+                yield EnrollItem(
+                    picture,
+                    id=item_id(relative.as_posix()),
+                    subject=arguments.subject or ("" if folder == "." else folder),
+                )
+        else:
+            picture = Path(inputs.one(argument, text=False))
+            yield EnrollItem(picture, id=item_id(picture.name), subject=arguments.subject or "")
+
+
+def _rows(path: Path, subject: str | None) -> Iterator[EnrollItem]:
+    """Read a CSV with a header; paths are relative to its folder."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or ()
+        if "path" not in columns and "text" not in columns:
+            raise DataError(
+                f"{path} has the columns {', '.join(columns) or 'none'}; it needs path or text, "
+                "and may have subject, id, and others that are kept as metadata"
+            )
+        for number, row in enumerate(reader, 2):
+            if None in row or None in row.values():
+                raise DataError(
+                    f"row {number} of {path} does not have {len(columns)} cells as the header has"
+                )
+            picture, text = row.get("path", ""), row.get("text", "")
+            if bool(picture) == bool(text):
+                raise DataError(f"row {number} of {path} needs a path or a text, one of the two")
+            yield EnrollItem(
+                path.parent / picture if picture else text,
+                id=row.get("id") or (item_id(picture) if picture else _digest(text)),
+                subject=row.get("subject") or subject or "",
+                metadata={k: v for k, v in row.items() if k not in _COLUMNS and v},
+            )
+
+
+def item_id(path: str) -> str:
+    """Return an id for a relative path: readable, stable, and of the allowed characters.
+
+    Whatever had to be replaced or cut is told apart by a digest, so that "a b" and "a_b" differ.
+    """
+    wanted = path.replace("/", ":")
+    allowed = re.sub(r"[^A-Za-z0-9._:-]", "_", wanted)
+    if allowed == wanted and ":" not in path and len(allowed) <= _MAX_ID:
+        return allowed
+    digest = _digest(path)
+    return f"{allowed[-(_MAX_ID - len(digest) - 1) :]}-{digest}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _refuse_repeated_ids(items: list[EnrollItem]) -> None:
+    counts = Counter(item.id for item in items)
+    twice = [id for id, count in counts.items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{len(twice)} ids stand for more than one item, such as {twice[0]!r}; enrol their "
+            "common folder, or give ids in a CSV"
+        )

@@ -1,0 +1,96 @@
+"""`twinserve search`: who is this, or nobody (1:N)?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from twinserve.cli import connection, decisions, inputs
+from twinserve.cli.output import complain, plain, print_json, print_table
+from twinserve.cli.progress import Progress
+from twinserve.errors import TwinserveError
+from twinserve.messages import Hits, Results
+
+DESCRIPTION = "Find the subjects of a gallery that are nearest to each probe, and decide."
+EXAMPLES = """
+  twinserve search people probe.jpg
+  twinserve search people inbox/ --top-k 3 --fpir 0.01
+  twinserve search questions --text "where is my card?" --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("gallery", metavar="GALLERY")
+    parser.add_argument("probes", nargs="+", metavar="PROBE", help="picture, folder, or text")
+    inputs.add_text_flag(parser)
+    parser.add_argument(
+        "--top-k", type=inputs.positive, default=10, metavar="K", help="most hits (%(default)s)"
+    )
+    decisions.add_rule_flags(parser, search=True)
+    parser.add_argument("--max-distance", type=float, metavar="D", help="drop hits farther than D")
+    parser.add_argument(
+        "--by",
+        choices=("subject", "item"),
+        default="subject",
+        help="what a hit is (%(default)s)",
+    )
+    parser.add_argument("--exact", action="store_true", help="scan every item, without the index")
+    parser.add_argument("--full", action="store_true", help="metadata and times too, with --json")
+    inputs.add_batch_flag(parser)
+    connection.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Search for every probe, batch by batch."""
+    named = inputs.several(arguments.probes, text=arguments.text)
+    found: list[Hits | TwinserveError] = []
+    with connection.connect(arguments) as client, Progress(len(named), "probes") as progress:
+
+        def search(batch: Sequence[Path | str]) -> Results[Hits]:
+            return client.search(
+                arguments.gallery,
+                batch,
+                arguments.top_k,
+                arguments.far,
+                arguments.threshold,
+                arguments.fpir,
+                max_distance=arguments.max_distance,
+                by_item=arguments.by == "item",
+                exact=arguments.exact,
+                full=arguments.full,
+            )
+
+        for batch in inputs.batches(named, arguments.batch):
+            found.extend(inputs.answers(search, batch))
+            progress.advance(len(batch))
+    if arguments.json:
+        print_json(
+            [{"probe": str(name), **plain(hits)} for name, hits in zip(named, found, strict=True)]
+        )
+    else:
+        for name, hits in zip(named, found, strict=True):
+            if isinstance(hits, TwinserveError):
+                complain(name, hits)
+            else:
+                _print_hits(str(name), hits)
+    return inputs.exit_code(found)
+
+
+def _print_hits(name: str, hits: Hits) -> None:
+    facts = [hits.outcome.value]
+    if hits.threshold is not None:
+        facts.append(f"threshold {hits.threshold:.4f}")
+    if hits.expected_false_matches is not None:
+        facts.append(f"{hits.expected_false_matches:.2g} false matches expected by chance")
+    print(f"{name}: {', '.join(facts)}")
+    if hits:
+        print_table(
+            ("rank", "subject", "item", "distance", "match", "probability"),
+            [
+                (rank, hit.subject, hit.item.id, hit.distance, hit.match, hit.probability)
+                for rank, hit in enumerate(hits, 1)
+            ],
+        )
+    print()

@@ -1,0 +1,57 @@
+"""`twinserve train`: labelled pictures to a run folder with the best twin found."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from twinserve.cli.exit_codes import OK
+from twinserve.cli.output import print_json
+from twinserve.errors import ConfigError
+
+DESCRIPTION = (
+    "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class; "
+    "whole classes are set aside to calibrate and to report. Ctrl-C leaves the best twin so far."
+)
+EXAMPLES = """
+  twinserve train --data photos/ --out runs/faces
+  twinserve train --data omniglot.zip --out runs/omniglot --config omniglot
+  twinserve train --data photos/ --out runs/faces --set dimension=128 --set max_seconds=1200
+"""
+EXIT_CODES = "0 done; 2 wrong usage, or an error"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("--data", required=True, metavar="PATH", help="folder or zip of pictures")
+    parser.add_argument("--out", required=True, metavar="RUN_DIR", help="folder for what comes out")
+    parser.add_argument("--config", metavar="FILE", help="TOML file, or a preset: omniglot")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings above the file's; an unknown one is answered with all that there are",
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, and say how good the twin is on classes it never saw."""
+    if not Path(arguments.data).exists():
+        raise ConfigError(f"--data {arguments.data} does not exist; give a folder or a zip")
+    from twinserve.train.config import load_config
+    from twinserve.train.loop import train
+
+    config = load_config(
+        arguments.config,
+        [*arguments.set, f"data={arguments.data}", f"out={arguments.out}"],
+    )
+    finished = train(config)
+    if arguments.json:
+        print_json({"run": arguments.out, "results": finished.results})
+    else:
+        print(f"the run lies in {arguments.out}: checkpoint.pt, report.json, roc.png, log.csv")
+        print(f"next: twinserve export {arguments.out} --out twin.onnx")
+    return OK
