@@ -8,6 +8,8 @@ Truth is on disk (`store`, SQLite), the index in memory is derived from it (`row
 neither knows the other, and only `gallery` knows both. No gRPC and no onnxruntime in here.
 """
 
+from twinserve.server.gallery.galleries import Galleries
+from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.gallery.types import (
     All,
     Any_,
@@ -48,6 +50,8 @@ __all__ = [
     "Equals",
     "Exists",
     "Filter",
+    "Galleries",
+    "Gallery",
     "GalleryLimits",
     "GallerySettings",
     "GalleryStatus",

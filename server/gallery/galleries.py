@@ -1,0 +1,311 @@
+"""The folder of galleries: one lock, one catalogue, one writer, one builder, many galleries.
+
+    data_dir/lock                      held while a server runs; a second one is refused
+    data_dir/catalog.db                which galleries there are (catalog.py)
+    data_dir/galleries/<folder>/store.db   one gallery's truth (store.py)
+    data_dir/trash/<folder>            deleted, to be removed
+
+The crash story of deletion: (1) the row leaves the catalogue, and with that commit the gallery is
+gone for good; (2) the folder is renamed into trash in one step; (3) the files go. A crash after (1)
+leaves a folder that no row names, a crash after (2) a rest in trash; `open` removes both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import re
+import shutil
+import sqlite3
+import threading
+import uuid
+from pathlib import Path
+from typing import IO
+
+from twinserve.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    GalleryFull,
+    GalleryNotFound,
+    InvalidInput,
+    LimitExceeded,
+    TwinserveError,
+    Unavailable,
+)
+from twinserve.server.gallery import metadata, store
+from twinserve.server.gallery.builder import Builder
+from twinserve.server.gallery.catalog import Catalog, Entry
+from twinserve.server.gallery.gallery import MAX_REQUEST_ID_BYTES, Gallery
+from twinserve.server.gallery.types import GalleryLimits, GallerySettings, GalleryStatus
+from twinserve.server.gallery.writer import Writer
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+MAX_DECLARED_KEYS = 64
+
+
+class Galleries:
+    """All galleries of one data folder. Calls are blocking and safe from any thread."""
+
+    def __init__(self, data_dir: Path, limits: GalleryLimits = GalleryLimits()) -> None:  # noqa: B008 - frozen
+        self._root = Path(data_dir)
+        self._limits = limits
+        self._lock = threading.RLock()  # guards creation and deletion; never held by a read
+        self._open: dict[str, tuple[Gallery, Entry]] = {}
+        self._lock_file: IO[str] | None = None
+        self._catalog: Catalog | None = None
+        self._writer: Writer | None = None
+        self._builder: Builder | None = None
+
+    def open(self) -> None:
+        """Take the folder and open every gallery in it.
+
+        Galleries answer when this returns; large ones scan exactly until their graph, which is
+        built in the background, is there.
+
+        Raises:
+            FailedPrecondition: another server holds the folder.
+            StoreDamaged: a database is damaged; a copy was put beside it.
+        """
+        (self._root / "galleries").mkdir(parents=True, exist_ok=True)
+        self._lock_file = _take_lock(self._root / "lock")
+        try:
+            self._catalog = Catalog(self._root / "catalog.db")
+            self._writer = Writer(self._limits.max_waiting_rows)
+            self._builder = Builder(self._limits.build_threads)
+            entries = self._catalog.entries()
+            self._sweep({entry.folder for entry in entries})
+            for entry in entries:
+                self._open[entry.settings.name] = (self._opened(entry), entry)
+        except BaseException:
+            self.close()
+            raise
+
+    def create(self, settings: GallerySettings, request_id: str = "") -> GalleryStatus:
+        """Make a gallery; the same settings again return the one that is there.
+
+        Raises:
+            InvalidInput: a setting is out of range, or the request id was used for other ones.
+            AlreadyExists: a gallery of this name has other settings; the message names them.
+            GalleryFull: as many galleries as the server may hold.
+            DiskFull: it could not be written.
+        """
+        self._check_settings(settings)
+        if len(metadata.encode_text(request_id, "the request id")) > MAX_REQUEST_ID_BYTES:
+            raise LimitExceeded(
+                f"the request id is longer than {MAX_REQUEST_ID_BYTES} bytes; use a UUID",
+                field="request_id",
+            )
+        with self._lock, self._wording(settings.name):
+            catalog = self._running()
+            answer = None
+            if request_id:
+                oldest = store.now() - int(self._limits.replay_seconds * 1e6)
+                answer = catalog.answer(request_id, oldest)
+            if answer is not None and answer[0] != settings:
+                raise InvalidInput(
+                    f"request id {request_id!r} was used for other settings within the last 24 "
+                    "hours; make a new id for every request, and keep it for its retries only",
+                    field="request_id",
+                )
+            there = self._open.get(settings.name)
+            if there is not None and (answer is None or there[1].created == answer[1]):
+                gallery, entry = there
+                _check_same(entry.settings, settings)
+                if request_id and answer is None:
+                    catalog.remember(request_id, entry.settings, entry.created)
+                return gallery.status()
+            if answer is not None:  # the first answer, though the gallery was deleted since
+                return GalleryStatus(settings, 0, 0, 0, metadata.moment(answer[1]))
+            if len(self._open) >= self._limits.max_galleries:
+                raise GalleryFull(
+                    f"the server holds {len(self._open)} galleries, which is its limit; delete one",
+                    retry_after=60.0,
+                )
+            return self._create(catalog, settings, request_id)
+
+    def get(self, name: str) -> Gallery:
+        """The gallery of this name.
+
+        Raises:
+            GalleryNotFound: there is none.
+        """
+        found = self._open.get(name)
+        if found is None:
+            raise GalleryNotFound(
+                f"there is no gallery {name[:80]!r}; create it, or list the galleries there are",
+                resource=("gallery", name[:80]),
+            )
+        return found[0]
+
+    def list(self, after: str = "", limit: int = 1_000) -> list[GalleryStatus]:
+        """Up to `limit` galleries whose name is greater than `after`, by name."""
+        opened = dict(self._open)
+        names = sorted(name for name in opened if name > after)[:limit]
+        return [opened[name][0].status() for name in names]
+
+    def delete(self, name: str) -> None:
+        """Delete a gallery with everything in it; writes that wait for it fail.
+
+        Raises:
+            GalleryNotFound: there is none.
+        """
+        with self._lock, self._wording(name):
+            catalog = self._running()
+            gallery = self.get(name)
+            entry = self._open[name][1]
+            catalog.drop(name)
+            del self._open[name]
+            assert self._writer is not None
+            self._writer.call(gallery.close).result()
+            self._discard(entry.folder)
+
+    def close(self) -> None:
+        """Finish the writes that wait, close all files, and give the folder back."""
+        with self._lock:
+            if self._builder is not None:
+                self._builder.close()
+            if self._writer is not None:
+                self._writer.close()
+            for gallery, _ in self._open.values():
+                gallery.close()
+            self._open = {}
+            if self._catalog is not None:
+                self._catalog.close()
+            self._builder = self._writer = self._catalog = None
+            if self._lock_file is not None:
+                self._lock_file.close()
+                self._lock_file = None
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _create(
+        self, catalog: Catalog, settings: GallerySettings, request_id: str
+    ) -> GalleryStatus:
+        entry = Entry(settings, uuid.uuid4().hex, store.now())
+        folder = self._root / "galleries" / entry.folder
+        folder.mkdir()
+        try:
+            store.Store.create(folder / "store.db", settings.name).close()
+            _fsync_folder(folder)
+            _fsync_folder(folder.parent)
+            gallery = self._opened(entry)
+            try:
+                catalog.add(entry, request_id)
+            except BaseException:
+                gallery.close()
+                raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._open[settings.name] = (gallery, entry)
+        return gallery.status()
+
+    def _opened(self, entry: Entry) -> Gallery:
+        assert self._writer is not None
+        assert self._builder is not None
+        folder = self._root / "galleries" / entry.folder
+        return Gallery(
+            entry.settings, entry.created, folder, self._limits, self._writer, self._builder
+        )
+
+    def _running(self) -> Catalog:
+        if self._catalog is None:
+            raise Unavailable("the galleries are not open; the server is starting or stopping")
+        return self._catalog
+
+    def _discard(self, folder: str) -> None:
+        trash = self._root / "trash"
+        trash.mkdir(exist_ok=True)
+        target = trash / folder
+        with contextlib.suppress(FileNotFoundError):
+            (self._root / "galleries" / folder).rename(target)
+        shutil.rmtree(target, ignore_errors=True)
+
+    def _sweep(self, known: set[str]) -> None:
+        for path in (self._root / "galleries").iterdir():
+            if path.name not in known and re.fullmatch(r"[0-9a-f]{32}", path.name):
+                logging.getLogger(__name__).info("removing the rest of a deleted gallery")
+                self._discard(path.name)
+        shutil.rmtree(self._root / "trash", ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _wording(self, name: str):  # type: ignore[no-untyped-def]
+        try:
+            yield
+        except TwinserveError:
+            raise
+        except (sqlite3.Error, OSError) as error:
+            raise store.as_twinserve_error(error, name) from error
+
+    def _check_settings(self, settings: GallerySettings) -> None:
+        limits = self._limits
+        if not NAME.fullmatch(settings.name):
+            raise InvalidInput(
+                f"gallery name {settings.name[:80]!r} is not 1 to 63 of a-z 0-9 . _ -, beginning "
+                "with a letter or digit",
+                field="gallery.name",
+            )
+        ranges = (
+            ("dimension", settings.dimension, 1, limits.max_dimension),
+            ("hnsw.m", settings.hnsw.m, 2, 256),
+            ("hnsw.ef_construction", settings.hnsw.ef_construction, 1, 10_000),
+            ("hnsw.ef", settings.hnsw.ef, 1, 10_000),
+            ("max_items", settings.max_items, 0, limits.max_items),
+            ("number of metadata_keys", len(settings.metadata_keys), 0, MAX_DECLARED_KEYS),
+        )
+        for name, value, low, high in ranges:
+            if not low <= value <= high:
+                raise InvalidInput(
+                    f"{name} is {value}; give {low} to {high}",
+                    field=f"gallery.{name.removeprefix('number of ')}",
+                )
+        keys = [key for key, _ in settings.metadata_keys]
+        for key in keys:
+            metadata.check_key(key, limits)
+        if len(set(keys)) < len(keys):
+            raise InvalidInput("a metadata key is declared twice", field="gallery.metadata_keys")
+
+
+def _check_same(there: GallerySettings, wanted: GallerySettings) -> None:
+    differences = [
+        f"{field.name} is {getattr(there, field.name)!s}, not {getattr(wanted, field.name)!s}"
+        for field in dataclasses.fields(GallerySettings)
+        if getattr(there, field.name) != getattr(wanted, field.name)
+    ]
+    if differences:
+        raise AlreadyExists(
+            f"gallery {there.name!r} exists with other settings: {'; '.join(differences)}. Use "
+            "another name, or delete it first",
+            resource=("gallery", there.name),
+        )
+
+
+def _take_lock(path: Path) -> IO[str]:
+    # Opened for appending: a refused second server must not wipe the holder's process id.
+    file = path.open("a+", encoding="ascii")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read(32).strip() or "unknown"
+        file.close()
+        raise FailedPrecondition(
+            f"the data folder {path.parent} is in use by another server (process {holder}); stop "
+            "that one, or give this one a folder of its own",
+            resource=("folder", str(path.parent)),
+        ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _fsync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,924 @@
+"""One gallery: the store on disk and the arrays in memory, kept in step.
+
+In: items and probes. Out: outcomes. Disk first, then memory: a future resolves after the commit
+returned and the view that holds the change was swapped in, so whoever has an answer can read what
+it says. All changes of memory happen on the writing thread; readers take the view, which is one
+reference, and hold no lock while they read.
+
+What the crash story asks of this module is only order: commit, publish, answer. A process that
+dies between any two of these leaves a store that says everything, from which memory is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+import threading
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinserve import errors
+from twinserve.distance import Embeddings, check_vectors
+from twinserve.errors import (
+    DeadlineExceeded,
+    GalleryFull,
+    GalleryNotFound,
+    IndexDebtTooHigh,
+    InvalidInput,
+    ItemNotFound,
+    LimitExceeded,
+    SubjectNotFound,
+    TwinserveError,
+    WrongShape,
+)
+from twinserve.server.gallery import builder, metadata, tokens
+from twinserve.server.gallery.builder import Builder
+from twinserve.server.gallery.filters import check_filter, matches
+from twinserve.server.gallery.rows import NewRow, Rows
+from twinserve.server.gallery.search import Question, View, rescore, search
+from twinserve.server.gallery.segments import Growing, Segment, safe
+from twinserve.server.gallery.store import Record, Store, as_twinserve_error, now
+from twinserve.server.gallery.types import (
+    Change,
+    Enrolled,
+    EnrollOutcome,
+    Filter,
+    GalleryLimits,
+    GallerySettings,
+    GalleryStatus,
+    HnswSettings,
+    Item,
+    Nearest,
+    NewItem,
+    Removal,
+    SearchOutcome,
+)
+from twinserve.server.gallery.writer import Job, Writer
+
+ITEM_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+MAX_REQUEST_ID_BYTES = 128
+RETRY_DEBT_SECONDS = 1.0
+LIST_ROWS = 1_000
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A checked item as it will be stored; `vector` None = keep the one there."""
+
+    id: str
+    subject: str
+    metadata: str
+    vector: bytes | None
+    digest: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class EnrollWork:
+    """An Enroll for the writing thread; errors of single items stand in their places."""
+
+    items: tuple[Prepared | TwinserveError, ...]
+    atomic: bool
+    request_id: str
+    request_digest: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class RemoveWork:
+    """A Remove for the writing thread; exactly one of the three targets is set."""
+
+    ids: tuple[str, ...] | None
+    subject: str | None
+    filter: Filter | None
+    request_id: str
+    request_digest: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class SwapWork:
+    """A rebuilt segment to be taken in."""
+
+    old: tuple[Segment, ...]
+    new: Segment | None
+
+
+@dataclass(eq=False)
+class Changes:
+    """What one request did to the store, to be repeated in memory after the commit."""
+
+    sequence: int = 0
+    put: list[tuple[Record, bytes | None, bool]] = field(default_factory=list)  # bool: was there
+    dropped: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.put or self.dropped)
+
+
+class Gallery:
+    """A gallery that is open. Made by `Galleries`, never directly."""
+
+    def __init__(
+        self,
+        settings: GallerySettings,
+        create_time: int,
+        folder: Path,
+        limits: GalleryLimits,
+        writer: Writer,
+        graph_builder: Builder,
+    ) -> None:
+        """Open the store in `folder` and make memory from it.
+
+        Raises:
+            StoreDamaged: the store is damaged; a copy was put aside.
+        """
+        self.settings = settings
+        self._create_time = create_time
+        self._key = folder.name
+        self._limits = limits
+        self._writer = writer
+        self._builder = graph_builder
+        self._declared = dict(settings.metadata_keys)
+        self._max_items = settings.max_items or limits.max_items
+        self._store = Store(folder / "store.db", settings.name)
+        self._rows = Rows(self._declared)
+        self._sealed: list[Segment] = []
+        self._growing = Growing(0, limits.segment_rows, settings.dimension)
+        self._label_of_vector: dict[bytes, int] = {}
+        self._safe = True
+        self._answers_purged = 0
+        self._gone = False
+        self._published = threading.Condition()
+        try:
+            self._load()
+        except BaseException:
+            self._store.close()
+            raise
+        self._view = self._make_view()
+        self._builder.consider(self)
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @property
+    def hnsw(self) -> HnswSettings:
+        """Parameters of the graph index."""
+        return self.settings.hnsw
+
+    def status(self) -> GalleryStatus:
+        """The gallery as it stands."""
+        view = self._view
+        return GalleryStatus(
+            settings=self.settings,
+            item_count=view.rows.item_count,
+            subject_count=view.rows.subject_count,
+            index_debt=self._debt(view),
+            create_time=metadata.moment(self._create_time),
+        )
+
+    def get_item(self, item_id: str) -> tuple[Item, NDArray[np.float32] | None]:
+        """An item, and its embedding float32 [dimension], bit for bit as enrolled.
+
+        Raises:
+            ItemNotFound: no such item.
+        """
+        with self._store.reading() as reader:
+            found = reader.item(item_id)
+        if found is None:
+            raise self._no_item(item_id)
+        record, embedding = found
+        return _item(record), np.frombuffer(embedding, dtype="<f4").astype(np.float32)
+
+    def items(self, ids: Sequence[str]) -> list[Item]:
+        """Items with their metadata, in the order of `ids`; those gone meanwhile are left out."""
+        with self._store.reading() as reader:
+            found = {record.id: record for record in reader.items(ids)}
+        return [_item(found[item_id]) for item_id in ids if item_id in found]
+
+    def list_items(
+        self, *, after: str = "", limit: int, filter: Filter | None = None
+    ) -> tuple[list[Item], str]:
+        """Up to `limit` items whose id is greater than `after`, ordered by id, bytewise.
+
+        Fewer than `limit` means that there are no more. Also the token of a state that holds
+        what was listed.
+
+        Raises:
+            UndeclaredKey, InvalidInput: the filter cannot be answered.
+        """
+        if filter is not None:
+            check_filter(filter, self._declared)
+        token = self._token(self._view.sequence)
+        found: list[Item] = []
+        with self._store.reading() as reader:
+            while len(found) < limit:
+                rows = limit - len(found) if filter is None else max(limit, LIST_ROWS)
+                records = reader.after(after, rows)
+                for record in records:
+                    item = _item(record)
+                    if filter is None or matches(filter, item.metadata):
+                        found.append(item)
+                        if len(found) == limit:
+                            break
+                if len(records) < rows:
+                    break
+                after = records[-1].id
+        return found, token
+
+    def search(
+        self,
+        probes: Embeddings,
+        *,
+        k: int,
+        filter: Filter | None = None,
+        max_distance: float | None = None,
+        by_subject: bool = True,
+        exact: bool = False,
+        ef: int | None = None,
+    ) -> SearchOutcome:
+        """The k nearest subjects (or items) of each probe.
+
+        Args:
+            probes: float32 [n, dimension].
+            k: how many, at least 1; more than there are is fine.
+            filter: only items that pass are searched.
+            max_distance: nothing farther is answered.
+            by_subject: one hit per subject, its nearest item; else one per item.
+            exact: compare with every item, however many.
+            ef: breadth of the graph search, instead of the gallery's.
+
+        Raises:
+            WrongShape, NotFinite, ZeroVector: the probes cannot be compared.
+            InvalidInput: k, ef, max_distance or the filter is out of range.
+        """
+        self._check_probes(probes)
+        if k < 1:
+            raise InvalidInput(f"k is {k}; ask for at least 1", field="top_k")
+        if ef is not None and ef < 1:
+            raise InvalidInput(f"ef is {ef}; give at least 1, or leave it out", field="ef")
+        if max_distance is not None and not max_distance >= 0:
+            raise InvalidInput(
+                f"max_distance is {max_distance}; give a distance of at least 0",
+                field="max_distance",
+            )
+        if filter is not None:
+            check_filter(filter, self._declared)
+        question = Question(k, by_subject, max_distance, exact, ef or self.settings.hnsw.ef)
+        view = self._view
+        hits, subjects = search(view, probes, question, filter, self._limits.exact_scan_below)
+        return SearchOutcome(tuple(hits), subjects, self._token(view.sequence))
+
+    def verify(self, subject: str, probe: NDArray[np.float32]) -> Nearest:
+        """The nearest item of a subject to a probe, float32 [dimension]; always exact.
+
+        Raises:
+            SubjectNotFound: no item has this subject (or, without one, this id).
+            WrongShape, NotFinite, ZeroVector: the probe cannot be compared.
+        """
+        if probe.ndim != 1:
+            raise WrongShape(
+                f"the probe has shape {list(probe.shape)}; send [{self.settings.dimension}]"
+            )
+        self._check_probes(probe[None, :])
+        view = self._view
+        rows = view.rows.of_subject(subject)
+        if not len(rows):
+            raise SubjectNotFound(
+                f"gallery {self.settings.name!r} has no subject {subject!r}; enrol an item of it "
+                "first",
+                resource=("subject", subject),
+            )
+        distances = rescore(view, probe, view.rows.label[rows])
+        distance, item_id = min(
+            (distance, view.rows.ids[row])
+            for distance, row in zip(distances.tolist(), rows.tolist(), strict=True)
+        )
+        return Nearest(distance, item_id, len(rows), self._token(view.sequence))
+
+    def wait_for(self, token: str, timeout_s: float) -> None:
+        """Return once reads see the state that a token names; "" names any.
+
+        Raises:
+            InvalidInput: the token is not one of this gallery.
+            DeadlineExceeded: the state was not reached in time.
+        """
+        if not token:
+            return
+        wanted = tokens.read_token(self._key, token)
+        if self._view.sequence >= wanted:
+            return
+        with self._published:
+            if not self._published.wait_for(
+                lambda: self._view.sequence >= wanted or self._gone, timeout_s
+            ):
+                raise DeadlineExceeded(
+                    f"gallery {self.settings.name!r} did not reach the state of the consistency "
+                    f"token within {timeout_s:.3f} s; try again with a longer deadline",
+                    field="at_least",
+                )
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def enroll(
+        self,
+        items: Sequence[NewItem],
+        *,
+        atomic: bool = False,
+        request_id: str = "",
+        request_digest: bytes = b"",
+    ) -> Future[EnrollOutcome]:
+        """Add or replace items. The future resolves when that is on disk and can be found.
+
+        A bad item gives an error in its place of the results, or with `atomic` as the future's
+        exception, and then nothing is enrolled. With a `request_id`, a retry of the same body
+        (`request_digest`) within 24 hours gives the first answer again.
+
+        Raises:
+            IndexDebtTooHigh, QueueFull: try again after `retry_after` seconds.
+            InvalidInput: the request id is too long.
+
+        The future raises DiskFull, StoreDamaged, GalleryNotFound, or InvalidInput where the
+        request id came with another body.
+        """
+        self._check_request_id(request_id)
+        prepared: list[Prepared | TwinserveError] = []
+        seen: dict[str, int] = {}
+        for number, item in enumerate(items):
+            try:
+                ready = self._prepare(item)
+                first = seen.setdefault(ready.id, number)
+                if first != number:
+                    raise InvalidInput(
+                        f"item {ready.id!r} is in the request twice, first as items[{first}]; "
+                        "send it once",
+                        field="item.id",
+                    )
+                prepared.append(ready)
+            except TwinserveError as error:
+                where = f"items[{number}]" + (f".{error.field}" if error.field else "")
+                prepared.append(error.at(where))
+        vectors = sum(1 for item in prepared if isinstance(item, Prepared) and item.vector)
+        if vectors:
+            debt, bound = self._debt(self._view), self._limits.max_index_debt
+            if debt + vectors > max(bound, 2 * self._limits.segment_rows):
+                raise IndexDebtTooHigh(
+                    f"{debt} vectors of gallery {self.settings.name!r} wait to be indexed, and at "
+                    f"most {bound} may; slow down and try again",
+                    resource=("gallery", self.settings.name),
+                    retry_after=RETRY_DEBT_SECONDS,
+                )
+        digest = request_digest or (_digest_of_items(items) if request_id else b"")
+        work = EnrollWork(tuple(prepared), atomic, request_id, digest)
+        return self._writer.submit(self, work, rows=max(1, len(prepared)))
+
+    def remove(
+        self,
+        *,
+        ids: Sequence[str] | None = None,
+        subject: str | None = None,
+        filter: Filter | None = None,
+        request_id: str = "",
+        request_digest: bytes = b"",
+    ) -> Future[Removal]:
+        """Remove items by ids, by subject or by filter; ids that are not there count as nothing.
+
+        Raises:
+            InvalidInput: not exactly one target, or a filter that cannot be answered.
+        """
+        self._check_request_id(request_id)
+        if sum(target is not None for target in (ids, subject, filter)) != 1:
+            raise InvalidInput(
+                "say what to remove: ids, a subject or a filter, exactly one of them",
+                field="target",
+            )
+        if subject == "":
+            raise InvalidInput(
+                "the subject to remove is empty; name one, or remove by ids", field="subject"
+            )
+        if filter is not None:
+            check_filter(filter, self._declared)
+        if not request_digest and request_id:
+            request_digest = hashlib.blake2b(repr((ids, subject, filter)).encode()).digest()
+        work = RemoveWork(
+            None if ids is None else tuple(ids), subject, filter, request_id, request_digest
+        )
+        return self._writer.submit(self, work, rows=1)
+
+    # -- the writing thread -----------------------------------------------------------------------
+
+    def write(self, jobs: Sequence[Job]) -> None:
+        """One transaction for all jobs, each whole or not at all; then publish, then answer."""
+        requests = []
+        for job in jobs:
+            if isinstance(job.work, SwapWork):
+                self._swap(job.work)
+                job.future.set_result(None)
+            elif job.future.set_running_or_notify_cancel():
+                if self._gone:
+                    job.future.set_exception(self._no_gallery())
+                else:
+                    requests.append(job)
+        if not requests:
+            return
+        answers: list[tuple[Job, Any]] = []
+        all_changes: list[Changes] = []
+        try:
+            self._store.begin()
+            self._purge_answers()
+            for job in requests:
+                changes = Changes()
+                try:
+                    with self._store.request():
+                        answer = self._do(job.work, changes)
+                except TwinserveError as error:
+                    answers.append((job, error))
+                    continue
+                answers.append((job, answer))
+                if changes:
+                    all_changes.append(changes)
+            self._store.commit()
+        except (sqlite3.Error, OSError) as error:
+            self._undo(error, requests)
+            return
+        except BaseException:
+            self._store.rollback()
+            raise
+        if all_changes:
+            self._publish(all_changes)
+        for job, answer in answers:
+            if isinstance(answer, TwinserveError):
+                job.future.set_exception(answer)
+            else:
+                job.future.set_result(answer)
+
+    def idle(self) -> None:
+        """Move the log into the file while nothing waits."""
+        if not self._gone:
+            self._store.checkpoint()
+
+    def close(self) -> None:
+        """Close the store; called on the writing thread, after the last job."""
+        self._gone = True
+        with self._published:
+            self._published.notify_all()
+        self._store.close()
+
+    def _undo(self, error: Exception, requests: Sequence[Job]) -> None:
+        worded = as_twinserve_error(error, self.settings.name)
+        try:
+            self._store.rollback()
+        except sqlite3.Error as second:
+            # What cannot be undone must not be added to either.
+            worded = as_twinserve_error(second, self.settings.name)
+        for job in requests:
+            job.future.set_exception(worded.again())
+
+    def _do(self, work: Any, changes: Changes) -> Any:
+        replayed = self._replay(work)
+        if replayed is not None:
+            return replayed
+        answer: EnrollOutcome | Removal
+        if isinstance(work, EnrollWork):
+            answer = self._enroll(work, changes)
+        else:
+            answer = self._remove(work, changes)
+        if work.request_id:
+            text = json.dumps(_as_json(answer, self._store.sequence))
+            self._store.remember(work.request_id, work.request_digest, text, now())
+        return answer
+
+    def _replay(self, work: EnrollWork | RemoveWork) -> EnrollOutcome | Removal | None:
+        if not work.request_id:
+            return None
+        oldest = now() - int(self._limits.replay_seconds * 1e6)
+        stored = self._store.answer(work.request_id, oldest)
+        if stored is None:
+            return None
+        digest, text = stored
+        kind, sequence, content = json.loads(text)
+        same_kind = kind == ("enroll" if isinstance(work, EnrollWork) else "remove")
+        if digest != work.request_digest or not same_kind:
+            raise InvalidInput(
+                f"request id {work.request_id!r} was used for another request within the last "
+                "24 hours; make a new id for every request, and keep it for its retries only",
+                field="request_id",
+            )
+        token = self._token(sequence)
+        if kind == "remove":
+            return Removal(content, token)
+        return EnrollOutcome(tuple(_result_from_json(entry) for entry in content), token)
+
+    def _enroll(self, work: EnrollWork, changes: Changes) -> EnrollOutcome:
+        there = self._store.find([item.id for item in work.items if isinstance(item, Prepared)])
+        room = self._max_items - self._store.count()
+        results: list[Enrolled | TwinserveError] = []
+        new_records: list[Record] = []
+        new_vectors: list[bytes] = []
+        moment = now()
+        for number, item in enumerate(work.items):
+            if isinstance(item, TwinserveError):
+                results.append(item)
+                continue
+            old = there.get(item.id)
+            if old is None:
+                error = self._cannot_create(item, room, number)
+                if error is not None:
+                    results.append(error)
+                    continue
+                assert item.vector is not None
+                room -= 1
+                record = Record(
+                    self._store.next_number,
+                    item.id,
+                    item.subject,
+                    item.metadata,
+                    item.digest,
+                    moment,
+                    moment,
+                )
+                self._store.next_number += 1
+                new_records.append(record)
+                new_vectors.append(item.vector)
+                changes.put.append((record, item.vector, False))
+                results.append(Enrolled(item.id, Change.CREATED))
+                continue
+            vector = None if item.digest == old.digest else item.vector
+            same = (item.subject, item.metadata) == (old.subject, old.metadata)
+            if vector is None and same:
+                results.append(Enrolled(item.id, Change.UNCHANGED))
+                continue
+            record = Record(
+                old.number,
+                item.id,
+                item.subject,
+                item.metadata,
+                old.digest if vector is None else item.digest,
+                old.created,
+                max(moment, old.updated + 1),
+            )
+            self._store.replace(record, vector)
+            changes.put.append((record, vector, True))
+            results.append(Enrolled(item.id, Change.REPLACED))
+        if work.atomic:
+            for result in results:
+                if isinstance(result, TwinserveError):
+                    raise result
+        self._store.insert(new_records, new_vectors)
+        if changes:
+            self._store.sequence += 1
+            changes.sequence = self._store.sequence
+        return EnrollOutcome(tuple(results), self._token(self._store.sequence))
+
+    def _cannot_create(self, item: Prepared, room: int, number: int) -> TwinserveError | None:
+        if item.vector is None:
+            return self._no_item(item.id).at(f"items[{number}]")
+        if room <= 0:
+            return GalleryFull(
+                f"gallery {self.settings.name!r} holds {self._max_items} items, which is its "
+                "limit; remove some, or make a gallery with a larger max_items",
+                field=f"items[{number}]",
+                resource=("gallery", self.settings.name),
+                retry_after=60.0,
+            )
+        return None
+
+    def _remove(self, work: RemoveWork, changes: Changes) -> Removal:
+        if work.ids is not None:
+            records = list(self._store.find(work.ids).values())
+        elif work.subject is not None:
+            records = self._store.of_subject(work.subject)
+        else:
+            assert work.filter is not None
+            records = [
+                record
+                for record in self._store.every()
+                if matches(work.filter, metadata.decode(record.metadata))
+            ]
+        self._store.delete(records)
+        changes.dropped.extend(record.id for record in records)
+        if changes:
+            self._store.sequence += 1
+            changes.sequence = self._store.sequence
+        return Removal(len(records), self._token(self._store.sequence))
+
+    def _purge_answers(self) -> None:
+        moment = now()
+        if moment - self._answers_purged > 600_000_000:  # ten minutes
+            self._answers_purged = moment
+            self._store.forget_answers(moment - int(self._limits.replay_seconds * 1e6))
+
+    # -- memory, after the commit -----------------------------------------------------------------
+
+    def _publish(self, all_changes: Sequence[Changes]) -> None:
+        for changes in all_changes:
+            self._put(changes)
+            for item_id in changes.dropped:
+                self._kill(self._rows.row_of(item_id), changes.sequence)
+        self._rows = self._rows.compacted()
+        view = self._make_view()
+        with self._published:
+            self._view = view
+            self._published.notify_all()
+        self._builder.consider(self)
+
+    def _put(self, changes: Changes) -> None:
+        if not changes.put:
+            return
+        labels = self._labels([vector for _, vector, _ in changes.put])
+        new, old = [], []
+        for (record, vector, was_there), label in zip(changes.put, labels, strict=True):
+            if was_there:
+                old.append(self._rows.row_of(record.id))
+            if vector is None:
+                label = self._rows.label_of(record.id)
+            new.append(
+                NewRow(
+                    record.id,
+                    record.subject,
+                    metadata.decode(record.metadata) if self._declared else {},
+                    label,
+                )
+            )
+        self._rows.append(new)
+        for row in old:
+            self._kill(row, changes.sequence)
+
+    def _labels(self, vectors: Sequence[bytes | None]) -> list[int]:
+        """A label per vector, the same for the same bytes; -1 where there is none."""
+        labels: list[int] = []
+        fresh: dict[bytes, list[int]] = {}
+        fresh_bytes: list[bytes] = []
+        for position, vector in enumerate(vectors):
+            if vector is None:
+                labels.append(-1)
+                continue
+            key = _digest(vector)
+            known = self._label_of_vector.get(key)
+            labels.append(-1 if known is None else known)
+            if known is None:
+                if key not in fresh:
+                    fresh_bytes.append(vector)
+                fresh.setdefault(key, []).append(position)
+        if fresh:
+            array = np.frombuffer(b"".join(fresh_bytes), dtype="<f4")
+            given = self._add_vectors(array.reshape(len(fresh), -1))
+            for (key, positions), label in zip(fresh.items(), given.tolist(), strict=True):
+                self._label_of_vector[key] = label
+                for position in positions:
+                    labels[position] = label
+        return labels
+
+    def _add_vectors(self, vectors: Embeddings) -> NDArray[np.int64]:
+        labels = []
+        start = 0
+        while start < len(vectors):
+            if not self._growing.room:
+                self._seal()
+            stop = start + self._growing.room
+            before = self._growing.count
+            labels.append(self._growing.append(vectors[start:stop]))
+            self._safe &= safe(self._growing.lengths[before : self._growing.count], self._metric)
+            start = stop
+        return np.concatenate(labels)
+
+    def _seal(self) -> None:
+        next_label = self._growing.next_label
+        if self._growing.count:
+            self._sealed.append(self._growing.segment())
+        self._growing = Growing(next_label, self._limits.segment_rows, self.settings.dimension)
+
+    def _kill(self, row: int, sequence: int) -> None:
+        label = self._rows.kill(row, sequence)
+        if label is not None:
+            # Nobody holds this vector any more: an equal one that comes later is a new label.
+            vector = self._vector(label)
+            del self._label_of_vector[_digest(vector.astype("<f4", copy=False).tobytes())]
+
+    def _vector(self, label: int) -> NDArray[np.float32]:
+        first = int(self._growing.labels[0])
+        if label >= first:
+            return np.asarray(self._growing.vectors[label - first])
+        for segment in reversed(self._sealed):
+            if label >= segment.labels[0]:
+                local = int(segment.local(np.array([label]))[0])
+                return np.asarray(segment.vectors[local])
+        raise AssertionError(f"no segment holds label {label}")
+
+    def _swap(self, work: SwapWork) -> None:
+        if self._gone:
+            return
+        try:
+            first = self._sealed.index(work.old[0])
+        except ValueError:  # the gallery was reloaded meanwhile
+            return
+        self._sealed[first : first + len(work.old)] = [work.new] if work.new else []
+        self._view = self._make_view()
+        self._builder.consider(self)
+
+    def _make_view(self) -> View:
+        segments = list(self._sealed)
+        if self._growing.count:
+            segments.append(self._growing.segment())
+        return View(
+            rows=self._rows.view(self._store.sequence),
+            segments=tuple(segments),
+            dimension=self.settings.dimension,
+            metric=self._metric,
+            safe=self._safe,
+        )
+
+    def _load(self) -> None:
+        """Everything from disk, as one sealed segment for one graph."""
+        embeddings: list[NDArray[np.float32]] = []
+        new: list[NewRow] = []
+        for loaded in self._store.load(self.settings.dimension):
+            block = np.frombuffer(loaded.embeddings, dtype="<f4")
+            block = block.reshape(-1, self.settings.dimension)
+            fresh = []
+            for position, record in enumerate(loaded.records):
+                key = _digest(block[position].tobytes())
+                label = self._label_of_vector.get(key)
+                if label is None:
+                    label = self._label_of_vector[key] = len(self._label_of_vector)
+                    fresh.append(position)
+                values = metadata.decode(record.metadata) if self._declared else {}
+                new.append(NewRow(record.id, record.subject, values, label))
+            embeddings.append(block if len(fresh) == len(block) else block[fresh])
+        if not new:
+            return
+        vectors = np.concatenate(embeddings).astype(np.float32, copy=False)
+        self._growing = Growing(0, max(len(vectors), 1), self.settings.dimension)
+        self._add_vectors(vectors)
+        self._rows.append(new)
+        if len(vectors) >= self._limits.segment_rows:
+            self._seal()
+        else:
+            rest = Growing(0, self._limits.segment_rows, self.settings.dimension)
+            rest.append(vectors)
+            self._growing = rest
+
+    # -- what the builder asks --------------------------------------------------------------------
+
+    def plan(self) -> tuple[View, builder.Rebuild] | None:
+        """The next segment worth rebuilding; any thread."""
+        if self._gone:
+            return None
+        view = self._view
+        # The last segment of a view may still be growing, or be closed by now with more in it.
+        known = set(map(id, tuple(self._sealed)))
+        sealed = sum(1 for segment in view.segments if id(segment) in known)
+        alive = [len(self.living([segment])) for segment in view.segments[:sealed]]
+        rebuild = builder.plan(view, sealed, alive, self._limits.exact_scan_below)
+        return None if rebuild is None else (view, rebuild)
+
+    def living(self, segments: Sequence[Segment]) -> NDArray[np.int64]:
+        """Labels of these segments that an item still holds; any thread."""
+        references = self._rows.references
+        return np.concatenate(
+            [segment.labels[references[segment.labels] > 0] for segment in segments]
+        )
+
+    def offer(self, old: Sequence[Segment], new: Segment | None) -> None:
+        """Take in a rebuilt segment; any thread."""
+        if not self._gone:
+            self._writer.submit(self, SwapWork(tuple(old), new))
+
+    # -- checks -----------------------------------------------------------------------------------
+
+    @property
+    def _metric(self) -> Any:
+        return self.settings.metric
+
+    def _debt(self, view: View) -> int:
+        if not view.safe or view.rows.vector_count <= self._limits.exact_scan_below:
+            return 0  # scanned exactly, so nothing waits for a graph
+        return sum(len(segment) for segment in view.segments if segment.graph is None)
+
+    def _token(self, sequence: int) -> str:
+        return tokens.make_token(self._key, sequence)
+
+    def _check_probes(self, probes: Embeddings) -> None:
+        dimension = self.settings.dimension
+        if probes.ndim != 2 or probes.shape[1] != dimension or probes.dtype != np.float32:
+            raise WrongShape(
+                f"the probes are {probes.dtype} {list(probes.shape)}; gallery "
+                f"{self.settings.name!r} compares float32 [n, {dimension}]"
+            )
+        check_vectors(probes, self._metric)
+
+    def _check_request_id(self, request_id: str) -> None:
+        if self._gone:
+            raise self._no_gallery()
+        size = len(metadata.encode_text(request_id, "the request id"))
+        if size > MAX_REQUEST_ID_BYTES:
+            raise LimitExceeded(
+                f"the request id takes {size} bytes; use at most {MAX_REQUEST_ID_BYTES}, such as "
+                "a UUID",
+                field="request_id",
+            )
+
+    def _prepare(self, item: NewItem) -> Prepared:
+        if item.id and not ITEM_ID.fullmatch(item.id):
+            raise InvalidInput(
+                f"item id {item.id[:140]!r} is not 1 to 128 of the characters A-Z a-z 0-9 . _ : -",
+                field="item.id",
+            )
+        size = len(metadata.encode_text(item.subject, "the subject"))
+        if size > self._limits.max_subject_bytes:
+            raise LimitExceeded(
+                f"the subject takes {size} bytes; use at most {self._limits.max_subject_bytes}",
+                field="item.subject",
+            )
+        try:
+            text = metadata.encode(item.metadata, self._declared, self._limits)
+        except TwinserveError as error:
+            raise error.at(f"item.{error.field or 'metadata'}") from None
+        if item.embedding is None:
+            if not item.id:
+                raise InvalidInput(
+                    "an item without an embedding changes one that is there; name its id",
+                    field="item.id",
+                )
+            return Prepared(item.id, item.subject, text, None, b"")
+        embedding = item.embedding
+        if embedding.shape != (self.settings.dimension,) or embedding.dtype != np.float32:
+            raise WrongShape(
+                f"the embedding is {embedding.dtype} {list(embedding.shape)}; gallery "
+                f"{self.settings.name!r} takes float32 [{self.settings.dimension}]",
+                field="input",
+            )
+        try:
+            check_vectors(embedding[None, :], self._metric)
+        except TwinserveError as error:
+            raise error.at("input") from None
+        vector = embedding.astype("<f4", copy=False).tobytes()
+        return Prepared(
+            item.id or uuid.uuid4().hex,
+            item.subject,
+            text,
+            vector,
+            item.digest or _digest(vector),
+        )
+
+    def _no_item(self, item_id: str) -> ItemNotFound:
+        return ItemNotFound(
+            f"gallery {self.settings.name!r} has no item {item_id[:140]!r}; list its items, or "
+            "enrol it with an input",
+            resource=("item", item_id[:140]),
+        )
+
+    def _no_gallery(self) -> GalleryNotFound:
+        return GalleryNotFound(
+            f"gallery {self.settings.name!r} was deleted or closed",
+            resource=("gallery", self.settings.name),
+        )
+
+
+def _item(record: Record) -> Item:
+    return Item(
+        record.id,
+        record.subject,
+        metadata.decode(record.metadata),
+        metadata.moment(record.created),
+        metadata.moment(record.updated),
+    )
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _digest_of_items(items: Sequence[NewItem]) -> bytes:
+    whole = hashlib.blake2b(digest_size=16)
+    for item in items:
+        vector = b"" if item.embedding is None else item.embedding.tobytes()
+        parts = repr((item.id, item.subject, sorted(item.metadata.items()))).encode()
+        whole.update(b"%d.%d." % (len(parts), len(vector)) + parts + vector + item.digest)
+    return whole.digest()
+
+
+def _as_json(answer: EnrollOutcome | Removal, sequence: int) -> list[Any]:
+    if isinstance(answer, Removal):
+        return ["remove", sequence, answer.removed]
+    return ["enroll", sequence, [_result_as_json(result) for result in answer.results]]
+
+
+def _result_as_json(result: Enrolled | TwinserveError) -> list[Any]:
+    if isinstance(result, Enrolled):
+        return [result.id, result.change.value]
+    facts = {"field": result.field, "retry_after": result.retry_after, "metadata": result.metadata}
+    return [type(result).__name__, result.message, facts, result.resource]
+
+
+def _result_from_json(entry: list[Any]) -> Enrolled | TwinserveError:
+    if len(entry) == 2:
+        return Enrolled(entry[0], Change(entry[1]))
+    name, message, facts, resource = entry
+    kind: type[TwinserveError] = getattr(errors, name, TwinserveError)
+    return kind(message, resource=None if resource is None else tuple(resource), **facts)

@@ -1,0 +1,238 @@
+"""Segments: vectors by label, scanned exactly or through an HNSW graph. No SQLite in here.
+
+A sealed segment is never added to and never updated: a change is a new label in the growing
+segment, a rebuild is a new segment, and a reader keeps what its view holds. So hnswlib's races
+between adding and searching cannot occur. What crashes or misleads hnswlib (a wrong dimension, a
+k above the count, a NaN, an index that was not initialised) is kept from it in `Graph`.
+
+Within this module distances are in *ranking units*: squared euclidean, or 1 - cos.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import hnswlib
+import numpy as np
+from numpy.typing import NDArray
+
+from twinserve.distance import Embeddings, FloatArray, Metric, unit
+from twinserve.errors import InternalFault
+from twinserve.server.gallery.types import HnswSettings
+
+Indices = NDArray[np.int64]
+
+BUILD_CHUNK = 2_000  # rows per add_items: the GIL is free within, and a build can be stopped
+# Lengths outside this range overflow or vanish in float32 products; such vectors are compared in
+# float64 and never enter a graph.
+SAFE_LENGTHS = (1e-15, 1e15)
+
+
+def lengths_of(vectors: Embeddings) -> FloatArray:
+    """Euclidean lengths in float64: [n, d] -> [n]."""
+    wide = vectors.astype(np.float64)
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", wide, wide)))
+
+
+def safe(lengths: FloatArray, metric: Metric) -> bool:
+    """Whether float32 arithmetic can rank vectors of these lengths."""
+    if not len(lengths):
+        return True
+    low = metric is Metric.EUCLIDEAN or float(lengths.min()) >= SAFE_LENGTHS[0]
+    return low and float(lengths.max()) <= SAFE_LENGTHS[1]
+
+
+class Graph:
+    """An hnswlib index over rows 0..n-1, built once, with guards before every call."""
+
+    def __init__(self, dimension: int, metric: Metric, settings: HnswSettings) -> None:
+        self._dimension = dimension
+        self._metric = metric
+        self._settings = settings
+        self._index: hnswlib.Index | None = None
+        self._count = 0
+        self._largest = 0  # largest number of neighbours that can be asked for
+
+    def build(self, vectors: Embeddings, threads: int, stop: threading.Event) -> bool:
+        """Insert all rows; False if `stop` was set before the end."""
+        if vectors.shape[1] != self._dimension or not np.isfinite(vectors).all():
+            raise InternalFault("a vector of a wrong dimension or not finite reached the index")
+        # Cosine: normalised here in float64, since hnswlib's own norm vanishes for tiny vectors.
+        space = "l2" if self._metric is Metric.EUCLIDEAN else "ip"
+        index = hnswlib.Index(space=space, dim=self._dimension)
+        index.init_index(
+            max_elements=len(vectors),
+            M=self._settings.m,
+            ef_construction=self._settings.ef_construction,
+        )
+        index.set_num_threads(threads)
+        for start in range(0, len(vectors), BUILD_CHUNK):
+            if stop.is_set():
+                return False
+            chunk = self._prepared(vectors[start : start + BUILD_CHUNK])
+            index.add_items(chunk, np.arange(start, start + len(chunk)), num_threads=threads)
+        # hnswlib searches with max(ef, k): ef is left at its least and never touched again, and
+        # whoever wants a wider search asks for that many neighbours. Nothing to race about.
+        index.set_ef(1)
+        self._index, self._count, self._largest = index, len(vectors), len(vectors)
+        return True
+
+    def nearest(self, probes: Embeddings, wanted: int) -> tuple[Indices, FloatArray] | None:
+        """Rows and ranking units of `wanted` neighbours per probe, or None if it cannot say.
+
+        probes: float32 [n, dimension] -> ([n, wanted], [n, wanted]), nearest first.
+        """
+        if (
+            self._index is None
+            or probes.ndim != 2
+            or probes.shape[1] != self._dimension
+            or not 0 < wanted <= self._largest
+            or not np.isfinite(probes).all()
+        ):
+            return None
+        try:
+            rows, units = self._index.knn_query(self._prepared(probes), k=wanted, num_threads=1)
+        except RuntimeError:
+            # A graph with too few reachable nodes. hnswlib leaks its buffers on this path, so the
+            # same question is not put to it again.
+            self._largest = min(self._largest, wanted - 1)
+            return None
+        return rows.astype(np.int64), units.astype(np.float64)
+
+    def _prepared(self, vectors: Embeddings) -> Embeddings:
+        if self._metric is Metric.COSINE:
+            vectors = unit(vectors.astype(np.float64)).astype(np.float32)
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Vectors with ascending labels. `graph` None: scanned exactly."""
+
+    labels: Indices  # [n]
+    vectors: Embeddings  # [n, d], as enrolled
+    lengths: FloatArray  # [n]
+    graph: Graph | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def scale(self) -> NDArray[np.float32]:
+        """Lengths in float32, for ranking."""
+        return self.lengths.astype(np.float32)
+
+    @cached_property
+    def squares(self) -> NDArray[np.float32]:
+        """Squared lengths in float32, for ranking."""
+        return (self.lengths**2).astype(np.float32)
+
+    def local(self, labels: Indices) -> Indices:
+        """Positions of labels that this segment holds."""
+        first = int(self.labels[0])
+        if int(self.labels[-1]) - first + 1 == len(self.labels):
+            return labels - first
+        return np.searchsorted(self.labels, labels)
+
+
+def stitched(
+    segments: Sequence[Segment], labels: Indices, dimension: int
+) -> tuple[Embeddings, FloatArray]:
+    """Vectors [n, d] and lengths [n] of labels that the segments hold."""
+    vectors = np.empty((len(labels), dimension), dtype=np.float32)
+    lengths = np.empty(len(labels), dtype=np.float64)
+    if not len(labels):
+        return vectors, lengths
+    if len(segments) == 1:
+        local = segments[0].local(labels)
+        return segments[0].vectors[local], segments[0].lengths[local]
+    starts = np.array([segment.labels[0] for segment in segments])
+    owner = np.searchsorted(starts, labels, side="right") - 1
+    for number in np.unique(owner):
+        mine = owner == number
+        segment = segments[number]
+        local = segment.local(labels[mine])
+        vectors[mine] = segment.vectors[local]
+        lengths[mine] = segment.lengths[local]
+    return vectors, lengths
+
+
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """Probes made ready for ranking."""
+
+    vectors: Embeddings  # [n, d], as given
+    metric: Metric
+    lengths: FloatArray = field(init=False)  # [n]
+    scaled: Embeddings = field(init=False)  # [n, d], of length one under cosine
+
+    def __post_init__(self) -> None:
+        lengths = lengths_of(self.vectors)
+        scaled = self.vectors
+        if self.metric is Metric.COSINE:
+            scaled = unit(scaled.astype(np.float64)).astype(np.float32)
+        object.__setattr__(self, "lengths", lengths)
+        object.__setattr__(self, "scaled", scaled)
+
+    def units(self, segment: Segment, local: Indices | None = None) -> NDArray[np.float32]:
+        """Ranking units in float32, [n, m], to a segment's vectors or to those at `local`."""
+        vectors, scale, squares = segment.vectors, segment.scale, segment.squares
+        if local is not None:
+            vectors, scale, squares = vectors[local], scale[local], squares[local]
+        products: NDArray[np.float32] = self.scaled @ vectors.T
+        if self.metric is Metric.COSINE:
+            products /= scale
+            return np.subtract(np.float32(1.0), products, out=products)
+        products *= np.float32(-2.0)
+        products += squares
+        products += (self.lengths**2).astype(np.float32)[:, None]
+        return products
+
+    def error(self, longest: float) -> FloatArray:
+        """[n] how far `units` can be off, against vectors of at most this length.
+
+        The classic bound of a float32 dot product in any order of summation, (d + 16) 2^-24
+        |a| |b|, doubled for what is added afterwards (Higham, Accuracy and Stability, 3.1).
+        """
+        bound = (self.vectors.shape[1] + 16) * 2.0**-23
+        if self.metric is Metric.COSINE:
+            return np.full(len(self.vectors), 2.0 * bound)
+        return np.asarray(bound * (longest + self.lengths) ** 2)
+
+
+class Growing:
+    """The one segment that still takes vectors; only the writing thread appends."""
+
+    def __init__(self, first_label: int, capacity: int, dimension: int) -> None:
+        self.labels = np.arange(first_label, first_label + capacity, dtype=np.int64)
+        self.vectors = np.empty((capacity, dimension), dtype=np.float32)
+        self.lengths = np.empty(capacity, dtype=np.float64)
+        self.count = 0
+
+    @property
+    def room(self) -> int:
+        """How many vectors still fit."""
+        return len(self.labels) - self.count
+
+    @property
+    def next_label(self) -> int:
+        """The label that the next vector gets."""
+        return int(self.labels[0]) + self.count
+
+    def append(self, vectors: Embeddings) -> Indices:
+        """Add vectors, at most `room`, behind every reader's count; return their labels."""
+        end = self.count + len(vectors)
+        self.vectors[self.count : end] = vectors
+        self.lengths[self.count : end] = lengths_of(vectors)
+        labels = self.labels[self.count : end]
+        self.count = end
+        return labels
+
+    def segment(self) -> Segment:
+        """What has been appended, as a segment that shares the memory."""
+        return Segment(
+            self.labels[: self.count], self.vectors[: self.count], self.lengths[: self.count]
+        )

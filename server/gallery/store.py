@@ -1,0 +1,465 @@
+"""The truth of one gallery: a SQLite file of items and vectors. It knows nothing of any index.
+
+The crash that it survives: a process that dies at any instant loses no transaction that `commit`
+returned for (WAL, synchronous=FULL: the log is fsynced before COMMIT returns) and keeps no part of
+another one. What SQLite does not catch, a flipped bit inside a row, a checksum of each row does.
+A file that fails its check is copied to `*.broken` and refused; it is never repaired in place.
+
+One thread writes, through one connection; readers borrow connections of their own, which see the
+last commit and never wait for the writer. The format stands in docs/storage.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import shutil
+import sqlite3
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinserve.errors import DiskFull, GalleryNotFound, StoreDamaged, TwinserveError
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x7457494E  # "tWIN"
+RETRY_DISK_SECONDS = 5.0
+PAGE_BYTES = 16_384
+CHECKPOINT_PAGES = 2_000  # 32 MB of log at most before a commit pays for a checkpoint
+
+_SCHEMA = """
+CREATE TABLE items(
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, subject TEXT NOT NULL,
+    metadata TEXT NOT NULL, digest BLOB NOT NULL, created INTEGER NOT NULL,
+    updated INTEGER NOT NULL, checksum INTEGER NOT NULL);
+CREATE INDEX items_by_subject ON items(subject) WHERE subject != '';
+CREATE TABLE vectors(
+    number INTEGER PRIMARY KEY, embedding BLOB NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE state(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE requests(
+    id TEXT PRIMARY KEY, digest BLOB NOT NULL, answer TEXT NOT NULL, at INTEGER NOT NULL);
+CREATE INDEX requests_by_time ON requests(at);
+INSERT INTO state VALUES ('sequence', 0), ('next_number', 1);
+"""
+_ITEM_COLUMNS = "number, id, subject, metadata, digest, created, updated, checksum"
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of `items`. Times are microseconds since 1970; metadata is canonical text."""
+
+    number: int
+    id: str
+    subject: str
+    metadata: str
+    digest: bytes
+    created: int
+    updated: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A stretch of the file, in order of number; `embeddings` are float32 rows end to end."""
+
+    records: list[Record]
+    embeddings: bytes
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a file of ours for one writer, durable at every commit."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_PAGES * PAGE_BYTES}")
+    return connection
+
+
+def check_file(connection: sqlite3.Connection, path: Path, schema_version: int) -> None:
+    """Refuse a file that SQLite's quick check finds damaged, or that another version wrote.
+
+    Raises:
+        StoreDamaged: with the first finding.
+    """
+    findings = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
+    if findings != ["ok"]:
+        raise StoreDamaged(f"{path.name}: {findings[0]}")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != schema_version:
+        raise StoreDamaged(
+            f"{path.name} has schema version {version}, and this server reads {schema_version}"
+        )
+
+
+def set_aside(path: Path, finding: str) -> StoreDamaged:
+    """Copy a damaged file to `*.broken` (once; the first copy is the evidence) and word it."""
+    broken = path.with_name(path.name + ".broken")
+    for suffix in ("", "-wal"):
+        source, target = path.with_name(path.name + suffix), Path(f"{broken}{suffix}")
+        if source.exists() and not target.exists():
+            with contextlib.suppress(OSError):  # a full disk must not hide the finding
+                shutil.copyfile(source, target)
+    return StoreDamaged(
+        f"the database {path.parent.name}/{path.name} is damaged ({finding}); a copy was put "
+        f"beside it as {broken.name}. Put a backup in its place, or move its folder away to go "
+        "on without it, and start again",
+        resource=("database", path.name),
+    )
+
+
+def as_twinserve_error(error: Exception, name: str) -> TwinserveError:
+    """Word an error of SQLite or the file system for the one whose write it stopped."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    if full or code in _NO_ROOM:
+        return DiskFull(
+            f"gallery {name!r} could not be written ({error}); nothing of this request was "
+            "kept. Free space on the server's data disk, and try again",
+            resource=("gallery", name),
+            retry_after=RETRY_DISK_SECONDS,
+        )
+    return StoreDamaged(
+        f"the database of gallery {name!r} failed ({error}); restart the server to have it checked",
+        resource=("gallery", name),
+    )
+
+
+class Store:
+    """One gallery's file. Everything but `reading` belongs to the one writing thread."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Open a file that `create` made.
+
+        Raises:
+            StoreDamaged: it is missing, fails its check, or is of another version.
+        """
+        self.path = path
+        self.name = name
+        self._idle: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()  # guards the list of idle readers, never held over a read
+        self._closed = False
+        if not path.exists():
+            raise StoreDamaged(
+                f"the database {path.parent.name}/{path.name} of gallery {name!r} is missing; "
+                "put a backup in its place, or delete the gallery"
+            )
+        with refusing_damage(path):
+            self._connection = connect(path)
+            try:
+                check_file(self._connection, path, SCHEMA_VERSION)
+                state = dict(self._connection.execute("SELECT key, value FROM state"))
+                self.sequence: int = state["sequence"]
+                self.next_number: int = state["next_number"]
+                self._count = int(
+                    self._connection.execute("SELECT count(*) FROM items").fetchone()[0]
+                )
+            except BaseException:
+                self._connection.close()
+                raise
+        self._committed = self._position()
+
+    def _position(self) -> tuple[int, int, int]:
+        return self.sequence, self.next_number, self._count
+
+    def _go_back(self, position: tuple[int, int, int]) -> None:
+        self.sequence, self.next_number, self._count = position
+
+    @classmethod
+    def create(cls, path: Path, name: str) -> Store:
+        """Make an empty file and open it."""
+        connection = connect(path)
+        connection.executescript(
+            f"PRAGMA application_id = {APPLICATION_ID}; BEGIN; {_SCHEMA}"
+            f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )
+        connection.close()
+        return cls(path, name)
+
+    def load(self, dimension: int, rows: int = 8_192) -> Iterator[Loaded]:
+        """Read all items back in order of number, verifying every checksum.
+
+        Raises:
+            StoreDamaged: a checksum or a vector's length is wrong, or a vector is missing.
+        """
+        with refusing_damage(self.path):
+            cursor = self._connection.execute(
+                "SELECT i.number, i.id, i.subject, i.metadata, i.digest, i.created, i.updated,"
+                " i.checksum, v.embedding, v.checksum"
+                " FROM items i LEFT JOIN vectors v ON v.number = i.number ORDER BY i.number"
+            )
+            while fetched := cursor.fetchmany(rows):
+                records = []
+                for *columns, embedding, vector_checksum in fetched:
+                    records.append(_record(columns))
+                    if (
+                        embedding is None
+                        or len(embedding) != dimension * 4
+                        or zlib.crc32(embedding, columns[0] & 0xFFFFFFFF) != vector_checksum
+                    ):
+                        raise StoreDamaged(f"the vector of item {columns[1]!r} is not as written")
+                yield Loaded(records, b"".join(row[8] for row in fetched))
+
+    # -- the writer's transaction -----------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start a transaction; several requests share it."""
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[None]:
+        """One request inside the transaction: all of it, or on any error nothing of it."""
+        before = self._position()
+        self._connection.execute("SAVEPOINT request")
+        try:
+            yield
+        except TwinserveError:
+            self._connection.execute("ROLLBACK TO request")
+            self._connection.execute("RELEASE request")
+            self._go_back(before)
+            raise
+        self._connection.execute("RELEASE request")
+
+    def commit(self) -> None:
+        """Make the transaction durable; when this returns, a crash cannot undo it."""
+        self._connection.executemany(
+            "UPDATE state SET value = ? WHERE key = ?",
+            [(self.sequence, "sequence"), (self.next_number, "next_number")],
+        )
+        self._connection.execute("COMMIT")
+        self._committed = self._position()
+
+    def rollback(self) -> None:
+        """Undo the open transaction, if SQLite has not done so itself."""
+        self._go_back(self._committed)
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def find(self, ids: Sequence[str]) -> dict[str, Record]:
+        """Those of `ids` that are there, the open transaction's changes included."""
+        return {record.id: record for record in _find(self._connection, ids)}
+
+    def insert(self, records: Sequence[Record], embeddings: Sequence[bytes]) -> None:
+        """Add new items with their vectors (float32 bytes)."""
+        self._connection.executemany(
+            f"INSERT INTO items({_ITEM_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)",
+            [_columns(record) for record in records],
+        )
+        self._connection.executemany(
+            "INSERT INTO vectors(number, embedding, checksum) VALUES (?,?,?)",
+            [
+                (record.number, embedding, zlib.crc32(embedding, record.number & 0xFFFFFFFF))
+                for record, embedding in zip(records, embeddings, strict=True)
+            ],
+        )
+        self._count += len(records)
+
+    def replace(self, record: Record, embedding: bytes | None) -> None:
+        """Change the item of `record.number`; its vector only where one is given."""
+        _, *columns = _columns(record)
+        self._connection.execute(
+            "UPDATE items SET id=?, subject=?, metadata=?, digest=?, created=?, updated=?,"
+            " checksum=? WHERE number=?",
+            [*columns, record.number],
+        )
+        if embedding is not None:
+            self._connection.execute(
+                "UPDATE vectors SET embedding=?, checksum=? WHERE number=?",
+                (embedding, zlib.crc32(embedding, record.number & 0xFFFFFFFF), record.number),
+            )
+
+    def count(self) -> int:
+        """How many items there are, the open transaction's included."""
+        return self._count
+
+    def of_subject(self, subject: str) -> list[Record]:
+        """The items of a subject; an item without one is its own subject, by its id."""
+        return [
+            _record(row)
+            for query in (
+                f"SELECT {_ITEM_COLUMNS} FROM items WHERE subject = ? AND subject != ''",
+                f"SELECT {_ITEM_COLUMNS} FROM items WHERE id = ? AND subject = ''",
+            )
+            for row in self._connection.execute(query, (subject,))
+        ]
+
+    def every(self) -> Iterator[Record]:
+        """All items by id, as the writer sees them."""
+        for row in self._connection.execute(f"SELECT {_ITEM_COLUMNS} FROM items ORDER BY id"):
+            yield _record(row)
+
+    def delete(self, records: Iterable[Record]) -> None:
+        """Remove items with their vectors."""
+        numbers = [(record.number,) for record in records]
+        self._connection.executemany("DELETE FROM items WHERE number = ?", numbers)
+        self._connection.executemany("DELETE FROM vectors WHERE number = ?", numbers)
+        self._count -= len(numbers)
+
+    def answer(self, request_id: str, not_before: int) -> tuple[bytes, str] | None:
+        """Digest and stored answer of a request since `not_before` (microseconds), or None."""
+        row = self._connection.execute(
+            "SELECT digest, answer FROM requests WHERE id = ? AND at >= ?", (request_id, not_before)
+        ).fetchone()
+        return None if row is None else (row[0], row[1])
+
+    def remember(self, request_id: str, digest: bytes, answer: str, at: int) -> None:
+        """Keep a request's answer, with the change that it answers for."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO requests VALUES (?,?,?,?)", (request_id, digest, answer, at)
+        )
+
+    def forget_answers(self, before: int) -> None:
+        """Drop stored answers older than `before` (microseconds)."""
+        self._connection.execute("DELETE FROM requests WHERE at < ?", (before,))
+
+    def checkpoint(self) -> None:
+        """Move the log into the file where no reader is in the way; for idle moments."""
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:  # only a chore: the log itself is already durable
+            logging.getLogger(__name__).warning("checkpoint of %s: %s", self.name, error)
+
+    def close(self) -> None:
+        """Close the writer and all idle readers; a borrowed reader closes when given back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for reader in idle:
+            reader.close()
+        self._connection.close()
+
+    # -- readers, any thread ----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """Borrow a connection that sees the last commit.
+
+        Raises:
+            GalleryNotFound: the store was closed, its gallery deleted or the server stopping.
+        """
+        with self._lock:
+            if self._closed:
+                raise GalleryNotFound(
+                    f"gallery {self.name!r} was deleted or closed",
+                    resource=("gallery", self.name),
+                )
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = sqlite3.connect(
+                self.path, isolation_level=None, check_same_thread=False, timeout=30.0
+            )
+            connection.execute("PRAGMA query_only = ON")
+        healthy = False
+        try:
+            yield Reader(connection)
+            healthy = True
+        except sqlite3.Error as error:
+            raise as_twinserve_error(error, self.name) from error
+        except TwinserveError:
+            healthy = True
+            raise
+        finally:
+            with self._lock:
+                keep = healthy and not self._closed and len(self._idle) < 8
+                if keep:
+                    self._idle.append(connection)
+            if not keep:
+                connection.close()
+
+
+class Reader:
+    """Reads of one borrowed connection."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def item(self, item_id: str) -> tuple[Record, bytes] | None:
+        """An item with its embedding (float32 bytes), of one snapshot."""
+        row = self._connection.execute(
+            "SELECT i.number, i.id, i.subject, i.metadata, i.digest, i.created, i.updated,"
+            " i.checksum, v.embedding FROM items i JOIN vectors v ON v.number = i.number"
+            " WHERE i.id = ?",
+            (item_id,),
+        ).fetchone()
+        return None if row is None else (_record(row[:8]), row[8])
+
+    def items(self, ids: Sequence[str]) -> list[Record]:
+        """Those of `ids` that are there, in no order."""
+        return list(_find(self._connection, ids))
+
+    def after(self, item_id: str, limit: int) -> list[Record]:
+        """The next items by id, bytewise."""
+        return [
+            _record(row)
+            for row in self._connection.execute(
+                f"SELECT {_ITEM_COLUMNS} FROM items WHERE id > ? ORDER BY id LIMIT ?",
+                (item_id, limit),
+            )
+        ]
+
+
+def now() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1_000
+
+
+def _find(connection: sqlite3.Connection, ids: Sequence[str]) -> Iterator[Record]:
+    query = f"SELECT {_ITEM_COLUMNS} FROM items WHERE id IN (SELECT value FROM json_each(?))"
+    for row in connection.execute(query, (json.dumps(list(ids)),)):
+        yield _record(row)
+
+
+def _columns(record: Record) -> tuple[object, ...]:
+    return (
+        record.number,
+        record.id,
+        record.subject,
+        record.metadata,
+        record.digest,
+        record.created,
+        record.updated,
+        _checksum(record),
+    )
+
+
+def _record(columns: Sequence[object]) -> Record:
+    *values, checksum = columns
+    record = Record(*values)  # type: ignore[arg-type]
+    try:
+        right = _checksum(record) == checksum
+    except (TypeError, ValueError, AttributeError, struct.error):
+        right = False
+    if not right:
+        raise StoreDamaged(f"item {record.id!r} is not as it was written")
+    return record
+
+
+def _checksum(record: Record) -> int:
+    numbers = struct.pack(">qqq", record.number, record.created, record.updated)
+    texts = "\0".join((record.id, record.subject, record.metadata)).encode()
+    return zlib.crc32(record.digest, zlib.crc32(texts, zlib.crc32(numbers)))
+
+
+@contextlib.contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except StoreDamaged as error:
+        raise set_aside(path, error.message) from error
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if isinstance(error, sqlite3.OperationalError) and code not in _DAMAGED | {
+            sqlite3.SQLITE_ERROR
+        }:
+            raise as_twinserve_error(error, path.parent.name) from error
+        raise set_aside(path, str(error)) from error
+    except (KeyError, UnicodeDecodeError) as error:
+        raise set_aside(path, f"unreadable content: {error}") from error

@@ -1,0 +1,146 @@
+"""The one thread that writes: it gathers what waits and hands each gallery its share at once.
+
+One per data folder, since a disk has one queue of fsyncs: whatever arrives while a commit is on
+its way to the disk shares the next commit. It knows neither stores nor indexes; a gallery says
+what a group of its jobs means.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from twinserve.errors import InternalFault, QueueFull, Unavailable
+
+GROUP_ROWS = 16_384  # more than this would make the first of the group wait for the last
+IDLE_SECONDS = 1.0
+RETRY_SECONDS = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Something for the writing thread; `rows` is its weight, `work` what the owner understands."""
+
+    rows: int
+    work: Any
+    future: Future[Any]
+
+
+class Owner(Protocol):
+    """Who understands jobs."""
+
+    def write(self, jobs: Sequence[Job]) -> None:
+        """Do them in order and resolve each future; only the writing thread calls this."""
+        ...
+
+    def idle(self) -> None:
+        """Nothing waits: a moment for chores."""
+        ...
+
+
+class Writer:
+    """A queue of (owner, job) and its thread."""
+
+    def __init__(self, max_waiting_rows: int) -> None:
+        self._max_waiting_rows = max_waiting_rows
+        self._waiting: collections.deque[tuple[Owner, Job]] = collections.deque()
+        self._rows = 0
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="gallery-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, owner: Owner, work: Any, *, rows: int = 0) -> Future[Any]:
+        """Queue a job. Jobs of one owner are done in the order of submission.
+
+        Raises:
+            QueueFull: more rows wait than may.
+            Unavailable: the server is stopping.
+        """
+        job = Job(rows, work, Future())
+        with self._changed:
+            if self._stopping:
+                raise Unavailable("the server is stopping; try again on another one")
+            if rows and self._rows and self._rows + rows > self._max_waiting_rows:
+                raise QueueFull(
+                    f"{self._rows} rows wait to be written, and at most "
+                    f"{self._max_waiting_rows} may; slow down and try again",
+                    retry_after=RETRY_SECONDS,
+                )
+            self._rows += rows
+            self._waiting.append((owner, job))
+            self._changed.notify()
+        return job.future
+
+    def call(self, function: Callable[[], None]) -> Future[Any]:
+        """Queue a plain call, behind everything that waits."""
+        return self.submit(_Caller(function), None)
+
+    def close(self) -> None:
+        """Refuse new jobs, finish those that wait, and end the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        recent: dict[Hashable, Owner] = {}
+        while True:
+            with self._changed:
+                if not self._waiting and not self._stopping:
+                    self._changed.wait(IDLE_SECONDS if recent else None)
+                group = self._take()
+                if not group and self._stopping:
+                    return
+            if not group:
+                for owner in recent.values():
+                    owner.idle()
+                recent.clear()
+            for owner, jobs in group:
+                recent[id(owner)] = owner
+                _write(owner, jobs)
+
+    def _take(self) -> list[tuple[Owner, list[Job]]]:
+        rows = 0
+        group: dict[int, tuple[Owner, list[Job]]] = {}
+        while self._waiting and (rows == 0 or rows + self._waiting[0][1].rows <= GROUP_ROWS):
+            owner, job = self._waiting.popleft()
+            rows += job.rows
+            group.setdefault(id(owner), (owner, []))[1].append(job)
+        self._rows -= rows
+        return list(group.values())
+
+
+def _write(owner: Owner, jobs: Sequence[Job]) -> None:
+    try:
+        owner.write(jobs)
+    except Exception:  # a bug of ours must not stop all writing for good
+        logging.getLogger(__name__).exception("writing failed")
+        for job in jobs:
+            if not job.future.done():
+                job.future.set_exception(
+                    InternalFault("the write failed; the server's log says where")
+                )
+
+
+class _Caller:
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def write(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if job.future.set_running_or_notify_cancel():
+                try:
+                    self._function()
+                except Exception as error:
+                    job.future.set_exception(error)
+                else:
+                    job.future.set_result(None)
+
+    def idle(self) -> None:
+        return None
