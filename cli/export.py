@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from twinserve.cli.exit_codes import OK
+from twinserve.cli.output import print_json
 from twinserve.errors import ConfigError
 
 DESCRIPTION = (

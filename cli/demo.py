@@ -1,0 +1,500 @@
+"""`twinserve demo`: the whole of twinserve on real handwriting, in a few minutes.
+
+In: Omniglot's small background set, whose Latin alphabet neither trains nor calibrates. Out: a
+run, a twin, a gallery, a contact sheet and summary.json in one folder. The server is a process of
+its own, and everything from serving on goes through the client, as a user's program would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from twinserve.cli.exit_codes import FAULT, OK
+from twinserve.cli.inputs import batches
+from twinserve.cli.output import plain, print_table
+from twinserve.cli.server_process import ServerProcess
+from twinserve.client import Client, Embeddings, EnrollItem, Hits
+from twinserve.distance import Metric
+from twinserve.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from twinserve.manifest import Manifest
+    from twinserve.train.checkpoint import Run
+    from twinserve.train.data import LabelledImages
+
+DESCRIPTION = (
+    "Train a twin on three alphabets of handwriting, calibrate it on a fourth, export and serve "
+    "it, and search among the characters of a fifth that it has never seen. Ends by itself."
+)
+EXAMPLES = """
+  twinserve demo
+  twinserve demo --out /tmp/demo --seconds 60
+"""
+EXIT_CODES = "0 all stages done; 2 wrong usage, or a stage that failed"
+
+WAYS, TRIALS, CLIENTS, SHOWN_HITS = 20, 1000, 16, 5
+MOST_SECONDS = 180.0
+GALLERY = "latin"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        metavar="DIR",
+        help="folder for all that comes out (%(default)s); an earlier demo's galleries are moved "
+        "to DIR/data.before",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data/omniglot/images_background_small1.zip"),
+        metavar="PATH",
+        help="zip or folder of Omniglot's small background set (%(default)s)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=100.0,
+        metavar="S",
+        help=f"of training at most, up to {MOST_SECONDS:.0f} (%(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do all stages; each prints what it found and how long it took."""
+    if not 0 < arguments.seconds <= MOST_SECONDS:
+        raise ConfigError(
+            f"--seconds is {arguments.seconds:g}; give a number above 0 and up to "
+            f"{MOST_SECONDS:.0f}"
+        )
+    if not arguments.data.exists():
+        raise ConfigError(
+            f"{arguments.data} does not exist; run the demo from the repository's root, or give "
+            "--data"
+        )
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    stages = Stages()
+    summary: dict[str, Any] = {}
+
+    with stages.stage("train", f"three alphabets, at most {arguments.seconds:.0f} s"):
+        trained = _train(arguments.data, out, arguments.seconds)
+    with stages.stage("export", "one ONNX file, behind the parity gate"):
+        manifest = _export(out)
+    drawings = Drawings.of(trained.images("report"), arguments.data)
+    data_dir = _fresh_data_dir(out)
+    flags = ["--model", str(out / "twin.onnx"), "--data-dir", str(data_dir)]
+    with ServerProcess(flags, out / "server.log") as server:
+        with (
+            stages.stage("serve", "a process of its own"),
+            Client(server.target, timeout=60.0) as client,
+        ):
+            print(f"  gRPC on {server.target}, HTTP on {server.http}: {client.health().value}")
+        with Client(server.target, timeout=60.0) as client:
+            with stages.stage("one-shot", f"{WAYS}-way, {TRIALS} trials, {CLIENTS} clients"):
+                summary["one_shot"] = _one_shot(client, trained, drawings)
+            with stages.stage("enroll and search", f"the {len(drawings.classes)} characters"):
+                summary["search"] = _search(client, drawings, out)
+            with stages.stage("compare and verify", "pairs that nobody trained on"):
+                summary["comparisons"], summary["verifications"] = _decide(client, drawings)
+        with stages.stage("metrics", f"http://{server.http}/metrics"):
+            summary["metrics"] = _metrics(server.metrics())
+        server_peak = server.peak_bytes()
+        with stages.stage("stop", "by SIGTERM"):
+            code = server.stop()
+            print(f"  exit code {code}")
+    if code != 0:
+        raise DataError(f"the server ended with exit code {code}; see {out / 'server.log'}")
+
+    summary["twin"] = {
+        "file": str(out / "twin.onnx"),
+        "bytes": (out / "twin.onnx").stat().st_size,
+        "space_id": manifest.space_id,
+        "parity": manifest.parity,
+    }
+    summary["seconds"] = stages.seconds | {"total": stages.total}
+    summary["peak_bytes"] = {
+        # ru_maxrss is in kilobytes on Linux, in bytes on macOS.
+        "training_and_client": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if os.uname().sysname == "Darwin" else 1024),
+        "server": server_peak,
+    }
+    (out / "summary.json").write_text(
+        json.dumps(plain(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    _farewell(out, summary)
+    return _verdict(summary["one_shot"])
+
+
+def _verdict(one_shot: dict[str, Any]) -> int:
+    """Fail the demo where the server does not repeat torch, or nothing was learned."""
+    if abs(one_shot["server"] - one_shot["torch"]) > 0.005:
+        what = "the server and torch differ by more than 0.5 points on the same trials"
+    elif one_shot["server"] <= one_shot["pixels"]:
+        what = "the twin is no better than the nearest neighbour on pixels; train for longer"
+    else:
+        return OK
+    print(f"twinserve: {what}", file=sys.stderr)
+    return FAULT
+
+
+class Stages:
+    """Prints each stage with its time, and keeps the times."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.monotonic()
+
+    @property
+    def total(self) -> float:
+        return round(time.monotonic() - self._start, 1)
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        print(f"\n{name}: {what}", flush=True)
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 1)
+        print(f"  {name} took {self.seconds[name]:.1f} s", flush=True)
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """The report alphabet as files: `labels[i]` is the class of `files[i]`."""
+
+    images: LabelledImages
+    files: tuple[bytes, ...]
+
+    @staticmethod
+    def of(images: LabelledImages, data: Path) -> Drawings:
+        """Read the files behind some decoded images.
+
+        Raises:
+            DataError: the data lies otherwise than the images' names say.
+        """
+        if data.is_dir():
+            stored = {p.relative_to(data).as_posix(): p for p in data.rglob("*") if p.is_file()}
+            prefix = _prefix(list(stored), images.names[0])
+            return Drawings(
+                images, tuple(stored[prefix + name].read_bytes() for name in images.names)
+            )
+        with zipfile.ZipFile(data) as archive:
+            prefix = _prefix(archive.namelist(), images.names[0])
+            return Drawings(images, tuple(archive.read(prefix + name) for name in images.names))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.images.class_names
+
+    def of_class(self, label: int) -> list[int]:
+        """Return the drawings of one class, by name."""
+        own = np.flatnonzero(self.images.labels == label).tolist()
+        return sorted(own, key=lambda index: self.images.names[index])
+
+    def subject(self, index: int) -> str:
+        """Return the identity of a drawing: its character."""
+        return self.classes[int(self.images.labels[index])]
+
+
+def _prefix(stored: Sequence[str], name: str) -> str:
+    """Return what the data set's files have before the names that training gave them."""
+    for entry in stored:
+        if entry == name or entry.endswith(f"/{name}"):
+            return entry.removesuffix(name)
+    raise DataError(f"{name} is not in the data set; is it the one that was trained on?")
+
+
+def _train(data: Path, out: Path, seconds: float) -> Run:
+    from twinserve.train.config import load_config
+    from twinserve.train.loop import train
+
+    config = load_config("omniglot", [f"data={data}", f"out={out}", f"max_seconds={seconds}"])
+    return train(config)
+
+
+def _export(out: Path) -> Manifest:
+    from twinserve.export.exporter import export
+
+    manifest = export(out, out / "twin.onnx", "omniglot")
+    size = (out / "twin.onnx").stat().st_size
+    print(f"  {out / 'twin.onnx'}: {size / 1e6:.2f} MB, {manifest.dimension} dimensions")
+    return manifest
+
+
+def _fresh_data_dir(out: Path) -> Path:
+    """Set an earlier demo's galleries aside: they belong to another twin's space."""
+    data, before = out / "data", out / "data.before"
+    if data.exists():
+        if before.exists():
+            shutil.rmtree(before)
+        data.rename(before)
+    return data
+
+
+def _one_shot(client: Client, trained: Run, drawings: Drawings) -> dict[str, Any]:
+    """Ask the same trials of the server, of torch and of the pixels."""
+    from twinserve.train.evaluate import (
+        embed,
+        one_shot_accuracy,
+        one_shot_trials,
+        pixel_vectors,
+        wilson_interval,
+    )
+
+    images = drawings.images
+    trials = one_shot_trials(images.labels, WAYS, TRIALS, groups=images.groups)
+    metric = trained.twin.metric
+
+    def one(file: bytes) -> Embeddings:
+        return client.embed([file], raise_for_errors=True)
+
+    # One picture a request, as many users would send them: the batcher's work.
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        served = np.concatenate([reply.vectors for reply in pool.map(one, drawings.files)])
+    local = embed(trained.twin, images.pixels)
+    accuracy = one_shot_accuracy(served, trials, metric)
+    low, high = wilson_interval(round(accuracy * TRIALS), TRIALS)
+    found = {
+        "ways": WAYS,
+        "trials": TRIALS,
+        "server": accuracy,
+        "server_low": low,
+        "server_high": high,
+        "torch": one_shot_accuracy(local, trials, metric),
+        "pixels": one_shot_accuracy(pixel_vectors(images.pixels), trials, Metric.EUCLIDEAN),
+        "chance": 1 / WAYS,
+        "largest_difference_from_torch": float(np.abs(served - local).max()),
+    }
+    print(f"  through the server         {accuracy:6.1%}  (95 %: {low:.1%} to {high:.1%})")
+    print(f"  the same trials in torch   {found['torch']:6.1%}")
+    print(f"  1-nearest-neighbour on pixels {found['pixels']:3.1%}")
+    print(f"  chance                     {1 / WAYS:6.1%}")
+    print(
+        f"  largest difference of an embedding from torch: "
+        f"{found['largest_difference_from_torch']:.1e}"
+    )
+    return found
+
+
+def _search(client: Client, drawings: Drawings, out: Path) -> dict[str, Any]:
+    """Enrol the first drawing of each character, and search with all the others."""
+    client.create_gallery(GALLERY)
+    enrolled = [drawings.of_class(label)[0] for label in range(len(drawings.classes))]
+    items = [
+        EnrollItem(drawings.files[i], id=drawings.subject(i).rpartition("/")[2],
+                   subject=drawings.subject(i))
+        for i in enrolled
+    ]  # fmt: skip
+    client.enroll(GALLERY, items, raise_for_errors=True)
+    probes = [i for i in range(len(drawings.files)) if i not in set(enrolled)]
+    start = time.monotonic()
+    found: list[Hits] = []
+    for batch in batches(probes, 64):
+        files = [drawings.files[i] for i in batch]
+        found.extend(client.search(GALLERY, files, SHOWN_HITS).checked())
+    elapsed = time.monotonic() - start
+    truth = [drawings.subject(i) for i in probes]
+    first = [hits[0].subject == t for hits, t in zip(found, truth, strict=True)]
+    among = [t in [h.subject for h in hits] for hits, t in zip(found, truth, strict=True)]
+    matched = [hits.match is True for hits in found]
+    result: dict[str, Any] = {
+        "enrolled": len(items),
+        "probes": len(probes),
+        "rank_1": float(np.mean(first)),
+        f"rank_{SHOWN_HITS}": float(np.mean(among)),
+        "outcomes": {
+            outcome: sum(hits.outcome.value == outcome for hits in found)
+            for outcome in ("match", "no match", "not calibrated")
+        },
+        "matched_and_right": sum(m and f for m, f in zip(matched, first, strict=True)),
+        "seconds": round(elapsed, 3),
+    }
+    print(f"  {len(items)} enrolled, one drawing each; {len(probes)} probes in {elapsed:.2f} s")
+    print(
+        f"  nearest is right {result['rank_1']:.1%}, right one among {SHOWN_HITS} nearest "
+        f"{result[f'rank_{SHOWN_HITS}']:.1%} (chance {1 / len(items):.1%})"
+    )
+    outcomes = ", ".join(f"{count} {name}" for name, count in result["outcomes"].items())
+    print(
+        f"  decisions: {outcomes}; {result['matched_and_right']} matched with the right one first"
+    )
+    sheet = _contact_sheet(drawings, enrolled, probes, found, result, out)
+    print(f"  contact sheet: {sheet}")
+    _leave_files(drawings, enrolled, probes, out)
+    return result
+
+
+def _contact_sheet(
+    drawings: Drawings,
+    enrolled: Sequence[int],
+    probes: Sequence[int],
+    found: Sequence[Hits],
+    result: dict[str, Any],
+    out: Path,
+) -> Path:
+    from twinserve.cli.contact_sheet import Tile, draw
+
+    picture_of = {drawings.subject(i): drawings.files[i] for i in enrolled}
+    rows = []
+    chosen = _one_of_each(drawings, probes)
+    for probe, hits in zip(probes, found, strict=True):
+        if probe not in chosen:
+            continue
+        truth = drawings.subject(probe)
+        row = [Tile(drawings.files[probe], _short(truth), "probe")]
+        for hit in hits:
+            row.append(
+                Tile(
+                    picture_of[hit.subject],
+                    _short(hit.subject),
+                    f"{hit.distance:.3f}" + (" match" if hit.match else ""),
+                    right=hit.subject == truth,
+                )
+            )
+        rows.append(row)
+    path = out / "contact_sheet.png"
+    draw(
+        rows,
+        "Who is this? One drawing enrolled per character of an alphabet never trained on",
+        f"Probe (blue), then its {SHOWN_HITS} nearest with their distance: green is the right "
+        f"character, red a wrong one. Over all {result['probes']} probes the nearest is right in "
+        f"{result['rank_1']:.1%}; chance is {1 / result['enrolled']:.1%}.",
+        path,
+    )
+    return path
+
+
+def _one_of_each(drawings: Drawings, probes: Sequence[int]) -> set[int]:
+    """Return one probe per character, each by the next hand."""
+    chosen = set()
+    for label in range(len(drawings.classes)):
+        own = [i for i in drawings.of_class(label) if i in set(probes)]
+        chosen.add(own[label % len(own)])
+    return chosen
+
+
+def _leave_files(
+    drawings: Drawings, enrolled: Sequence[int], probes: Sequence[int], out: Path
+) -> None:
+    """Leave some drawings as files, to go on with by hand."""
+    for folder, chosen in (
+        ("enrolled", enrolled),
+        ("probes", sorted(_one_of_each(drawings, probes))),
+    ):
+        (out / folder).mkdir(exist_ok=True)
+        for index in chosen:
+            name = f"{_short(drawings.subject(index))}.png"
+            (out / folder / name).write_bytes(drawings.files[index])
+
+
+def _short(subject: str) -> str:
+    return subject.rpartition("/")[2].replace("character", "")
+
+
+def _decide(client: Client, drawings: Drawings) -> tuple[list[Any], list[Any]]:
+    """Compare some pairs, the same character and not, and verify a probe against two subjects."""
+    generator = np.random.default_rng(1)
+    labels = generator.permutation(len(drawings.classes))[:4].tolist()
+    pairs = []
+    for label, other in zip(labels, labels[1:] + labels[:1], strict=True):
+        first, second = generator.choice(drawings.of_class(label), 2, replace=False).tolist()
+        pairs += [(first, second), (first, int(generator.choice(drawings.of_class(other))))]
+    results = client.compare([(drawings.files[a], drawings.files[b]) for a, b in pairs]).checked()
+    print_table(
+        ("first", "second", "same", "distance", "threshold", "decision", "probability"),
+        [
+            (
+                _short(drawings.subject(a)),
+                _short(drawings.subject(b)),
+                drawings.subject(a) == drawings.subject(b),
+                comparison.distance,
+                comparison.threshold,
+                comparison.outcome.value,
+                comparison.probability,
+            )
+            for (a, b), comparison in zip(pairs, results, strict=True)
+        ],
+    )
+    probe = drawings.of_class(0)[1]
+    verifications = []
+    for label in (0, 1):
+        verification = client.verify(GALLERY, drawings.classes[label], drawings.files[probe])
+        verifications.append({"subject": drawings.classes[label], **plain(verification)})
+        print(
+            f"  verify: a drawing of {drawings.subject(probe)} as {drawings.classes[label]}: "
+            f"{verification.outcome.value}, distance {verification.distance:.4f}"
+        )
+    comparisons = [
+        {
+            "first": drawings.images.names[a],
+            "second": drawings.images.names[b],
+            **plain(comparison),
+        }
+        for (a, b), comparison in zip(pairs, results, strict=True)
+    ]
+    return comparisons, verifications
+
+
+def _metrics(text: str) -> dict[str, float]:
+    """Pick a few figures out of the Prometheus text."""
+    samples: dict[str, float] = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, _, value = line.rpartition(" ")
+            family = name.partition("{")[0]
+            samples[family] = samples.get(family, 0.0) + float(value)
+    rows, runs = samples["twinserve_batch_rows_sum"], samples["twinserve_batch_rows_count"]
+    seconds = samples["twinserve_inference_seconds_sum"]
+    found = {
+        "requests": samples["twinserve_request_seconds_count"],
+        "rows_embedded": rows,
+        "runs": runs,
+        "mean_batch": rows / runs,
+        "inference_seconds_per_row": seconds / rows,
+        "gallery_items": samples["twinserve_gallery_items"],
+    }
+    print(f"  {found['requests']:.0f} requests, {rows:.0f} rows embedded in {runs:.0f} runs")
+    print(
+        f"  mean batch {found['mean_batch']:.1f} rows, "
+        f"{found['inference_seconds_per_row'] * 1e6:.0f} microseconds of inference a row"
+    )
+    return found
+
+
+def _farewell(out: Path, summary: dict[str, Any]) -> None:
+    peak = summary["peak_bytes"]
+    server = "unknown" if peak["server"] is None else f"{peak['server'] / 2**20:.0f} MiB"
+    print(
+        f"\ndone in {summary['seconds']['total']:.0f} s; peak memory "
+        f"{peak['training_and_client'] / 2**20:.0f} MiB (training and client), {server} (server)"
+    )
+    print(
+        f"\n{out}/\n"
+        "  twin.onnx          the model, its thresholds and the evidence: twinserve inspect it\n"
+        "  report.json        how good it is on the fifth alphabet; roc.png, distances.png\n"
+        "  contact_sheet.png  probes and their nearest\n"
+        "  summary.json       all figures of this run\n"
+        "  data/              the gallery, as the server left it\n"
+        "\ngo on:\n"
+        "  make serve                                    serve this twin and its gallery\n"
+        f"  twinserve search {GALLERY} {out}/probes/01.png    who is this?\n"
+        "  README.md                                     train on a folder of your own"
+    )
