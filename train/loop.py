@@ -1,0 +1,149 @@
+"""The training loop: labelled images in, a run folder out.
+
+The folder holds checkpoint.pt (the best twin on the calibrate classes so far, written whole each
+time), splits.json, log.csv, and in the end report.json, roc.png and distances.png. The report
+classes are looked at once, after the last step: they choose nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from twinserve.errors import ConfigError, NotFinite
+from twinserve.train import checkpoint, twins
+from twinserve.train.augment import augment
+from twinserve.train.checkpoint import Run
+from twinserve.train.config import TrainConfig
+from twinserve.train.data import Batches, LabelledImages, load_images, split
+from twinserve.train.objective import Figures, Objective
+from twinserve.train.record import Keeper, write_json, write_report
+
+
+def train(config: TrainConfig, progress: bool = True) -> Run:
+    """Train a twin, and return its run as loaded from the folder `config.out`.
+
+    Equal configs on equal data, machine and thread count give equal weights, as long as
+    `max_seconds` does not cut in. An interrupt (Ctrl-C) ends the training as if its steps were
+    over: the best twin so far is evaluated and kept.
+
+    Args:
+        config: everything that shapes the run.
+        progress: show a bar on standard error.
+
+    Raises:
+        ConfigError: no data or no run folder named.
+        DataError: the data cannot be read or split.
+        NotFinite: the loss became NaN or infinite; failed_batch.json tells where.
+    """
+    folder = _run_folder(config)
+    images = load_images(config.data, twins.contract_of(config), config.max_broken_images)
+    splits = split(images, config)
+    write_json(folder / "splits.json", splits.to_dict())
+    training = images.of_classes(splits.train)
+    batches = Batches(
+        training,
+        classes_per_batch=config.classes_per_batch,
+        items_per_class=config.items_per_class,
+        rotations=config.rotations,
+        one_group_share=config.one_group_share,
+        seed=config.seed,
+    )
+    torch.manual_seed(config.seed)
+    twin = twins.build(config, *_mean_and_std(training, config.ink_inverted))
+    objective = Objective(config)
+    optimizer = torch.optim.Adam(
+        twin.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.max_steps)
+    pixels = torch.from_numpy(training.pixels)
+    generator = torch.Generator()
+    bar = tqdm(total=config.max_steps, disable=not progress, unit="step", desc="train")
+    keeper = Keeper(folder, twin, config, splits, images)
+    started = time.monotonic()
+    stopped = "max_steps"
+
+    with bar, keeper:
+        try:
+            for step in range(config.max_steps):
+                batch = batches[step]
+                # Each step draws from its own seed, so that a resumed run repeats it.
+                generator.manual_seed(config.seed * 1_000_003 + step)
+                moved = augment(
+                    pixels[batch.items], torch.from_numpy(batch.turns), config, generator
+                )
+                labels = torch.from_numpy(batch.labels)
+                loss, figures = objective(twin.train()(moved), labels, generator)
+                if not math.isfinite(figures.loss):
+                    raise _not_finite(folder, training, batch.items.tolist(), step, figures)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                torch.nn.utils.clip_grad_norm_(twin.parameters(), config.gradient_clip)
+                optimizer.step()
+                schedule.step()
+
+                bar.update()
+                keeper.note(figures, len(labels))
+                late = time.monotonic() - started >= config.max_seconds
+                if late or (step + 1) % config.evaluate_every == 0 or step + 1 == config.max_steps:
+                    bar.set_postfix_str(keeper.evaluate(step + 1))
+                if late:
+                    stopped = "max_seconds"
+                elif keeper.out_of_patience(step + 1):
+                    stopped = "patience"
+                if stopped != "max_steps":
+                    break
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        if keeper.best_step is None:
+            keeper.evaluate(keeper.steps)
+    write_report(folder, images, stopped, keeper.steps, time.monotonic() - started)
+    return checkpoint.load(folder)
+
+
+def _run_folder(config: TrainConfig) -> Path:
+    for key in ("data", "out"):
+        if not getattr(config, key):
+            raise ConfigError(
+                f"{key} is not set; name the {'data set' if key == 'data' else 'run folder'}, "
+                f"as in `twinserve train --data PATH --out RUN_DIR`"
+            )
+    folder = Path(config.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out is {config.out!r}, which cannot be a folder: {error}") from error
+    return folder
+
+
+def _mean_and_std(images: LabelledImages, ink_inverted: bool) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of pixels in [0, 1], as the twin normalises them."""
+    # Counts per value instead of a float copy of all pixels.
+    values = np.arange(256) / 255.0
+    if ink_inverted:
+        values = 1.0 - values
+    mean, std = [], []
+    for channel in range(images.pixels.shape[-1]):
+        share = np.bincount(images.pixels[..., channel].ravel(), minlength=256).astype(float)
+        share /= share.sum()
+        mean.append(float(share @ values))
+        # A set of one colour has no deviation to divide by.
+        std.append(max(float(np.sqrt(share @ (values - mean[-1]) ** 2)), 1e-3))
+    return mean, std
+
+
+def _not_finite(
+    folder: Path, images: LabelledImages, items: list[int], step: int, figures: Figures
+) -> NotFinite:
+    names = [images.names[item] for item in items]
+    write_json(folder / "failed_batch.json", {"step": step, "items": names})
+    return NotFinite(
+        f"the loss is {figures.loss} at step {step}; its batch is in {folder}/failed_batch.json. "
+        "Lower learning_rate or gradient_clip, or look for a picture that is out of place",
+        metadata={"step": str(step)},
+    )

@@ -1,0 +1,192 @@
+"""What a training writes down: log.csv and the best checkpoint while it runs, the report after.
+
+In: the figures of every step. Out: the files of the run folder. The best twin is the one with the
+highest one-shot accuracy on the calibrate classes (then the lowest EER), and its checkpoint is on
+disk from the moment it is found, so that a training stopped at any time loses nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from twinserve.calibration import pair_distances
+from twinserve.distance import Metric
+from twinserve.manifest import write_atomically
+from twinserve.train import checkpoint, plots
+from twinserve.train.config import TrainConfig
+from twinserve.train.data import LabelledImages, Splits
+from twinserve.train.evaluate import (
+    Report,
+    embed,
+    evaluate,
+    one_shot_accuracy,
+    one_shot_trials,
+    pixel_vectors,
+)
+from twinserve.train.objective import Figures
+from twinserve.train.twins import Twin
+
+FIGURES = tuple(field.name for field in dataclasses.fields(Figures))
+LOG_FIELDS = ("step", *FIGURES, "images_per_second", "one_shot", "equal_error_rate")
+
+
+class Keeper:
+    """Watches a training: averages its figures, evaluates, logs, and keeps the best twin."""
+
+    def __init__(
+        self,
+        folder: Path,
+        twin: Twin,
+        config: TrainConfig,
+        splits: Splits,
+        images: LabelledImages,
+    ) -> None:
+        self.best_step: int | None = None  # None until the first evaluation
+        self.steps = 0
+        self._folder = folder
+        self._twin = twin
+        self._config = config
+        self._splits = splits
+        self._digest = images.digest
+        self._calibrating = images.of_classes(splits.calibrate)
+        self._best: tuple[float, float] | None = None
+        self._window: list[Figures] = []
+        self._window_images = 0
+        self._window_started = time.monotonic()
+
+    def __enter__(self) -> Keeper:
+        self._log = open(self._folder / "log.csv", "w", newline="", encoding="utf-8")
+        self._rows = csv.writer(self._log)
+        self._rows.writerow(LOG_FIELDS)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._log.close()
+
+    def note(self, figures: Figures, images: int) -> None:
+        """Take in the figures of one step."""
+        self.steps += 1
+        self._window.append(figures)
+        self._window_images += images
+
+    def evaluate(self, step: int) -> str:
+        """Measure the calibrate classes, log, keep the twin if it is the best; return a line."""
+        speed = self._window_images / max(time.monotonic() - self._window_started, 1e-9)
+        report = evaluate_part(self._twin, self._calibrating, self._config)
+        accuracy, eer = report.one_shot.accuracy, report.equal_error_rate
+        means = dict.fromkeys(FIGURES, float("nan"))
+        if self._window:
+            rows = np.array([dataclasses.astuple(figures) for figures in self._window])
+            means = dict(zip(FIGURES, rows.mean(axis=0).tolist(), strict=True))
+        self._rows.writerow(
+            [step, *(f"{means[name]:.5f}" for name in FIGURES), f"{speed:.0f}", accuracy, eer]
+        )
+        self._log.flush()
+        if self._best is None or (accuracy, -eer) > self._best:
+            self._best, self.best_step = (accuracy, -eer), step
+            checkpoint.save(
+                self._folder,
+                twin=self._twin,
+                config=self._config,
+                splits=self._splits,
+                results={"calibrate": report.to_dict(), "best_step": step},
+                data_digest=self._digest,
+                step=step,
+            )
+        self._window.clear()
+        self._window_images = 0
+        self._window_started = time.monotonic()
+        return (
+            f"loss {means['loss']:.3f}, active {means['active']:.0%}, "
+            f"genuine {means['genuine']:.3f}, impostor {means['impostor']:.3f}, "
+            f"{speed:.0f} images/s, one-shot {accuracy:.1%}, EER {eer:.1%}"
+        )
+
+    def out_of_patience(self, step: int) -> bool:
+        """Tell whether too many evaluations went by without a better twin."""
+        if not self._config.patience or self.best_step is None:
+            return False
+        return step - self.best_step >= self._config.patience * self._config.evaluate_every
+
+
+def evaluate_part(twin: Twin, images: LabelledImages, config: TrainConfig) -> Report:
+    """Embed a part of the split and measure it, with the config's one-shot trials."""
+    return evaluate(
+        embed(twin, images.pixels),
+        images.labels,
+        images.groups,
+        twin.metric,
+        ways=config.one_shot_ways,
+        trials=config.one_shot_trials,
+        seed=config.seed,
+    )
+
+
+def write_report(
+    folder: Path, images: LabelledImages, stopped: str, steps: int, seconds: float
+) -> None:
+    """Measure the best twin on the report classes, draw, and complete the checkpoint's results.
+
+    Args:
+        folder: of the run, with its checkpoint.
+        images: the whole data set of the run.
+        stopped: why the training ended: max_steps, max_seconds, patience or interrupted.
+        steps: how many were done.
+        seconds: how long they took, evaluations included.
+    """
+    run = checkpoint.load(folder)
+    part = images.of_classes(run.splits.report)
+    embeddings = embed(run.twin, part.pixels)
+    report = evaluate_part(run.twin, part, run.config)
+    results: dict[str, Any] = {
+        **run.results,
+        "report": report.to_dict(),
+        "pixels_one_shot": _pixel_one_shot(part, report, run.config),
+        "stopped": stopped,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+    }
+    checkpoint.save(
+        folder,
+        twin=run.twin,
+        config=run.config,
+        splits=run.splits,
+        results=results,
+        data_digest=run.data_digest,
+        step=run.step,
+    )
+    write_json(folder / "report.json", results)
+    pairs = pair_distances(embeddings, part.labels, run.twin.metric)
+    plots.draw_roc(pairs, folder / "roc.png")
+    plots.draw_distances(pairs, run.twin.metric, folder / "distances.png")
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a document for people and programs, whole or not at all."""
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode())
+
+
+def _pixel_one_shot(part: LabelledImages, report: Report, config: TrainConfig) -> float:
+    """One-shot accuracy of 1-nearest-neighbour on raw pixels, on the trials of the report."""
+    trials = one_shot_trials(
+        part.labels,
+        ways=report.one_shot.ways,
+        trials=report.one_shot.trials,
+        seed=config.seed,
+        groups=part.groups,
+    )
+    return one_shot_accuracy(pixel_vectors(part.pixels), trials, Metric.EUCLIDEAN)
