@@ -184,12 +184,13 @@ class GalleryService(rpc.GalleryServiceServicer):
         count_errors(self.metrics, errors)
         for i in range(len(request.items)):
             answer = response.results.add()
-            result = results.get(i)
-            if i in errors or result is None or isinstance(result, TwinserveError):
+            if i in errors:
                 answer.error.CopyFrom(status_of(errors[i]))
-            else:
-                answer.enrolled.id = result.id
-                answer.enrolled.change = _CHANGES[result.change.value]
+                continue
+            enrolled = results[i]
+            assert not isinstance(enrolled, TwinserveError)
+            answer.enrolled.id = enrolled.id
+            answer.enrolled.change = _CHANGES[enrolled.change.value]
         return response
 
     async def EnrollStream(
