@@ -199,7 +199,9 @@ def make(options: argparse.Namespace) -> None:
     python = folder / "bin" / "python"
     if options.extra and not installed(python, "hnswlib"):
         check_compiler()
-    if run_quietly([str(python), "-m", "pip", "--version"]).returncode != 0:
+    same = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    if run_quietly([str(python), "-c", same]).returncode != 0:
+        # Not there, broken, or made by another Python than the one now named.
         print(f"making {folder} with Python {sys.version.split()[0]}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)

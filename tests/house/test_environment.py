@@ -123,3 +123,21 @@ def test_what_is_missing_ends_the_script_with_one_line_and_status_1(tmp_path: Pa
     assert done.stderr.startswith("twinserve: no working C++ compiler")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "venv").exists()
+
+
+def test_an_environment_made_by_another_python_is_made_anew(tmp_path: Path) -> None:
+    """Else a first try with the wrong Python would stay for good."""
+    folder = tmp_path / "venv"
+    (folder / "bin").mkdir(parents=True)
+    python = folder / "bin" / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    (tmp_path / "nothing.txt").touch()
+    script = Path(__file__).resolve().parents[2] / "tools" / "environment.py"
+    subprocess.run(
+        [sys.executable, str(script), "--requirements", str(tmp_path / "nothing.txt"), str(folder)],
+        capture_output=True,
+        check=True,
+    )
+    version = [str(python), "-c", "import sys; print(sys.version_info[:2])"]
+    assert subprocess.check_output(version, text=True).strip() == str(sys.version_info[:2])
