@@ -20,7 +20,6 @@ from dataclasses import replace
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from twinserve.server.gallery.galleries import Galleries
 
 from twinserve.errors import ConfigError, TwinserveError
 from twinserve.oip import inference_pb2, inference_pb2_grpc
@@ -30,6 +29,8 @@ from twinserve.server.admission import Admission
 from twinserve.server.config import ServerConfig
 from twinserve.server.engine import Engine
 from twinserve.server.gallery import GalleryLimits
+from twinserve.server.gallery.galleries import Galleries
+from twinserve.server.gate import Gate
 from twinserve.server.metrics import BatchObserver, Metrics
 from twinserve.server.models import Models
 from twinserve.server.runner import Runner
@@ -47,6 +48,8 @@ from twinserve.v1 import (
 )
 
 log = logging.getLogger("twinserve.server")
+
+LAST_BYTES = 1.0  # seconds
 
 _SERVICES = (
     embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
@@ -67,7 +70,7 @@ async def serve(config: ServerConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    metrics = Metrics()
+    metrics, gate = Metrics(), Gate()
     count = providers.processors()
     async with contextlib.AsyncExitStack() as stack:
         workers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="prepare"))
@@ -100,13 +103,13 @@ async def serve(config: ServerConfig) -> None:
             await checks.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(
-            EmbeddingService(models, metrics, config.limits), server
+            EmbeddingService(models, metrics, gate, config.limits), server
         )
         gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(
-            GalleryService(galleries, models, metrics, config.limits, readers), server
+            GalleryService(galleries, models, metrics, gate, config.limits, readers), server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(models, metrics), server
+            ModelService(models, metrics, gate), server
         )
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference.servicer(), server)
         reflection.enable_server_reflection(
@@ -131,7 +134,11 @@ async def serve(config: ServerConfig) -> None:
         serving = False
         await checks.enter_graceful_shutdown()
         await asyncio.sleep(config.drain_delay)
-        await server.stop(config.grace)
+        left = await gate.close(config.grace)
+        if left:
+            log.warning("%d calls are still running after the grace period and are ended", left)
+        # The calls are done; what is left are their last bytes, and watchers of health.
+        await server.stop(LAST_BYTES)
     log.info("stopped")
 
 

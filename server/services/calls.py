@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 
 from twinserve.errors import Code, InternalFault, NotBuilt, TwinserveError
 from twinserve.server.engine import Caller
+from twinserve.server.gate import Gate
 from twinserve.server.metrics import Metrics
 from twinserve.server.services.status import status_of, status_of_items
 
@@ -28,13 +29,14 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-class Counted(Protocol):
-    """A servicer that has the server's metrics."""
+class Serving(Protocol):
+    """A servicer, with what it shares with the others."""
 
     metrics: Metrics
+    gate: Gate
 
 
-Servicer = TypeVar("Servicer", bound=Counted)
+Servicer = TypeVar("Servicer", bound=Serving)
 
 
 class ItemsFailed(Exception):
@@ -94,7 +96,8 @@ async def _answer(
 ) -> Response | status_pb2.Status:
     """Return the method's response, or the status that its error becomes."""
     try:
-        return await method(servicer, request, context)
+        with servicer.gate.enter():
+            return await method(servicer, request, context)
     except ItemsFailed as failed:
         count_errors(servicer.metrics, failed.errors)
         return status_of_items(failed.errors)

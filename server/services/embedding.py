@@ -8,6 +8,7 @@ from twinserve import decision
 from twinserve.errors import InvalidInput, LimitExceeded, TwinserveError
 from twinserve.server import comparing
 from twinserve.server.config import Limits
+from twinserve.server.gate import Gate
 from twinserve.server.inputs import Vector
 from twinserve.server.metrics import Metrics
 from twinserve.server.models import Models
@@ -32,9 +33,10 @@ _MAX_REQUEST_ID = 128
 class EmbeddingService(rpc.EmbeddingServiceServicer):
     """Runs twins; see the contract for what each call promises."""
 
-    def __init__(self, models: Models, metrics: Metrics, limits: Limits) -> None:
+    def __init__(self, models: Models, metrics: Metrics, gate: Gate, limits: Limits) -> None:
         self.models = models
         self.metrics = metrics
+        self.gate = gate
         self.limits = limits
 
     @unary

@@ -11,8 +11,6 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 import numpy as np
-from twinserve.server.gallery.galleries import Galleries
-from twinserve.server.gallery.gallery import Gallery
 
 from twinserve import decision, distance
 from twinserve.errors import (
@@ -27,6 +25,9 @@ from twinserve.server import inputs, paging
 from twinserve.server.config import Limits
 from twinserve.server.engine import Caller, Embedded
 from twinserve.server.gallery import GallerySettings, Hits, NewItem
+from twinserve.server.gallery.galleries import Galleries
+from twinserve.server.gallery.gallery import Gallery
+from twinserve.server.gate import Gate
 from twinserve.server.inputs import Ready, Vector
 from twinserve.server.metrics import Metrics
 from twinserve.server.models import Models
@@ -68,12 +69,14 @@ class GalleryService(rpc.GalleryServiceServicer):
         galleries: Galleries,
         models: Models,
         metrics: Metrics,
+        gate: Gate,
         limits: Limits,
         readers: Executor,
     ) -> None:
         self.galleries = galleries
         self.models = models
         self.metrics = metrics
+        self.gate = gate
         self.limits = limits
         self._readers = readers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from twinserve.manifest import OperatingPoint
 from twinserve.server import paging
 from twinserve.server.engine import Engine
+from twinserve.server.gate import Gate
 from twinserve.server.metrics import Metrics
 from twinserve.server.models import Models
 from twinserve.server.services import codec
@@ -23,9 +24,10 @@ _MODALITIES = {
 class ModelService(rpc.ModelServiceServicer):
     """Lists models; see the contract for what each call promises."""
 
-    def __init__(self, models: Models, metrics: Metrics) -> None:
+    def __init__(self, models: Models, metrics: Metrics, gate: Gate) -> None:
         self.models = models
         self.metrics = metrics
+        self.gate = gate
 
     @unary
     async def ListModels(
