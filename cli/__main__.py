@@ -71,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    name = argv[0] if argv else "--help"
+    name = argv[0] if argv else ""
     if name in NOT_BUILT:
         print(f"twinserve: {name} is not built yet", file=sys.stderr)
         return FAULT
     if name not in VERBS:
-        return _overview(argv)
+        return _overview(argv or ["--help"])
     verb = cast(Verb, importlib.import_module(f"twinserve.cli.{name}"))
     parser = argparse.ArgumentParser(
         prog=f"twinserve {name}",

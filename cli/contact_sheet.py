@@ -13,9 +13,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 _TILE, _FRAME, _GAP, _CAPTION, _MARGIN = 76, 4, 10, 30, 32
-_HEAD = 96
+_HEAD = 112
 _INK, _FAINT, _PAPER, _PROBE = "#1c2430", "#6b7480", "#f6f5f1", "#3b4a6b"
-_RIGHT, _WRONG = "#2e9e5b", "#d1495b"
+# A wrong hit behind the first is no failure of its own, so that its red is fainter.
+_RIGHT, _WRONG, _WRONG_LATER = "#2e9e5b", "#d1495b", "#edc4c9"
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,25 @@ def draw(
     )
     pen = ImageDraw.Draw(sheet)
     pen.text((_MARGIN, 22), title, fill=_INK, font=title_font)
-    pen.text((_MARGIN, 58), subtitle, fill=_FAINT, font=font)
+    pen.text((_MARGIN, 58), subtitle, fill=_FAINT, font=font, spacing=6)
     for index, row in enumerate(rows):
         left = _MARGIN + (index // height) * panel
         top = _HEAD + (index % height) * step_y
         for column, tile in enumerate(row):
             x = left + column * step_x + (2 * _GAP if column else 0)
-            color = _PROBE if tile.right is None else _RIGHT if tile.right else _WRONG
-            _tile(sheet, pen, tile, (x, top), color)
+            _tile(sheet, pen, tile, (x, top), _frame(tile, column))
             middle = x + _TILE // 2
             pen.text((middle, top + _TILE + 3), tile.caption, fill=_INK, font=font, anchor="ma")
             pen.text((middle, top + _TILE + 18), tile.note, fill=_FAINT, font=small, anchor="ma")
     sheet.save(path, optimize=True)
+
+
+def _frame(tile: Tile, column: int) -> str:
+    if tile.right is None:
+        return _PROBE
+    if tile.right:
+        return _RIGHT
+    return _WRONG if column == 1 else _WRONG_LATER
 
 
 def _tile(

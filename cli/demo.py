@@ -17,7 +17,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,19 +102,17 @@ def run(arguments: argparse.Namespace) -> int:
     drawings = Drawings.of(trained.images("report"), arguments.data)
     data_dir = _fresh_data_dir(out)
     flags = ["--model", str(out / "twin.onnx"), "--data-dir", str(data_dir)]
-    with ServerProcess(flags, out / "server.log") as server:
-        with (
-            stages.stage("serve", "a process of its own"),
-            Client(server.target, timeout=60.0) as client,
-        ):
+    with ExitStack() as stack:
+        with stages.stage("serve", "a process of its own"):
+            server = stack.enter_context(ServerProcess(flags, out / "server.log"))
+            client = stack.enter_context(Client(server.target, timeout=60.0))
             print(f"  gRPC on {server.target}, HTTP on {server.http}: {client.health().value}")
-        with Client(server.target, timeout=60.0) as client:
-            with stages.stage("one-shot", f"{WAYS}-way, {TRIALS} trials, {CLIENTS} clients"):
-                summary["one_shot"] = _one_shot(client, trained, drawings)
-            with stages.stage("enroll and search", f"the {len(drawings.classes)} characters"):
-                summary["search"] = _search(client, drawings, out)
-            with stages.stage("compare and verify", "pairs that nobody trained on"):
-                summary["comparisons"], summary["verifications"] = _decide(client, drawings)
+        with stages.stage("one-shot", f"{WAYS}-way, {TRIALS} trials, {CLIENTS} clients"):
+            summary["one_shot"] = _one_shot(client, trained, drawings)
+        with stages.stage("enroll and search", f"the {len(drawings.classes)} characters"):
+            summary["search"] = _search(client, drawings, out)
+        with stages.stage("compare and verify", "pairs that nobody trained on"):
+            summary["comparisons"], summary["verifications"] = _decide(client, drawings)
         with stages.stage("metrics", f"http://{server.http}/metrics"):
             summary["metrics"] = _metrics(server.metrics())
         server_peak = server.peak_bytes()
@@ -374,9 +372,10 @@ def _contact_sheet(
     draw(
         rows,
         "Who is this? One drawing enrolled per character of an alphabet never trained on",
-        f"Probe (blue), then its {SHOWN_HITS} nearest with their distance: green is the right "
-        f"character, red a wrong one. Over all {result['probes']} probes the nearest is right in "
-        f"{result['rank_1']:.1%}; chance is {1 / result['enrolled']:.1%}.",
+        f"Probe (blue), then its {SHOWN_HITS} nearest with their distance. Green is the right "
+        "character; red a wrong one, in first place or (faint) behind.\n"
+        f"Over all {result['probes']} probes the nearest is right in {result['rank_1']:.1%}, by "
+        f"chance in {1 / result['enrolled']:.1%}.",
         path,
     )
     return path
@@ -432,6 +431,7 @@ def _decide(client: Client, drawings: Drawings) -> tuple[list[Any], list[Any]]:
             )
             for (a, b), comparison in zip(pairs, results, strict=True)
         ],
+        indent="  ",
     )
     probe = drawings.of_class(0)[1]
     verifications = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from twinserve.cli.exit_codes import OK
@@ -45,7 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
         for name in ("name", "version", "precision")
         if (value := getattr(arguments, name)) is not None
     }
-    manifest = export(arguments.run, arguments.out, **options)
+    manifest = export(
+        arguments.run,
+        arguments.out,
+        **options,
+        progress=lambda step: print(f"{step} …", file=sys.stderr),
+    )
     if arguments.json:
         print_json(json.loads(manifest.to_json()))
     else:

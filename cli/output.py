@@ -49,7 +49,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str = ""
+) -> None:
     """Print rows in columns; numbers lean right, everything else left."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(header)]
@@ -59,7 +61,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     ]
     for line in ([name.upper() for name in header], *cells):
         print(
-            "  ".join(
+            indent
+            + "  ".join(
                 text.rjust(width) if lean else text.ljust(width)
                 for text, width, lean in zip(line, widths, right, strict=True)
             ).rstrip()

@@ -1,0 +1,705 @@
+"""The command line: what each verb says, and the exit codes that scripts depend on."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.fake_server import FakeServer, status
+from twinserve.cli import __main__ as command_line
+from twinserve.cli.enroll import item_id
+from twinserve.cli.output import print_table
+from twinserve.cli.progress import Progress
+from twinserve.v1 import (
+    embedding_service_pb2,
+    gallery_pb2,
+    gallery_service_pb2,
+    model_pb2,
+    model_service_pb2,
+    shared_pb2,
+)
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    server = FakeServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def run(
+    fake: FakeServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    """Run one command against the fake server: exit code, standard output, standard error."""
+    monkeypatch.setenv("TWINSERVE_TARGET", fake.target)
+    monkeypatch.delenv("TWINSERVE_DEBUG", raising=False)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = command_line.main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse, for --help and wrong usage
+            code = int(error.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of two subjects and one picture without any; the content is the fake's concern."""
+    for name in ("alice/1.png", "alice/2.JPG", "bob/1.png", "stray.png", "alice/notes.txt"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path / "photos"
+
+
+def compared(outcome: int, distance: float = 0.25) -> embedding_service_pb2.CompareResponse:
+    comparison = embedding_service_pb2.Comparison(
+        score=shared_pb2.Score(distance=distance, log_likelihood_ratio=2.0, probability=0.88),
+        decision=shared_pb2.Decision(
+            outcome=outcome, threshold=0.3, false_accept_rate=0.01, false_accept_rate_upper=0.02
+        ),
+    )
+    result = embedding_service_pb2.CompareResult(comparison=comparison)
+    return embedding_service_pb2.CompareResponse(results=[result], model_version="m@1")
+
+
+def enrol_all(
+    request: gallery_service_pb2.EnrollRequest,
+) -> gallery_service_pb2.EnrollResponse:
+    return gallery_service_pb2.EnrollResponse(
+        results=[
+            gallery_service_pb2.EnrollResult(
+                enrolled=gallery_service_pb2.Enrolled(
+                    id=item.item.id, change=gallery_service_pb2.CHANGE_CREATED
+                )
+            )
+            for item in request.items
+        ]
+    )
+
+
+class TestHelp:
+    @pytest.mark.parametrize("verb", command_line.VERBS)
+    def test_every_verb_has_help_with_examples_and_exit_codes(self, run: Run, verb: str) -> None:
+        code, out, _ = run(verb, "--help")
+        assert code == 0
+        assert f"usage: twinserve {verb}" in out
+        assert f"  twinserve {verb} " in out.partition("examples:")[2] or verb == "demo"
+        assert "  0 " in out.partition("exit codes:")[2]
+
+    def test_the_overview_names_every_verb(self, run: Run) -> None:
+        code, out, _ = run("--help")
+        assert code == 0
+        for verb in command_line.VERBS:
+            assert f"\n  {verb} " in out
+
+    def test_no_arguments_show_the_overview(self, run: Run) -> None:
+        assert run()[1] == run("--help")[1]
+
+    def test_the_version_is_the_packages(self, run: Run) -> None:
+        import twinserve
+
+        assert run("--version")[1] == f"twinserve {twinserve.__version__}\n"
+
+    @pytest.mark.parametrize("verb", command_line.NOT_BUILT)
+    def test_a_verb_to_come_says_that_it_is_not_built_yet(self, run: Run, verb: str) -> None:
+        assert run(verb, "anything") == (2, "", f"twinserve: {verb} is not built yet\n")
+
+    def test_an_unknown_verb_is_wrong_usage_and_names_the_known_ones(self, run: Run) -> None:
+        code, out, err = run("compair", "a", "b")
+        assert (code, out) == (2, "")
+        assert "'compair'" in err
+        assert "compare" in err
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--help"],
+            ["compare", "--help"],
+            ["search", "--help"],
+            ["train", "--help"],
+            ["export", "--help"],
+            ["demo", "--help"],
+            ["serve", "--help"],
+            ["inspect", "--help"],
+        ],
+    )
+    def test_no_help_imports_torch_onnx_or_a_runtime(self, arguments: list[str]) -> None:
+        code = (
+            "import sys\n"
+            "from twinserve.cli.__main__ import main\n"
+            "try:\n"
+            f"    main({arguments!r})\n"
+            "except SystemExit:\n"
+            "    pass\n"
+            "heavy = {'torch', 'onnx', 'onnxruntime', 'onnxscript', 'matplotlib', 'hnswlib'}\n"
+            "found = heavy & set(sys.modules)\n"
+            "sys.exit(f'imported {found}' if found else 0)"
+        )
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60
+        )
+
+    def test_the_overview_imports_not_even_grpc_or_numpy(self) -> None:
+        code = (
+            "import sys\n"
+            "from twinserve.cli.__main__ import main\n"
+            "try:\n"
+            "    main(['--help'])\n"
+            "except SystemExit:\n"
+            "    pass\n"
+            "found = {'grpc', 'numpy', 'PIL'} & set(sys.modules)\n"
+            "sys.exit(f'imported {found}' if found else 0)"
+        )
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60
+        )
+
+    def test_the_server_verb_imports_neither_torch_nor_onnx(self, tmp_path: Path) -> None:
+        missing = tmp_path / "missing.onnx"
+        code = (
+            "import sys\n"
+            "from twinserve.cli.__main__ import main\n"
+            f"flags = ['--model', {str(missing)!r}, '--data-dir', {str(tmp_path)!r}]\n"
+            "code = main(['serve', *flags])\n"
+            "found = {'torch', 'onnx', 'onnxscript'} & set(sys.modules)\n"
+            "sys.exit(f'imported {found}' if found else code)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2
+        assert f"{missing} is not a file" in done.stderr
+
+
+class TestErrors:
+    def test_an_error_of_the_server_is_one_sentence_on_standard_error(
+        self, run: Run, fake: FakeServer
+    ) -> None:
+        fake.on(
+            "GetGallery",
+            status(
+                grpc.StatusCode.NOT_FOUND,
+                "gallery people does not exist; create it first",
+                reason="GALLERY_NOT_FOUND",
+            ),
+        )
+        assert run("gallery", "show", "people") == (
+            2,
+            "",
+            "twinserve: gallery people does not exist; create it first\n",
+        )
+
+    def test_the_field_at_fault_is_named(self, run: Run, fake: FakeServer, pictures: Path) -> None:
+        fake.on(
+            "Compare",
+            status(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "give a rate between 0 and 1",
+                reason="INVALID_INPUT",
+                field="rule.false_accept_rate",
+            ),
+        )
+        picture = pictures / "stray.png"
+        code, _, err = run("compare", picture, picture, "--far", "2")
+        assert code == 2
+        assert err == "twinserve: give a rate between 0 and 1 [rule.false_accept_rate]\n"
+
+    def test_nobody_there_is_said_within_seconds(self, run: Run) -> None:
+        code, _, err = run("gallery", "list", "--target", "127.0.0.1:1", "--timeout", "1")
+        assert code == 2
+        assert "no server answers at 127.0.0.1:1" in err
+        assert err.count("\n") == 1
+
+    def test_a_fault_of_our_own_is_one_line_unless_asked_for_more(
+        self, run: Run, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake.on(
+            "ListModels",
+            model_service_pb2.ListModelsResponse(models=[model_pb2.Model(manifest_json="{")]),
+        )
+        code, _, err = run("model", "list", "--json")
+        assert code == 2
+        assert err.startswith("twinserve: JSONDecodeError")
+        assert err.count("\n") == 1
+        monkeypatch.setenv("TWINSERVE_DEBUG", "1")
+        with pytest.raises(json.JSONDecodeError):
+            run("model", "list", "--json")
+
+    def test_a_missing_picture_is_named_before_anything_is_asked(
+        self, run: Run, fake: FakeServer
+    ) -> None:
+        code, _, err = run("compare", "no-such.png", "b.png")
+        assert code == 2
+        assert err.startswith("twinserve: no-such.png does not exist")
+        assert fake.requests == []
+
+    def test_two_rules_at_once_are_wrong_usage(self, run: Run) -> None:
+        code, _, err = run("compare", "a", "b", "--far", "0.1", "--threshold", "0.2")
+        assert code == 2
+        assert "not allowed with" in err
+
+    def test_a_timeout_of_nothing_is_refused(self, run: Run) -> None:
+        code, _, err = run("health", "--timeout", "0")
+        assert code == 2
+        assert "--timeout is 0.0" in err
+
+    def test_a_file_that_is_no_twin_is_refused_in_a_sentence(
+        self, run: Run, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "twin.onnx"
+        path.write_bytes(b"no onnx at all")
+        code, out, err = run("inspect", path)
+        assert (code, out) == (2, "")
+        assert err.startswith("twinserve: ")
+        assert err.count("\n") == 1
+
+    def test_a_missing_twin_is_named(self, run: Run, tmp_path: Path) -> None:
+        code, _, err = run("inspect", tmp_path / "none.onnx")
+        assert code == 2
+        assert "none.onnx: No such file" in err
+
+    def test_training_without_data_is_refused(self, run: Run, tmp_path: Path) -> None:
+        code, _, err = run("train", "--data", tmp_path / "none", "--out", tmp_path / "run")
+        assert code == 2
+        assert "does not exist" in err
+
+    def test_exporting_what_is_no_run_is_refused(self, run: Run, tmp_path: Path) -> None:
+        code, _, err = run("export", tmp_path / "none", "--out", tmp_path / "twin.onnx")
+        assert code == 2
+        assert "is no folder" in err
+        assert not (tmp_path / "twin.onnx").exists()
+
+    def test_the_demo_trains_three_minutes_at_most(self, run: Run, tmp_path: Path) -> None:
+        code, _, err = run("demo", "--out", tmp_path, "--seconds", "181")
+        assert code == 2
+        assert "up to 180" in err
+
+
+class TestDecisions:
+    @pytest.mark.parametrize(
+        ("outcome", "code", "word"),
+        [
+            (shared_pb2.OUTCOME_MATCH, 0, "MATCH"),
+            (shared_pb2.OUTCOME_NO_MATCH, 1, "NO MATCH"),
+            (shared_pb2.OUTCOME_NOT_CALIBRATED, 3, "NOT CALIBRATED"),
+        ],
+    )
+    def test_compare_tells_the_decision_by_its_exit_code(
+        self, run: Run, fake: FakeServer, pictures: Path, outcome: int, code: int, word: str
+    ) -> None:
+        fake.on("Compare", compared(outcome))
+        found, out, err = run("compare", pictures / "alice/1.png", pictures / "bob/1.png")
+        assert (found, err) == (code, "")
+        assert out.splitlines()[0] == word
+        assert "0.2500" in out
+
+    def test_compare_sends_the_rule_the_prior_and_the_model(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        fake.on("Compare", compared(shared_pb2.OUTCOME_MATCH))
+        picture = pictures / "stray.png"
+        run("compare", picture, picture, "--far", "0.001", "--prior", "0.1", "--model", "m@1")
+        (request,) = fake.asked("Compare")
+        assert request.rule.false_accept_rate == 0.001
+        assert (request.prior, request.model) == (0.1, "m@1")
+        assert request.pairs[0].first.image == b"stray.png"
+
+    def test_compare_prints_json(self, run: Run, fake: FakeServer) -> None:
+        fake.on("Compare", compared(shared_pb2.OUTCOME_NO_MATCH))
+        code, out, _ = run("compare", "--text", "card lost", "card gone", "--json")
+        document = json.loads(out)
+        assert code == 1
+        assert document["outcome"] == "no match"
+        assert document["false_accept_rate_upper"] == 0.02
+        assert document["model_version"] == "m@1"
+        assert fake.asked("Compare")[0].pairs[0].first.text == "card lost"
+
+    def test_verify_names_the_item_and_tells_by_its_exit_code(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        fake.on(
+            "Verify",
+            gallery_service_pb2.VerifyResponse(
+                score=shared_pb2.Score(distance=0.9),
+                decision=shared_pb2.Decision(outcome=shared_pb2.OUTCOME_NO_MATCH, threshold=0.3),
+                item_id="alice:1.png",
+                items_compared=2,
+            ),
+        )
+        code, out, _ = run("verify", "people", "alice", pictures / "stray.png")
+        assert code == 1
+        assert "alice:1.png" in out
+
+
+class TestSearch:
+    def test_hits_are_shown_in_aligned_columns(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        hit = gallery_service_pb2.Hit(
+            item=shared_pb2.Item(id="alice:1.png", subject="alice"),
+            score=shared_pb2.Score(distance=0.125, probability=0.97),
+            match=True,
+        )
+        hits = gallery_service_pb2.Hits(
+            hits=[hit], outcome=shared_pb2.OUTCOME_MATCH, threshold=0.4, expected_false_matches=0.5
+        )
+        response = gallery_service_pb2.SearchResponse(
+            results=[gallery_service_pb2.SearchResult(hits=hits)]
+        )
+        fake.on("Search", response)
+        code, out, _ = run(
+            "search", "people", pictures / "stray.png", "--top-k", "3", "--fpir", "0.01"
+        )
+        assert code == 0
+        head, table, row, *_ = out.splitlines()
+        assert head.endswith("match, threshold 0.4000, 0.5 false matches expected by chance")
+        assert table.split() == ["RANK", "SUBJECT", "ITEM", "DISTANCE", "MATCH", "PROBABILITY"]
+        assert row.split() == ["1", "alice", "alice:1.png", "0.1250", "yes", "0.9700"]
+        (request,) = fake.asked("Search")
+        assert request.top_k == 3
+        assert request.rule.false_positive_identification_rate == 0.01
+
+    def test_a_folder_is_searched_batch_by_batch(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        def answer(
+            request: gallery_service_pb2.SearchRequest,
+        ) -> gallery_service_pb2.SearchResponse:
+            empty = gallery_service_pb2.SearchResult(
+                hits=gallery_service_pb2.Hits(outcome=shared_pb2.OUTCOME_NO_MATCH)
+            )
+            return gallery_service_pb2.SearchResponse(results=[empty] * len(request.probes))
+
+        fake.on("Search", answer)
+        code, out, _ = run("search", "people", pictures, "--batch", "3", "--json")
+        assert code == 0
+        assert [Path(entry["probe"]).name for entry in json.loads(out)] == [
+            "1.png",
+            "2.JPG",
+            "1.png",
+            "stray.png",
+        ]
+        assert [len(request.probes) for request in fake.asked("Search")] == [3, 1]
+
+    def test_a_probe_that_failed_is_told_beside_the_others(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        hits = gallery_service_pb2.Hits(outcome=shared_pb2.OUTCOME_NO_MATCH)
+        broken = status(
+            grpc.StatusCode.INVALID_ARGUMENT, "cannot be decoded", reason="IMAGE_UNDECODABLE"
+        )
+        response = gallery_service_pb2.SearchResponse(
+            results=[
+                gallery_service_pb2.SearchResult(error=broken),
+                gallery_service_pb2.SearchResult(hits=hits),
+            ]
+        )
+        fake.on("Search", response)
+        code, out, err = run("search", "people", pictures / "bob/1.png", pictures / "stray.png")
+        assert code == 1
+        assert "bob/1.png: cannot be decoded" in err
+        assert "stray.png: no match" in out
+
+
+class TestEnroll:
+    def test_a_folder_gives_subjects_and_ids_that_stay_the_same(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        fake.on("Enroll", enrol_all)
+        code, out, err = run("enroll", "people", pictures)
+        assert (code, out, err) == (0, "people: 4 created\n", "")
+        run("enroll", "people", pictures)
+        first, again = fake.asked("Enroll")
+        items = {item.item.id: (item.item.subject, item.input.image) for item in first.items}
+        assert items == {
+            "alice:1.png": ("alice", b"alice/1.png"),
+            "alice:2.JPG": ("alice", b"alice/2.JPG"),
+            "bob:1.png": ("bob", b"bob/1.png"),
+            "stray.png": ("", b"stray.png"),
+        }
+        assert list(first.items) == list(again.items)
+        assert first.request_id != again.request_id
+
+    def test_create_makes_the_gallery_first(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        fake.on("CreateGallery", gallery_service_pb2.CreateGalleryResponse())
+        fake.on("Enroll", enrol_all)
+        run("enroll", "people", pictures / "stray.png", "--create", "--subject", "carol")
+        assert [name for name, _ in fake.requests] == ["CreateGallery", "Enroll"]
+        assert fake.asked("Enroll")[0].items[0].item.subject == "carol"
+
+    def test_a_csv_gives_subject_id_and_metadata(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        fake.on("Enroll", enrol_all)
+        table = pictures / "people.csv"
+        table.write_text(
+            "path,subject,id,site\nalice/1.png,alice,a1,north\nbob/1.png,bob,,\n",
+            encoding="utf-8",
+        )
+        code, _, _ = run("enroll", "people", "--csv", table)
+        assert code == 0
+        one, two = fake.asked("Enroll")[0].items
+        assert (one.item.id, one.item.subject, one.item.metadata["site"].text) == (
+            "a1",
+            "alice",
+            "north",
+        )
+        assert one.input.image == b"alice/1.png"
+        assert two.item.id == "bob:1.png"
+        assert dict(two.item.metadata) == {}
+
+    @pytest.mark.parametrize(
+        ("content", "complaint"),
+        [
+            ("name,age\nalice,3\n", "needs path or text"),
+            ("path,subject\nalice/1.png\n", "row 2"),
+            ("path,subject\n,alice\n", "row 2"),
+            ("path,subject\nalice/1.png,alice,more\n", "row 2"),
+        ],
+    )
+    def test_a_csv_that_is_not_as_it_should_be_is_refused(
+        self, run: Run, fake: FakeServer, tmp_path: Path, content: str, complaint: str
+    ) -> None:
+        table = tmp_path / "people.csv"
+        table.write_text(content, encoding="utf-8")
+        code, _, err = run("enroll", "people", "--csv", table)
+        assert code == 2
+        assert complaint in err
+        assert fake.requests == []
+
+    def test_one_item_that_fails_does_not_stop_the_others(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        def answer(
+            request: gallery_service_pb2.EnrollRequest,
+        ) -> gallery_service_pb2.EnrollResponse:
+            response = enrol_all(request)
+            response.results[0].error.CopyFrom(
+                status(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    "cannot be decoded",
+                    reason="IMAGE_UNDECODABLE",
+                    field="items[0].input.image",
+                )
+            )
+            return response
+
+        fake.on("Enroll", answer)
+        code, out, err = run("enroll", "people", pictures)
+        assert code == 1
+        assert out == "people: 3 created, 1 failed\n"
+        assert err == "twinserve: alice:1.png: cannot be decoded\n"
+
+    def test_a_batch_of_failures_does_not_stop_the_next_one(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        broken = status(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "cannot be decoded",
+            reason="IMAGE_UNDECODABLE",
+            field="items[0].input.image",
+        )
+        fake.on("Enroll", broken, enrol_all)
+        code, out, _ = run("enroll", "people", pictures, "--batch", "1", "--json")
+        document = json.loads(out)
+        assert code == 1
+        assert document["created"] == 3
+        assert [entry["error"]["reason"] for entry in document["failed"]] == ["IMAGE_UNDECODABLE"]
+
+    def test_a_fault_of_the_whole_call_stops_the_command(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        missing = status(grpc.StatusCode.NOT_FOUND, "no gallery", reason="GALLERY_NOT_FOUND")
+        fake.on("Enroll", missing)
+        code, out, err = run("enroll", "people", pictures, "--batch", "1")
+        assert (code, out, err) == (2, "", "twinserve: no gallery\n")
+        assert len(fake.asked("Enroll")) == 1
+
+    def test_two_files_of_one_name_are_refused_before_one_replaces_the_other(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        code, _, err = run("enroll", "people", pictures / "alice/1.png", pictures / "bob/1.png")
+        assert code == 2
+        assert "'1.png'" in err
+        assert fake.requests == []
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [("a b.png", "a_b.png"), ("a/b.png", "a:b.png"), ("x" * 200 + "1", "x" * 200 + "2")],
+    )
+    def test_ids_of_different_paths_differ(self, one: str, other: str) -> None:
+        assert item_id(one) != item_id(other)
+
+    @pytest.mark.parametrize("path", ["a/b c/ü.png", "x" * 300, "plain.png"])
+    def test_ids_are_of_the_allowed_characters_and_length(self, path: str) -> None:
+        assert re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", item_id(path))
+
+
+class TestEmbed:
+    def test_vectors_are_written_as_an_array(
+        self, run: Run, fake: FakeServer, pictures: Path, tmp_path: Path
+    ) -> None:
+        good = embedding_service_pb2.EmbedResult(embedding=shared_pb2.Embedding(values=[3.0, 4.0]))
+        broken = status(grpc.StatusCode.INVALID_ARGUMENT, "no", reason="IMAGE_UNDECODABLE")
+        bad = embedding_service_pb2.EmbedResult(error=broken)
+        fake.on(
+            "Embed",
+            embedding_service_pb2.EmbedResponse(
+                results=[good, bad], space_id="sp", model_version="m@1"
+            ),
+        )
+        out = tmp_path / "vectors.npy"
+        code, text, err = run("embed", pictures, "--batch", "2", "--out", out)
+        array = np.load(out)
+        assert code == 1
+        assert array.dtype == np.float32
+        assert array[0].tolist() == [3.0, 4.0]
+        assert np.isnan(array[1]).all()
+        assert f"wrote float32 [4, 2] to {out}" in text
+        assert err.count("\n") == 2
+
+    def test_where_nothing_could_be_embedded_no_file_is_written(
+        self, run: Run, fake: FakeServer, pictures: Path, tmp_path: Path
+    ) -> None:
+        fake.on(
+            "Embed",
+            status(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "cannot be decoded",
+                reason="IMAGE_UNDECODABLE",
+                field="inputs[0].image",
+            ),
+        )
+        out = tmp_path / "vectors.npy"
+        code, _, err = run("embed", pictures / "stray.png", "--out", out)
+        assert code == 2
+        assert "stray.png: cannot be decoded" in err
+        assert not out.exists()
+
+    def test_vectors_of_two_spaces_are_not_mixed(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        def reply(space: str) -> embedding_service_pb2.EmbedResponse:
+            result = embedding_service_pb2.EmbedResult(embedding=shared_pb2.Embedding(values=[1.0]))
+            return embedding_service_pb2.EmbedResponse(results=[result], space_id=space)
+
+        fake.on("Embed", reply("sp_1"), reply("sp_2"))
+        code, _, err = run("embed", pictures / "alice", "--batch", "1")
+        assert code == 2
+        assert "several spaces" in err
+
+    def test_json_holds_a_vector_per_input(self, run: Run, fake: FakeServer) -> None:
+        result = embedding_service_pb2.EmbedResult(
+            embedding=shared_pb2.Embedding(values=[0.5, 0.25])
+        )
+        response = embedding_service_pb2.EmbedResponse(results=[result], space_id="sp_1")
+        fake.on("Embed", response)
+        code, out, _ = run("embed", "--text", "hello", "--json")
+        document = json.loads(out)
+        assert code == 0
+        assert document["space_id"] == "sp_1"
+        assert document["results"] == [{"input": "hello", "embedding": [0.5, 0.25]}]
+
+
+class TestGalleries:
+    def test_create_declares_keys_with_types(self, run: Run, fake: FakeServer) -> None:
+        fake.on(
+            "CreateGallery",
+            lambda request: gallery_service_pb2.CreateGalleryResponse(gallery=request.gallery),
+        )
+        code, out, _ = run(
+            "gallery", "create", "people", "--key", "site=text", "--metric", "cosine"
+        )
+        assert code == 0
+        assert "site (text)" in out
+        assert fake.asked("CreateGallery")[0].gallery.metric == shared_pb2.METRIC_COSINE
+
+    def test_list_shows_counts(self, run: Run, fake: FakeServer) -> None:
+        gallery = gallery_pb2.Gallery(name="people", item_count=12, subject_count=3, dimension=64)
+        fake.on("ListGalleries", gallery_service_pb2.ListGalleriesResponse(galleries=[gallery]))
+        _, out, _ = run("gallery", "list")
+        assert out.splitlines()[1].split()[:4] == ["people", "12", "3", "64"]
+
+    def test_delete_does_nothing_without_yes_where_nobody_can_be_asked(
+        self, run: Run, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        fake.on("DeleteGallery", gallery_service_pb2.DeleteGalleryResponse())
+        code, _, err = run("gallery", "delete", "people")
+        assert code == 2
+        assert "--yes" in err
+        assert fake.requests == []
+        assert run("gallery", "delete", "people", "--yes") == (0, "people deleted\n", "")
+
+    def test_remove_takes_ids_or_a_subject(self, run: Run, fake: FakeServer) -> None:
+        fake.on("Remove", gallery_service_pb2.RemoveResponse(removed=1))
+        assert run("gallery", "remove", "people", "a")[1] == "1 item removed from people\n"
+        code, _, err = run("gallery", "remove", "people")
+        assert code == 2
+        assert "--subject" in err
+
+
+class TestHealth:
+    @pytest.mark.parametrize(("name", "code"), [("SERVING", 0), ("NOT_SERVING", 1)])
+    def test_health_is_one_word_and_an_exit_code(
+        self, run: Run, fake: FakeServer, name: str, code: int
+    ) -> None:
+        from grpc_health.v1 import health_pb2
+
+        value = health_pb2.HealthCheckResponse.ServingStatus.Value(name)
+        fake.on("Check", health_pb2.HealthCheckResponse(status=value))
+        assert run("health") == (code, f"{name}\n", "")
+
+    def test_nobody_there_is_1_since_container_engines_reserve_2(self, run: Run) -> None:
+        code, _, err = run("health", "--target", "127.0.0.1:1", "--timeout", "1")
+        assert code == 1
+        assert "no server answers" in err
+
+
+class TestOutput:
+    def test_numbers_lean_right_and_words_left(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_table(("name", "n"), [("a", 5), ("bcd", 100)])
+        assert capsys.readouterr().out == "NAME    N\na       5\nbcd   100\n"
+
+    def test_a_table_without_rows_is_its_header(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_table(("name", "n"), [])
+        assert capsys.readouterr().out == "NAME  N\n"
+
+    def test_progress_writes_nothing_unless_to_a_terminal(self) -> None:
+        stream = io.StringIO()
+        with Progress(10, "items", stream) as progress:
+            progress._start -= 60.0
+            progress.advance(5)
+        assert stream.getvalue() == ""
+
+    def test_progress_appears_on_a_terminal_after_two_seconds_and_leaves_no_trace(self) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        stream = Terminal()
+        with Progress(10, "items", stream) as progress:
+            progress.advance(1)
+            assert stream.getvalue() == ""
+            progress._start -= 60.0
+            progress.advance(4)
+            assert "5/10 items" in stream.getvalue()
+        assert stream.getvalue().endswith("\r\x1b[K")
