@@ -158,7 +158,7 @@ def export(
     )
     progress("writing the file")
     write_atomically(out, attach(model, manifest))
-    return manifest
+    return Manifest.from_json(manifest.to_json())  # as every reader will see it
 
 
 def class_digests(images: LabelledImages) -> list[str]:

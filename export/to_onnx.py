@@ -40,7 +40,8 @@ def to_onnx(twin: Twin) -> bytes:
 
     Raises:
         ManifestError: above the 2 GB that one ONNX file can hold.
-        GateFailed: an operation that ONNX lacks, or a batch that the module fixes.
+        GateFailed: an operation that ONNX lacks, or a batch that the module fixes; see
+            `check_graph`.
         NotBuilt: a modality that cannot be exported yet.
     """
     check_size(twin)
@@ -68,7 +69,10 @@ def to_onnx(twin: Twin) -> bytes:
             metadata={"figure": "export"},
         ) from error
     _strip(model)
-    return bytes(model.SerializeToString(deterministic=True))
+    written = bytes(model.SerializeToString(deterministic=True))
+    # The exporter may freeze a batch without a word where the module insists on one.
+    check_graph(written, twin.contract, twin.dimension)
+    return written
 
 
 def check_size(twin: Twin) -> None:
@@ -148,11 +152,11 @@ def _strip(model: onnx.ModelProto) -> None:
     """Take out every note that is not needed to run the graph."""
     model.producer_name = "twinserve"
     model.producer_version = twinserve.__version__
-    model.doc_string = ""
-    model.domain = ""
+    model.ClearField("doc_string")
+    model.ClearField("domain")
     del model.metadata_props[:]
     for function in model.functions:
-        function.doc_string = ""
+        function.ClearField("doc_string")
         del function.metadata_props[:]
         del function.value_info[:]
         _strip_nodes(function.node)
@@ -161,24 +165,24 @@ def _strip(model: onnx.ModelProto) -> None:
 
 def _strip_graph(graph: onnx.GraphProto) -> None:
     graph.name = "twin"
-    graph.doc_string = ""
+    graph.ClearField("doc_string")
     del graph.metadata_props[:]
     del graph.value_info[:]  # shapes of what lies between can be inferred again
     for value in (*graph.input, *graph.output):
-        value.doc_string = ""
+        value.ClearField("doc_string")
         del value.metadata_props[:]
     for weight in graph.initializer:
-        weight.doc_string = ""
+        weight.ClearField("doc_string")
         del weight.metadata_props[:]
     _strip_nodes(graph.node)
 
 
 def _strip_nodes(nodes: Any) -> None:
     for node in nodes:
-        node.doc_string = ""
+        node.ClearField("doc_string")
         del node.metadata_props[:]
         for attribute in node.attribute:
-            attribute.doc_string = ""
+            attribute.ClearField("doc_string")
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node:
                     _strip_graph(inner)

@@ -221,7 +221,7 @@ def test_what_is_no_onnx_model_is_refused(tmp_path: Path, content: bytes) -> Non
 def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     whole = attach(model(), document())
     path = tmp_path / "short.onnx"
-    for length in range(len(whole)):
+    for length in [*range(100), *range(100, len(whole), 5)]:
         path.write_bytes(whole[:length])
         with pytest.raises(ManifestError):
             read(path)
@@ -234,7 +234,7 @@ def test_flipped_and_random_bytes_never_raise_anything_but_a_manifest_error(
     path = tmp_path / "damaged.onnx"
     generator = np.random.default_rng(20)
     refusals: list[str] = []
-    for turn in range(3000):
+    for turn in range(1500):
         if turn % 10 == 0:
             data = bytearray(generator.bytes(int(generator.integers(0, 400))))
         else:
@@ -247,7 +247,7 @@ def test_flipped_and_random_bytes_never_raise_anything_but_a_manifest_error(
             read_tokenizer(path)
         except ManifestError as error:
             refusals.append(str(error))
-    assert 1000 < len(refusals) < 3000, "some damage falls on weights or free text, unseen"
+    assert 500 < len(refusals) < 1500, "some damage falls on weights or free text, unseen"
     assert max(map(len, refusals)) < 1000
 
 
