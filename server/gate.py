@@ -8,9 +8,8 @@ and the callers notice; only then is the transport stopped.
 from __future__ import annotations
 
 import asyncio
-import time
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from twinserve.errors import Unavailable
 
@@ -24,11 +23,11 @@ class Gate:
     def __init__(self) -> None:
         self._inside = 0
         self._closed = False
-        self._refused = 0.0
+        self._refused = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
 
-    @contextmanager
+    @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
         """Be inside while the block runs.
 
@@ -36,7 +35,7 @@ class Gate:
             Unavailable: the gate is closed.
         """
         if self._closed:
-            self._refused = time.monotonic()
+            self._refused.set()
             raise Unavailable(
                 "the server is stopping and takes no new calls; send it to another, or retry here "
                 "once it is back",
@@ -58,12 +57,20 @@ class Gate:
             The calls that are still inside.
         """
         self._closed = True
-        self._refused = time.monotonic()
         try:
             await asyncio.wait_for(self._empty.wait(), patience)
         except TimeoutError:
             return self._inside
-        until = time.monotonic() + min(MOST, patience)
-        while time.monotonic() < until and time.monotonic() - self._refused < QUIET:
-            await asyncio.sleep(QUIET / 4)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(MOST, patience)):
+                while await self._refused_within(QUIET):
+                    pass
         return 0
+
+    async def _refused_within(self, seconds: float) -> bool:
+        self._refused.clear()
+        try:
+            await asyncio.wait_for(self._refused.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True

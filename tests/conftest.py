@@ -117,3 +117,23 @@ def server(twin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def drawings() -> Path:
+    """Omniglot's small background set, as the repository ships it."""
+    return Path(__file__).parent.parent / "data/omniglot/images_background_small1.zip"
+
+
+@pytest.fixture(scope="session")
+def trained(drawings: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A conv4 twin trained for seconds on real drawings, and exported: (run folder, twin.onnx)."""
+    from twinserve.export.exporter import export
+    from twinserve.train.config import load_config
+    from twinserve.train.loop import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    overrides = [f"data={drawings}", f"out={folder / 'run'}", "max_steps=60", "evaluate_every=60"]
+    train(load_config("omniglot", [*overrides, "one_shot_trials=200"]), progress=False)
+    export(folder / "run", folder / "twin.onnx", name="drawings")
+    return folder / "run", folder / "twin.onnx"

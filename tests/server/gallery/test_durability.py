@@ -1,0 +1,246 @@
+"""What the galleries survive: SIGKILL, a full disk, a damaged file, a second server.
+
+A killed process proves what a process's death leaves behind, not what a power cut does; for that
+the store relies on SQLite's fsync before each answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.server.gallery import child
+from tests.server.gallery.folders import new, one_gallery, opened, settings
+from twinserve.errors import AlreadyExists, FailedPrecondition, GalleryNotFound, StoreDamaged
+from twinserve.server.gallery import Galleries, GalleryLimits
+
+KILLS = 12
+
+
+def start_child(mode: str, folder: Path, seed: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.server.gallery.child", mode, str(folder), str(seed)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(20)
+    expected: dict[str, int | None] = {}  # id -> version, None = removed
+    acknowledged = 0
+    for kill in range(KILLS):
+        process = start_child("work", tmp_path, seed=kill)
+        assert process.stdout is not None
+        quota = int(rng.integers(1, 60))
+        pending: dict[str, int | None] = {}
+        for line in process.stdout:
+            word, _, rest = line.strip().partition(" ")
+            if word == "begin":
+                pending = json.loads(rest)
+            elif word == "done":
+                expected.update(pending)
+                pending = {}
+                acknowledged += 1
+                quota -= 1
+            if quota <= 0 and (quota < 0 or rng.random() < 0.5):
+                process.send_signal(signal.SIGKILL)
+                quota = 10**9
+        process.wait()
+        process.stdout.close()
+        with opened(tmp_path, child.LIMITS) as galleries:
+            gallery = galleries.get("faces")
+            listed, _ = gallery.list_items(limit=10**6)
+            there = {item.id: item for item in listed}
+            # The request in flight is there whole or not at all, and from now on counts.
+            if pending and all(child.holds(gallery, i, v) for i, v in pending.items()):
+                expected.update(pending)
+            for item_id, version in expected.items():
+                assert child.holds(gallery, item_id, version), (kill, item_id, version)
+            assert set(there) == {i for i, version in expected.items() if version is not None}
+            if there:
+                probes = np.stack([child.embedding(i, expected[i] or 0) for i in there])
+                found = gallery.search(probes, k=1, exact=True).results
+                assert [hits.hits[0].item_id for hits in found] == list(there)
+                assert all(hits.hits[0].distance == 0.0 for hits in found)
+    assert acknowledged > 5 * KILLS
+
+
+def test_a_full_disk_refuses_writes_and_keeps_reading_and_recovers(tmp_path: Path) -> None:
+    process = start_child("full", tmp_path, seed=0)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert output.split() == ["stored", "refused", "read", "resumed"]
+    with opened(tmp_path) as galleries:
+        listed, _ = galleries.get("faces").list_items(limit=10**6)
+        assert {item.id for item in listed} >= {"before", "after"}
+        assert not any(item.id.startswith("large") for item in listed)
+
+
+def damage_header(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[:100] = bytes(100)
+    path.write_bytes(data)
+
+
+def damage_pages(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for start in range(16_384, len(data), 16_384):
+        data[start : start + 64] = b"\xff" * 64
+    path.write_bytes(data)
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit_of_a_vector(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    where = data.find(np.float32(1234.5).tobytes())
+    assert where > 0
+    data[where] ^= 1
+    path.write_bytes(data)
+
+
+def change_a_subject(path: Path) -> None:
+    data = path.read_bytes()
+    assert b"subject-of-7" in data
+    path.write_bytes(data.replace(b"subject-of-7", b"subject-of-8"))
+
+
+def newer_schema(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+
+
+def not_a_database(path: Path) -> None:
+    path.write_bytes(b"hello" * 1_000)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_header,
+        damage_pages,
+        cut_short,
+        flip_a_bit_of_a_vector,
+        change_a_subject,
+        newer_schema,
+        not_a_database,
+    ],
+)
+def test_a_damaged_store_is_copied_aside_and_refused(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    with one_gallery(tmp_path / "data", settings()) as gallery:
+        items = [new(f"i{n}", [1234.5, n, 0, 0], f"subject-of-{n}") for n in range(500)]
+        gallery.enroll(items).result()
+    (path,) = (tmp_path / "data" / "galleries").glob("*/store.db")
+    shutil.copy(path, tmp_path / "backup")
+    damage(path)
+    evidence = path.read_bytes()
+    for _ in range(2):
+        with pytest.raises(StoreDamaged, match=r"damaged .*copy .*backup"):
+            Galleries(tmp_path / "data").open()
+    assert path.with_name("store.db.broken").read_bytes() == evidence
+    shutil.copy(tmp_path / "backup", path)
+    with opened(tmp_path / "data") as galleries:
+        assert galleries.get("faces").status().item_count == 500
+
+
+def test_a_damaged_or_missing_catalogue_or_store_is_refused(tmp_path: Path) -> None:
+    with one_gallery(tmp_path, settings()):
+        pass
+    (store,) = (tmp_path / "galleries").glob("*/store.db")
+    store.rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreDamaged, match="missing"):
+        Galleries(tmp_path).open()
+    (tmp_path / "elsewhere").rename(store)
+    not_a_database(tmp_path / "catalog.db")
+    with pytest.raises(StoreDamaged, match=r"catalog\.db"):
+        Galleries(tmp_path).open()
+
+
+def test_a_second_server_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with one_gallery(tmp_path, settings()) as gallery:
+        with pytest.raises(FailedPrecondition, match=f"another server .process {os.getpid()}."):
+            Galleries(tmp_path).open()
+        process = start_child("work", tmp_path, seed=1)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 3
+        assert "in use by another server" in output
+        gallery.enroll([new("a", [1, 0, 0, 0])]).result()  # the first one is undisturbed
+    with opened(tmp_path):
+        pass
+
+
+def test_galleries_are_created_once_listed_and_deleted_for_good(tmp_path: Path) -> None:
+    with opened(tmp_path) as galleries:
+        for name in ("b", "a", "c"):
+            galleries.create(settings(name))
+        galleries.get("a").enroll([new("x", [1, 0, 0, 0])]).result()
+        assert galleries.create(settings("a")).item_count == 1
+        with pytest.raises(AlreadyExists, match="dimension is 4, not 5"):
+            galleries.create(settings("a", dimension=5))
+        assert [status.settings.name for status in galleries.list("", 2)] == ["a", "b"]
+        assert [status.settings.name for status in galleries.list("b", 2)] == ["c"]
+        deleted = galleries.get("a")
+        galleries.delete("a")
+        with pytest.raises(GalleryNotFound):
+            galleries.get("a")
+        with pytest.raises(GalleryNotFound):
+            deleted.enroll([new("x", [1, 0, 0, 0])])
+        with pytest.raises(GalleryNotFound):
+            deleted.get_item("x")
+        assert galleries.create(settings("a", dimension=5)).item_count == 0
+    with opened(tmp_path) as galleries:
+        assert [status.settings.name for status in galleries.list("", 9)] == ["a", "b", "c"]
+        assert galleries.get("a").settings == settings("a", dimension=5)
+    assert len(list((tmp_path / "galleries").iterdir())) == 3
+
+
+def test_a_creation_is_answered_again_by_its_request_id(tmp_path: Path) -> None:
+    with opened(tmp_path) as galleries:
+        first = galleries.create(settings("a"), request_id="r")
+        galleries.delete("a")
+    with opened(tmp_path) as galleries:
+        assert galleries.create(settings("a"), request_id="r") == first
+        with pytest.raises(GalleryNotFound):
+            galleries.get("a")
+
+
+def test_what_a_crash_left_of_a_creation_or_deletion_is_swept_away(tmp_path: Path) -> None:
+    with one_gallery(tmp_path, settings()):
+        pass
+    unfinished = tmp_path / "galleries" / ("0" * 32)
+    unfinished.mkdir()
+    (unfinished / "store.db").write_bytes(b"half a file")
+    (tmp_path / "trash" / "x").mkdir(parents=True)
+    with opened(tmp_path) as galleries:
+        assert len(galleries.list("", 9)) == 1
+        assert len(list((tmp_path / "galleries").iterdir())) == 1
+        assert not (tmp_path / "trash").exists()
+
+
+def test_closing_finishes_what_was_submitted(tmp_path: Path) -> None:
+    galleries = Galleries(tmp_path, GalleryLimits(exact_scan_below=0, segment_rows=64))
+    galleries.open()
+    galleries.create(settings())
+    futures = [galleries.get("faces").enroll([new(f"i{n}", [n, 1, 1, 1])]) for n in range(200)]
+    galleries.close()
+    assert all(future.done() for future in futures)
+    with opened(tmp_path) as again:
+        assert again.get("faces").status().item_count == 200

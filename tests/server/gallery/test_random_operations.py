@@ -1,0 +1,226 @@
+"""Random operations against a dictionary and brute force, with restarts; the seed is the case."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.server.gallery.folders import SMALL, Known, brute_force, new, settings
+from twinserve.distance import Metric
+from twinserve.errors import ItemNotFound
+from twinserve.server.gallery import (
+    All,
+    Any_,
+    AnyOf,
+    Change,
+    Clause,
+    Enrolled,
+    Equals,
+    Exists,
+    Filter,
+    Galleries,
+    HnswSettings,
+    InRange,
+    MetadataValue,
+    Not,
+)
+from twinserve.server.gallery.filters import matches
+
+DIMENSION = 4
+OPERATIONS = 1_500
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Dice:
+    """Random material, from few values, so that ids, vectors and facts collide often."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def below(self, count: int) -> int:
+        return int(self.rng.integers(count))
+
+    def item_id(self) -> str:
+        return f"i{self.below(150):03}"
+
+    def subject(self) -> str:
+        number = self.below(60)
+        return "" if number < 10 else f"s{number}" if number < 58 else self.item_id()
+
+    def embedding(self) -> np.ndarray:
+        if self.below(3) == 0:
+            return self.rng.integers(1, 4, DIMENSION).astype(np.float32)
+        return self.rng.normal(size=DIMENSION).astype(np.float32)
+
+    def facts(self) -> dict[str, MetadataValue]:
+        all_facts: dict[str, MetadataValue] = {
+            "colour": "rgb"[self.below(3)],
+            "count": self.below(5),
+            "weight": self.below(5) / 4,
+            "seen": self.below(2) == 1,
+            "at": START + timedelta(hours=self.below(5)),
+            "undeclared": "anything",
+        }
+        return {key: value for key, value in all_facts.items() if self.below(2)}
+
+    def filter(self, depth: int = 0) -> Filter:
+        kind = self.below(8 if depth < 2 else 5)
+        if kind == 5:
+            return Not(self.filter(depth + 1))
+        if kind > 5:
+            parts = tuple(self.filter(depth + 1) for _ in range(self.below(3) + 1))
+            return All(parts) if kind == 6 else Any_(parts)
+        key = ("colour", "count", "weight", "seen", "at")[self.below(5)]
+        some: tuple[MetadataValue, ...] = {
+            "colour": ("r", "g", "unknown"),
+            "count": (0, 2, 9),
+            "weight": (0.25, 0.5, 0.75),
+            "seen": (True, False, True),
+            "at": (START, START + timedelta(hours=2), START + timedelta(hours=3)),
+        }[key]
+        if kind == 0:
+            return Clause(key, Exists(bool(self.below(2))))
+        if kind == 1 or key == "seen":
+            return Clause(key, Equals(some[self.below(3)]))
+        if kind == 2:
+            return Clause(key, AnyOf(some[: self.below(4)]))
+        if kind == 3:
+            return Clause(key, InRange(at_least=some[0], below=some[1]))
+        return Clause(key, InRange(below=some[2]))
+
+
+@pytest.fixture
+def quick_folder(tmp_path: Path) -> Iterator[Path]:
+    """In memory where the machine offers that: durability is tested elsewhere, fsync costs time."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(("seed", "metric"), [(1, Metric.EUCLIDEAN), (2, Metric.COSINE)])
+def test_random_operations_agree_with_brute_force(
+    quick_folder: Path, seed: int, metric: Metric
+) -> None:
+    dice = Dice(seed)
+    known: dict[str, Known] = {}
+    galleries = Galleries(quick_folder, SMALL)
+    galleries.open()
+    # A narrow ef, since a search that asks for a quarter of all vectors is scanned anyway.
+    narrow = HnswSettings(m=8, ef_construction=50, ef=4)
+    galleries.create(settings(metric=metric, dimension=DIMENSION, hnsw=narrow))
+    gallery = galleries.get("faces")
+    graph_answers = 0
+
+    def enroll() -> None:
+        items, expected = [], []
+        for item_id in {dice.item_id() for _ in range(dice.below(8) + 1)}:
+            subject, facts = dice.subject(), dice.facts()
+            old = known.get(item_id)
+            embedding = None if dice.below(4) == 0 else dice.embedding()
+            items.append(new(item_id, embedding, subject, facts))
+            if embedding is None and old is None:
+                expected.append(ItemNotFound)
+                continue
+            stored = embedding if embedding is not None else old.embedding  # type: ignore[union-attr]
+            fresh = Known(subject, facts, stored)
+            if old is None:
+                expected.append(Change.CREATED)
+            elif (subject, facts) == (old.subject, old.metadata) and np.array_equal(
+                stored, old.embedding
+            ):
+                expected.append(Change.UNCHANGED)
+            else:
+                expected.append(Change.REPLACED)
+            known[item_id] = fresh
+        results = gallery.enroll(items).result().results
+        assert [r.change if isinstance(r, Enrolled) else type(r) for r in results] == expected
+
+    def remove() -> None:
+        kind = dice.below(4)
+        if kind == 0:
+            subject = f"s{dice.below(58)}"
+            gone = {i for i, item in known.items() if (item.subject or i) == subject}
+            removal = gallery.remove(subject=subject)
+        elif kind == 1:
+            wanted = All((dice.filter(), Clause("count", Equals(1))))
+            gone = {i for i, item in known.items() if matches(wanted, item.metadata)}
+            removal = gallery.remove(filter=wanted)
+        else:
+            ids = [dice.item_id() for _ in range(dice.below(4))]
+            gone = set(ids) & set(known)
+            removal = gallery.remove(ids=ids)
+        assert removal.result().removed == len(gone)
+        for item_id in gone:
+            del known[item_id]
+
+    def search() -> None:
+        nonlocal graph_answers
+        probes = np.stack([dice.embedding() for _ in range(dice.below(3) + 1)])
+        wanted = dice.filter() if dice.below(2) else None
+        k, by_subject, exact = dice.below(12) + 1, dice.below(2) == 0, dice.below(2) == 0
+        limit = 1.0 if dice.below(3) == 0 else None
+        outcome = gallery.search(
+            probes, k=k, filter=wanted, max_distance=limit, by_subject=by_subject, exact=exact
+        )
+        for probe, hits in zip(probes, outcome.results, strict=True):
+            full = brute_force(
+                known, probe, metric, 10**6, wanted, by_subject, np.inf if limit is None else limit
+            )
+            found = [(hit.item_id, hit.distance) for hit in hits.hits]
+            assert hits.exact or not exact
+            if hits.exact:
+                assert found == full[:k]
+            else:
+                graph_answers += 1
+                # Approximate in who is found, never in what is said of them.
+                truth = dict(brute_force(known, probe, metric, 10**6, wanted, False))
+                assert all(truth[item_id] == distance for item_id, distance in found)
+                assert found == sorted(found, key=lambda pair: (pair[1], pair[0]))
+            for hit in hits.hits:
+                assert hit.subject == known[hit.item_id].subject
+        passing = [i for i, item in known.items() if not wanted or matches(wanted, item.metadata)]
+        assert outcome.subjects == len({known[i].subject or i for i in passing})
+
+    def read() -> None:
+        item_id = dice.item_id()
+        if item_id in known:
+            item, embedding = gallery.get_item(item_id)
+            assert embedding is not None
+            kept = known[item_id]
+            assert (item.subject, item.metadata) == (kept.subject, kept.metadata)
+            assert np.array_equal(embedding, kept.embedding)
+        else:
+            with pytest.raises(ItemNotFound):
+                gallery.get_item(item_id)
+        wanted = dice.filter() if dice.below(2) else None
+        listed, _ = gallery.list_items(after=item_id, limit=20, filter=wanted)
+        expected = sorted(
+            i
+            for i, m in known.items()
+            if i > item_id and (not wanted or matches(wanted, m.metadata))
+        )
+        assert [item.id for item in listed] == expected[:20]
+        status = gallery.status()
+        assert status.item_count == len(known)
+        assert status.subject_count == len({m.subject or i for i, m in known.items()})
+
+    try:
+        for step in range(OPERATIONS):
+            if step % 251 == 250:
+                galleries.close()
+                galleries = Galleries(quick_folder, SMALL)
+                galleries.open()
+                gallery = galleries.get("faces")
+            (enroll, enroll, enroll, remove, search, search, search, read)[dice.below(8)]()
+    finally:
+        galleries.close()
+    assert graph_answers > 20, "the graphs were never asked: the test lost its point"
