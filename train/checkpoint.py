@@ -72,7 +72,9 @@ def save(
     document = {
         "format": FORMAT,
         "config": config.to_dict(),
-        "state": {name: tensor.detach().cpu() for name, tensor in twin.state_dict().items()},
+        "state": {
+            name: tensor.detach().cpu().contiguous() for name, tensor in twin.state_dict().items()
+        },
         "splits": splits.to_dict(),
         "results": results,
         "data_digest": data_digest,

@@ -56,6 +56,8 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     )
     torch.manual_seed(config.seed)
     twin = twins.build(config, *_mean_and_std(training, config.ink_inverted))
+    # A third faster on a CPU; pixels come with their channels last anyway.
+    twin = twin.to(memory_format=torch.channels_last)
     objective = Objective(config)
     optimizer = torch.optim.Adam(
         twin.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay

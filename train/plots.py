@@ -55,7 +55,9 @@ def draw_distances(pairs: PairDistances, metric: Metric, path: Path) -> None:
     for rate, style in ((0.1, ":"), (0.01, "--")):
         threshold = threshold_at(pairs.impostor, rate)
         if threshold is not None:
-            axes.axvline(threshold, color="black", lw=1, ls=style, label=f"FAR {rate:g}")
+            axes.axvline(
+                threshold, color="black", lw=1, ls=style, label=f"threshold at FAR {rate:g}"
+            )
     axes.set(
         xlim=(0.0, max(top, 1e-6)),
         xlabel=f"{metric.value} distance",

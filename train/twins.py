@@ -117,8 +117,9 @@ def conv4(
             # Batch norm subtracts the mean, so a bias would be lost.
             nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
+            # ReLU and max pooling commute; in this order ReLU has a quarter of the work.
             nn.MaxPool2d(2),
+            nn.ReLU(inplace=True),
         ]
         channels = width
     features = width * (contract.height // 16) * (contract.width // 16)

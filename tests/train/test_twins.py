@@ -1,0 +1,67 @@
+"""The twin takes what serving sees, and the Siamese pair is symmetric to the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from twinserve.distance import Metric, paired
+from twinserve.manifest import ImageInput
+from twinserve.train.heads import DistanceHead
+from twinserve.train.twins import Siamese, Twin, conv4
+
+CONTRACT = ImageInput(height=28, width=28, channels=1, color_order="L")
+
+
+def pixels(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 28, 28, 1), generator=generator, dtype=torch.uint8)
+
+
+def small_twin(**settings: object) -> Twin:
+    torch.manual_seed(0)
+    return conv4(CONTRACT, width=8, dimension=16, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_comparison_is_symmetric_to_the_last_bit(metric: Metric) -> None:
+    siamese = Siamese(small_twin(), DistanceHead(metric)).eval()
+    first, second = pixels(9, 1), pixels(9, 2)
+    assert torch.equal(siamese(first, second), siamese(second, first))
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_the_head_measures_what_serving_measures(metric: Metric) -> None:
+    first, second = torch.randn(2, 50, 12, dtype=torch.float64)
+    ours = DistanceHead(metric)(first, second).numpy()
+    theirs = paired(first.float().numpy(), second.float().numpy(), metric)
+    assert np.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_batch_norm_sees_both_inputs_as_one_batch() -> None:
+    siamese = Siamese(small_twin(), DistanceHead(Metric.EUCLIDEAN)).train()
+    siamese(pixels(4, 1), pixels(4, 2))
+    counts = [m for m in siamese.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [int(m.num_batches_tracked or 0) for m in counts] == [1, 1, 1, 1]
+
+
+def test_prepare_inverts_scales_and_orders_channels() -> None:
+    contract = ImageInput(height=16, width=16, channels=3, color_order="RGB")
+    twin = conv4(contract, width=4, ink_inverted=True, mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 0.125])
+    image = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
+    image[0, 3, 5] = torch.tensor([255, 0, 51], dtype=torch.uint8)
+    prepared = twin.prepare(image)
+    assert prepared.shape == (1, 3, 16, 16)
+    assert prepared[0, :, 3, 5].tolist() == pytest.approx(
+        [(0.0 - 0.1) / 0.5, (1.0 - 0.2) / 0.25, (0.8 - 0.3) / 0.125], abs=1e-5
+    )
+
+
+def test_normalized_embeddings_have_unit_length_and_others_do_not() -> None:
+    unit = small_twin(normalized=True).eval()(pixels(5))
+    assert unit.shape == (5, 16)
+    assert unit.dtype is torch.float32
+    assert unit.norm(dim=1).tolist() == pytest.approx([1.0] * 5, abs=1e-6)
+    free = small_twin(normalized=False).eval()(pixels(5))
+    assert (free.norm(dim=1) - 1.0).abs().max() > 1e-3
