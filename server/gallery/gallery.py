@@ -72,13 +72,17 @@ LIST_ROWS = 1_000
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A checked item as it will be stored; `vector` None = keep the one there."""
+    """A checked item as it will be stored; `vector` None = keep the one there.
+
+    `vector_key` is the digest of the vector's own bytes, by which equal vectors are found.
+    """
 
     id: str
     subject: str
     metadata: str
     vector: bytes | None
     digest: bytes
+    vector_key: bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +114,22 @@ class SwapWork:
     new: Segment | None
 
 
+@dataclass(frozen=True, eq=False)
+class Put:
+    """A record that is new or replaces one; `vector` None = the vector stayed."""
+
+    record: Record
+    vector: bytes | None
+    vector_key: bytes
+    replaces: bool
+
+
 @dataclass(eq=False)
 class Changes:
     """What one request did to the store, to be repeated in memory after the commit."""
 
     sequence: int = 0
-    put: list[tuple[Record, bytes | None, bool]] = field(default_factory=list)  # bool: was there
+    put: list[Put] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -170,6 +184,11 @@ class Gallery:
     def hnsw(self) -> HnswSettings:
         """Parameters of the graph index."""
         return self.settings.hnsw
+
+    @property
+    def view(self) -> View:
+        """The present state: one reference, unchanged while others write."""
+        return self._view
 
     def status(self) -> GalleryStatus:
         """The gallery as it stands."""
@@ -349,9 +368,10 @@ class Gallery:
         self._check_request_id(request_id)
         prepared: list[Prepared | TwinserveError] = []
         seen: dict[str, int] = {}
+        checked = self._all_sound(items)
         for number, item in enumerate(items):
             try:
-                ready = self._prepare(item)
+                ready = self._prepare(item, checked)
                 first = seen.setdefault(ready.id, number)
                 if first != number:
                     raise InvalidInput(
@@ -545,7 +565,7 @@ class Gallery:
                 self._store.next_number += 1
                 new_records.append(record)
                 new_vectors.append(item.vector)
-                changes.put.append((record, item.vector, False))
+                changes.put.append(Put(record, item.vector, item.vector_key, False))
                 results.append(Enrolled(item.id, Change.CREATED))
                 continue
             vector = None if item.digest == old.digest else item.vector
@@ -563,7 +583,7 @@ class Gallery:
                 max(moment, old.updated + 1),
             )
             self._store.replace(record, vector)
-            changes.put.append((record, vector, True))
+            changes.put.append(Put(record, vector, item.vector_key, True))
             results.append(Enrolled(item.id, Change.REPLACED))
         if work.atomic:
             for result in results:
@@ -630,12 +650,13 @@ class Gallery:
     def _put(self, changes: Changes) -> None:
         if not changes.put:
             return
-        labels = self._labels([vector for _, vector, _ in changes.put])
+        labels = self._labels(changes.put)
         new, old = [], []
-        for (record, vector, was_there), label in zip(changes.put, labels, strict=True):
-            if was_there:
+        for put, label in zip(changes.put, labels, strict=True):
+            record = put.record
+            if put.replaces:
                 old.append(self._rows.row_of(record.id))
-            if vector is None:
+            if put.vector is None:
                 label = self._rows.label_of(record.id)
             new.append(
                 NewRow(
@@ -649,21 +670,21 @@ class Gallery:
         for row in old:
             self._kill(row, changes.sequence)
 
-    def _labels(self, vectors: Sequence[bytes | None]) -> list[int]:
+    def _labels(self, puts: Sequence[Put]) -> list[int]:
         """A label per vector, the same for the same bytes; -1 where there is none."""
         labels: list[int] = []
         fresh: dict[bytes, list[int]] = {}
         fresh_bytes: list[bytes] = []
-        for position, vector in enumerate(vectors):
-            if vector is None:
+        for position, put in enumerate(puts):
+            if put.vector is None:
                 labels.append(-1)
                 continue
-            key = _digest(vector)
+            key = put.vector_key
             known = self._label_of_vector.get(key)
             labels.append(-1 if known is None else known)
             if known is None:
                 if key not in fresh:
-                    fresh_bytes.append(vector)
+                    fresh_bytes.append(put.vector)
                 fresh.setdefault(key, []).append(position)
         if fresh:
             array = np.frombuffer(b"".join(fresh_bytes), dtype="<f4")
@@ -823,7 +844,21 @@ class Gallery:
                 field="request_id",
             )
 
-    def _prepare(self, item: NewItem) -> Prepared:
+    def _all_sound(self, items: Sequence[NewItem]) -> bool:
+        """Whether all embeddings pass their check; one question, since most requests are good."""
+        embeddings = [item.embedding for item in items if item.embedding is not None]
+        shape = (self.settings.dimension,)
+        if not embeddings or any(
+            embedding.shape != shape or embedding.dtype != np.float32 for embedding in embeddings
+        ):
+            return False
+        try:
+            check_vectors(np.stack(embeddings), self._metric)
+        except TwinserveError:
+            return False
+        return True
+
+    def _prepare(self, item: NewItem, checked: bool) -> Prepared:
         if item.id and not ITEM_ID.fullmatch(item.id):
             raise InvalidInput(
                 f"item id {item.id[:140]!r} is not 1 to 128 of the characters A-Z a-z 0-9 . _ : -",
@@ -845,7 +880,7 @@ class Gallery:
                     "an item without an embedding changes one that is there; name its id",
                     field="item.id",
                 )
-            return Prepared(item.id, item.subject, text, None, b"")
+            return Prepared(item.id, item.subject, text, None, b"", b"")
         embedding = item.embedding
         if embedding.shape != (self.settings.dimension,) or embedding.dtype != np.float32:
             raise WrongShape(
@@ -853,17 +888,15 @@ class Gallery:
                 f"{self.settings.name!r} takes float32 [{self.settings.dimension}]",
                 field="input",
             )
-        try:
-            check_vectors(embedding[None, :], self._metric)
-        except TwinserveError as error:
-            raise error.at("input") from None
+        if not checked:
+            try:
+                check_vectors(embedding[None, :], self._metric)
+            except TwinserveError as error:
+                raise error.at("input") from None
         vector = embedding.astype("<f4", copy=False).tobytes()
+        key = _digest(vector)
         return Prepared(
-            item.id or uuid.uuid4().hex,
-            item.subject,
-            text,
-            vector,
-            item.digest or _digest(vector),
+            item.id or uuid.uuid4().hex, item.subject, text, vector, item.digest or key, key
         )
 
     def _no_item(self, item_id: str) -> ItemNotFound:

@@ -90,7 +90,7 @@ def check_file(connection: sqlite3.Connection, path: Path, schema_version: int) 
     Raises:
         StoreDamaged: with the first finding.
     """
-    findings = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
+    findings = [" ".join(row[0].split()) for row in connection.execute("PRAGMA quick_check(1)")]
     if findings != ["ok"]:
         raise StoreDamaged(f"{path.name}: {findings[0]}")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -108,6 +108,7 @@ def set_aside(path: Path, finding: str) -> StoreDamaged:
         if source.exists() and not target.exists():
             with contextlib.suppress(OSError):  # a full disk must not hide the finding
                 shutil.copyfile(source, target)
+    finding = finding.removeprefix(f"{path.name}: ")
     return StoreDamaged(
         f"the database {path.parent.name}/{path.name} is damaged ({finding}); a copy was put "
         f"beside it as {broken.name}. Put a backup in its place, or move its folder away to go "
