@@ -49,10 +49,10 @@ def ids_found(gallery, probe, **more):
     return [hit.item_id for hit in hits.hits]
 
 
-def test_an_item_comes_back_exactly_as_it_was_enrolled(tmp_path: Path) -> None:
+def test_an_item_comes_back_exactly_as_it_was_enrolled(quick_folder: Path) -> None:
     facts = {"colour": "grün", "count": -(2**63), "weight": 0.1, "seen": True, "at": NOON, "x": 1}
     embedding = vector(1e-30, -0.0, 3.14159, 1e30)
-    with one_gallery(tmp_path, settings()) as gallery:
+    with one_gallery(quick_folder, settings()) as gallery:
         outcome = gallery.enroll([new("a", embedding, "anna", facts)]).result()
         assert outcome.results == (Enrolled("a", Change.CREATED),)
         item, stored = gallery.get_item("a")
@@ -60,15 +60,15 @@ def test_an_item_comes_back_exactly_as_it_was_enrolled(tmp_path: Path) -> None:
         assert type(item.metadata["seen"]) is bool
         assert stored is not None
         assert stored.tobytes() == embedding.tobytes()
-    with opened(tmp_path) as galleries:  # and after a restart
+    with opened(quick_folder) as galleries:  # and after a restart
         again, stored = galleries.get("faces").get_item("a")
         assert again == item
         assert stored is not None
         assert stored.tobytes() == embedding.tobytes()
 
 
-def test_hits_are_nearest_first_with_ties_by_id(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()) as gallery:
+def test_hits_are_nearest_first_with_ties_by_id(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
         gallery.enroll(
             [
                 new("far", [3, 4, 0, 0]),
@@ -89,8 +89,8 @@ def test_hits_are_nearest_first_with_ties_by_id(tmp_path: Path) -> None:
     assert outcome.subjects == 4
 
 
-def test_cosine_distance_ignores_length(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings(metric=Metric.COSINE)) as gallery:
+def test_cosine_distance_ignores_length(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings(metric=Metric.COSINE)) as gallery:
         gallery.enroll(
             [
                 new("same", [1e-20, 0, 0, 0]),
@@ -106,8 +106,8 @@ def test_cosine_distance_ignores_length(tmp_path: Path) -> None:
     ]
 
 
-def test_one_hit_per_subject_names_the_item_that_decided(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()) as gallery:
+def test_one_hit_per_subject_names_the_item_that_decided(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
         gallery.enroll(
             [
                 new("a1", [1, 0, 0, 0], "anna"),
@@ -127,15 +127,15 @@ def test_one_hit_per_subject_names_the_item_that_decided(tmp_path: Path) -> None
         assert ids_found(gallery, [0, 0, 0, 0], k=9, max_distance=3.0) == ["a1", "b1"]
 
 
-def test_many_items_of_the_nearest_subject_do_not_hide_the_others(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()) as gallery:
+def test_many_items_of_the_nearest_subject_do_not_hide_the_others(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
         crowd = [new(f"c{n:03}", [n / 1000, 0, 0, 0], "crowd") for n in range(300)]
         gallery.enroll([*crowd, new("other", [9, 0, 0, 0], "other")]).result()
         assert ids_found(gallery, [0, 0, 0, 0], k=2) == ["c000", "other"]
 
 
-def test_verification_answers_the_nearest_item_of_the_subject(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()) as gallery:
+def test_verification_answers_the_nearest_item_of_the_subject(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
         gallery.enroll(
             [
                 new("a1", [3, 4, 0, 0], "anna"),
@@ -153,8 +153,8 @@ def test_verification_answers_the_nearest_item_of_the_subject(tmp_path: Path) ->
             gallery.verify("anna", vector(0, 0, 0, 0))
 
 
-def test_the_same_content_is_unchanged_and_other_content_replaces(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()) as gallery:
+def test_the_same_content_is_unchanged_and_other_content_replaces(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
 
         def change(*args, **more):
             (result,) = gallery.enroll([new(*args, **more)]).result().results
@@ -178,8 +178,8 @@ def test_the_same_content_is_unchanged_and_other_content_replaces(tmp_path: Path
         assert gallery.status().item_count == gallery.status().subject_count == 1
 
 
-def test_a_new_subject_moves_the_item_without_its_embedding(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()) as gallery:
+def test_a_new_subject_moves_the_item_without_its_embedding(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
         gallery.enroll([new("a", [1, 2, 3, 4], "anna")]).result()
         gallery.enroll([new("a", None, "bert")]).result()
         (hits,) = gallery.search(np.array([[1, 2, 3, 4]], dtype=np.float32), k=5).results
@@ -188,21 +188,21 @@ def test_a_new_subject_moves_the_item_without_its_embedding(tmp_path: Path) -> N
         assert isinstance(missing, ItemNotFound)
 
 
-def test_a_replaced_or_removed_vector_never_appears_again(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()) as gallery:
+def test_a_replaced_or_removed_vector_never_appears_again(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
         gallery.enroll([new("a", [1, 0, 0, 0]), new("b", [2, 0, 0, 0])]).result()
         gallery.enroll([new("a", [9, 0, 0, 0])]).result()
         assert gallery.remove(ids=["b", "never"]).result().removed == 1
         assert ids_found(gallery, [1, 0, 0, 0], k=5) == ["a"]
         with pytest.raises(ItemNotFound, match="'b'"):
             gallery.get_item("b")
-    with opened(tmp_path) as galleries:
+    with opened(quick_folder) as galleries:
         (hits,) = galleries.get("faces").search(np.zeros((1, 4), np.float32), k=5).results
         assert [(hit.item_id, hit.distance) for hit in hits.hits] == [("a", 9.0)]
 
 
-def test_the_server_makes_an_id_where_none_is_given(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()) as gallery:
+def test_the_server_makes_an_id_where_none_is_given(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
         results = gallery.enroll([new("", [1, 0, 0, 0]), new("", [1, 0, 0, 0])]).result().results
         made = [result.id for result in results if isinstance(result, Enrolled)]
         assert len(set(made)) == 2
@@ -232,9 +232,9 @@ BAD_ITEMS = {
 
 
 @pytest.mark.parametrize("case", BAD_ITEMS)
-def test_a_bad_item_is_refused_alone_unless_atomic(tmp_path: Path, case: str) -> None:
+def test_a_bad_item_is_refused_alone_unless_atomic(quick_folder: Path, case: str) -> None:
     bad, kind, field = BAD_ITEMS[case]
-    with one_gallery(tmp_path, settings()) as gallery:
+    with one_gallery(quick_folder, settings()) as gallery:
         good = new("good", [1, 0, 0, 0])
         with pytest.raises(kind):
             gallery.enroll([good, bad], atomic=True).result()
@@ -246,8 +246,8 @@ def test_a_bad_item_is_refused_alone_unless_atomic(tmp_path: Path, case: str) ->
         assert gallery.status().item_count == 1
 
 
-def test_a_zero_vector_is_refused_under_cosine_only(tmp_path: Path) -> None:
-    with opened(tmp_path) as galleries:
+def test_a_zero_vector_is_refused_under_cosine_only(quick_folder: Path) -> None:
+    with opened(quick_folder) as galleries:
         for metric in Metric:
             galleries.create(settings(metric.value, metric=metric))
             gallery = galleries.get(metric.value)
@@ -258,9 +258,9 @@ def test_a_zero_vector_is_refused_under_cosine_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("small", [False, True])
-def test_bad_probes_are_refused_before_any_index_sees_them(tmp_path: Path, small: bool) -> None:
+def test_bad_probes_are_refused_before_any_index_sees_them(quick_folder: Path, small: bool) -> None:
     limits = GalleryLimits(exact_scan_below=0, segment_rows=8) if small else GalleryLimits()
-    with one_gallery(tmp_path, settings(), limits) as gallery:
+    with one_gallery(quick_folder, settings(), limits) as gallery:
         gallery.enroll([new(f"i{n}", [n, 1, 2, 3]) for n in range(40)]).result()
         good = np.ones((1, 4), dtype=np.float32)
         for probes, kind in (
@@ -282,8 +282,8 @@ def test_bad_probes_are_refused_before_any_index_sees_them(tmp_path: Path, small
             gallery.verify("i1", np.ones(3, dtype=np.float32))
 
 
-def test_an_empty_gallery_finds_nobody(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()) as gallery:
+def test_an_empty_gallery_finds_nobody(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
         outcome = gallery.search(np.ones((2, 4), dtype=np.float32), k=3)
         assert [hits.hits for hits in outcome.results] == [(), ()]
         assert outcome.subjects == 0
@@ -318,8 +318,8 @@ FILTERS: list[tuple[Filter, set[str]]] = [
 ]
 
 
-def test_filters_pass_what_they_say_in_search_list_and_removal(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()) as gallery:
+def test_filters_pass_what_they_say_in_search_list_and_removal(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
         everything = [
             new(name, [n, 0, 0, 0], "", facts) for n, (name, facts) in enumerate(FACTS.items())
         ]
@@ -333,11 +333,11 @@ def test_filters_pass_what_they_say_in_search_list_and_removal(tmp_path: Path) -
             gallery.enroll(everything).result()
 
 
-def test_a_filter_on_an_undeclared_key_or_another_type_is_refused(tmp_path: Path) -> None:
+def test_a_filter_on_an_undeclared_key_or_another_type_is_refused(quick_folder: Path) -> None:
     deep: Filter = Clause("count", Equals(1))
     for _ in range(20):
         deep = Not(deep)
-    with one_gallery(tmp_path, settings()) as gallery:
+    with one_gallery(quick_folder, settings()) as gallery:
         for wanted, kind in (
             (Clause("size", Equals(1)), UndeclaredKey),
             (Not(All((Clause("size", Exists()),))), UndeclaredKey),
@@ -356,9 +356,9 @@ def test_a_filter_on_an_undeclared_key_or_another_type_is_refused(tmp_path: Path
                     call()
 
 
-def test_listing_pages_in_bytewise_order_of_ids(tmp_path: Path) -> None:
+def test_listing_pages_in_bytewise_order_of_ids(quick_folder: Path) -> None:
     names = ["B", "a", "a.1", "a:2", "a_", "b", "10", "9", "-"]
-    with one_gallery(tmp_path, settings()) as gallery:
+    with one_gallery(quick_folder, settings()) as gallery:
         gallery.enroll([new(name, [1, 0, 0, 0]) for name in names]).result()
         found: list[str] = []
         while page := gallery.list_items(after=found[-1] if found else "", limit=2)[0]:
@@ -367,9 +367,9 @@ def test_listing_pages_in_bytewise_order_of_ids(tmp_path: Path) -> None:
         assert [item.id for item in gallery.items(["b", "gone", "B"])] == ["b", "B"]
 
 
-def test_a_request_id_gives_the_first_answer_again_also_after_a_restart(tmp_path: Path) -> None:
+def test_a_request_id_gives_the_first_answer_again_also_after_a_restart(quick_folder: Path) -> None:
     items = [new("", [1, 0, 0, 0]), new("bad id", [1, 0, 0, 0])]
-    with one_gallery(tmp_path, settings()) as gallery:
+    with one_gallery(quick_folder, settings()) as gallery:
         first = gallery.enroll(items, request_id="r", request_digest=b"body").result()
         assert gallery.enroll(items, request_id="r", request_digest=b"body").result().token == (
             first.token
@@ -382,7 +382,7 @@ def test_a_request_id_gives_the_first_answer_again_also_after_a_restart(tmp_path
         assert isinstance(made, Enrolled)
         removal = gallery.remove(ids=[made.id], request_id="q", request_digest=b"x").result()
         assert removal.removed == 1
-    with opened(tmp_path) as galleries:
+    with opened(quick_folder) as galleries:
         gallery = galleries.get("faces")
         again = gallery.enroll(items, request_id="r", request_digest=b"body").result()
         assert again.results[0] == made
@@ -400,15 +400,15 @@ def test_a_request_id_gives_the_first_answer_again_also_after_a_restart(tmp_path
         assert gallery.status().item_count == 0
 
 
-def test_an_answer_is_forgotten_after_its_time(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings(), GalleryLimits(replay_seconds=0.0)) as gallery:
+def test_an_answer_is_forgotten_after_its_time(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings(), GalleryLimits(replay_seconds=0.0)) as gallery:
         for _ in range(2):
             gallery.enroll([new("", [1, 0, 0, 0])], request_id="r").result()
         assert gallery.status().item_count == 2
 
 
-def test_a_token_waits_for_its_state_and_only_this_gallery_takes_it(tmp_path: Path) -> None:
-    with opened(tmp_path) as galleries:
+def test_a_token_waits_for_its_state_and_only_this_gallery_takes_it(quick_folder: Path) -> None:
+    with opened(quick_folder) as galleries:
         galleries.create(settings("one"))
         galleries.create(settings("two"))
         one, two = galleries.get("one"), galleries.get("two")
@@ -423,13 +423,13 @@ def test_a_token_waits_for_its_state_and_only_this_gallery_takes_it(tmp_path: Pa
             two.wait_for(token, 0.0)
 
 
-def test_a_token_of_a_later_state_is_waited_for_until_the_deadline(tmp_path: Path) -> None:
-    with one_gallery(tmp_path / "a", settings()) as gallery:
+def test_a_token_of_a_later_state_is_waited_for_until_the_deadline(quick_folder: Path) -> None:
+    with one_gallery(quick_folder / "a", settings()) as gallery:
         gallery.enroll([new("a", [1, 0, 0, 0])]).result()
-        earlier = tmp_path / "b"
-        folder = next((tmp_path / "a" / "galleries").iterdir()).name
-    shutil.copytree(tmp_path / "a", earlier)
-    with opened(tmp_path / "a") as galleries:
+        earlier = quick_folder / "b"
+        folder = next((quick_folder / "a" / "galleries").iterdir()).name
+    shutil.copytree(quick_folder / "a", earlier)
+    with opened(quick_folder / "a") as galleries:
         later = galleries.get("faces").enroll([new("b", [1, 0, 0, 0])]).result().token
     assert folder in {path.name for path in (earlier / "galleries").iterdir()}
     with opened(earlier) as galleries:
@@ -442,8 +442,8 @@ def test_a_token_of_a_later_state_is_waited_for_until_the_deadline(tmp_path: Pat
         timer.join()
 
 
-def test_a_full_gallery_refuses_new_items_and_still_replaces(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings(max_items=2)) as gallery:
+def test_a_full_gallery_refuses_new_items_and_still_replaces(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings(max_items=2)) as gallery:
         items = [new(name, [1, 0, 0, 0]) for name in "abc"]
         results = gallery.enroll(items).result().results
         assert [type(result) for result in results] == [Enrolled, Enrolled, GalleryFull]
@@ -455,8 +455,8 @@ def test_a_full_gallery_refuses_new_items_and_still_replaces(tmp_path: Path) -> 
         assert isinstance(gallery.enroll([new("d", [1, 0, 0, 0])]).result().results[0], Enrolled)
 
 
-def test_removal_wants_exactly_one_target(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()) as gallery:
+def test_removal_wants_exactly_one_target(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
         for target in ({}, {"ids": ["a"], "subject": "b"}, {"subject": ""}):
             with pytest.raises(InvalidInput):
                 gallery.remove(**target)
@@ -465,10 +465,10 @@ def test_removal_wants_exactly_one_target(tmp_path: Path) -> None:
         assert gallery.remove(subject="a").result().removed == 2
 
 
-def test_too_much_index_debt_pushes_back_until_it_is_worked_off(tmp_path: Path) -> None:
+def test_too_much_index_debt_pushes_back_until_it_is_worked_off(quick_folder: Path) -> None:
     limits = GalleryLimits(exact_scan_below=0, segment_rows=8, max_index_debt=16)
     rng = np.random.default_rng(5)
-    with one_gallery(tmp_path, settings(), limits) as gallery:
+    with one_gallery(quick_folder, settings(), limits) as gallery:
         with pytest.raises(IndexDebtTooHigh) as refused:
             gallery.enroll([new(f"x{n}", rng.normal(size=4)) for n in range(17)])
         assert refused.value.retry_after
@@ -487,9 +487,9 @@ def test_too_much_index_debt_pushes_back_until_it_is_worked_off(tmp_path: Path) 
 
 @pytest.mark.parametrize("metric", list(Metric))
 def test_vectors_too_large_or_small_for_float32_are_still_ranked(
-    tmp_path: Path, metric: Metric
+    quick_folder: Path, metric: Metric
 ) -> None:
-    with one_gallery(tmp_path, settings(metric=metric), SMALL) as gallery:
+    with one_gallery(quick_folder, settings(metric=metric), SMALL) as gallery:
         huge = [new(f"h{n:02}", [1e38, n * 1e37, 0, 0]) for n in range(30)]
         tiny = [new(f"t{n:02}", [1e-38, -(n + 1) * 1e-39, 0, 0]) for n in range(30)]
         gallery.enroll([*huge, *tiny]).result()

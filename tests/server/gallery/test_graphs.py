@@ -32,11 +32,11 @@ def settle(gallery: Gallery, debt: int) -> None:
 
 
 @pytest.mark.parametrize("metric", list(Metric))
-def test_the_graphs_find_what_the_exact_scan_finds(tmp_path: Path, metric: Metric) -> None:
+def test_the_graphs_find_what_the_exact_scan_finds(quick_folder: Path, metric: Metric) -> None:
     rng = np.random.default_rng(7)
     vectors = clustered(rng, 5_000, 32)
     probes = clustered(rng, 100, 32)
-    with one_gallery(tmp_path, settings(dimension=32, metric=metric), GRAPHS) as gallery:
+    with one_gallery(quick_folder, settings(dimension=32, metric=metric), GRAPHS) as gallery:
         items = [new(f"i{n}", row, f"s{n // 2}") for n, row in enumerate(vectors)]
         for start in range(0, len(items), 1_000):
             gallery.enroll(items[start : start + 1_000]).result()
@@ -52,12 +52,12 @@ def test_the_graphs_find_what_the_exact_scan_finds(tmp_path: Path, metric: Metri
     assert shared / (10 * len(probes)) >= 0.95
 
 
-def test_ten_thousand_identical_vectors_are_all_found_and_hide_nobody(tmp_path: Path) -> None:
+def test_ten_thousand_identical_vectors_are_all_found_and_hide_nobody(quick_folder: Path) -> None:
     rng = np.random.default_rng(8)
     limits = GalleryLimits(exact_scan_below=100, segment_rows=512)
     others = rng.normal(size=(2_000, 16)).astype(np.float32)
     same = np.full(16, 0.25, dtype=np.float32)
-    with one_gallery(tmp_path, settings(dimension=16), limits) as gallery:
+    with one_gallery(quick_folder, settings(dimension=16), limits) as gallery:
         for start in range(0, 10_000, 1_000):
             gallery.enroll([new(f"same{n:05}", same) for n in range(start, start + 1_000)]).result()
         gallery.enroll([new(f"other{n:04}", row) for n, row in enumerate(others)]).result()
@@ -74,11 +74,11 @@ def test_ten_thousand_identical_vectors_are_all_found_and_hide_nobody(tmp_path: 
         assert hits.hits[0].item_id == "same09999"
 
 
-def test_removing_most_vectors_rebuilds_the_graphs_without_them(tmp_path: Path) -> None:
+def test_removing_most_vectors_rebuilds_the_graphs_without_them(quick_folder: Path) -> None:
     rng = np.random.default_rng(9)
     vectors = rng.normal(size=(3_000, 8)).astype(np.float32)
     limits = GalleryLimits(exact_scan_below=200, segment_rows=512)
-    with one_gallery(tmp_path, settings(dimension=8), limits) as gallery:
+    with one_gallery(quick_folder, settings(dimension=8), limits) as gallery:
         gallery.enroll([new(f"i{n}", row) for n, row in enumerate(vectors)]).result()
         settle(gallery, limits.segment_rows)
         gallery.remove(ids=[f"i{n}" for n in range(3_000) if n % 3]).result()
@@ -92,7 +92,9 @@ def test_removing_most_vectors_rebuilds_the_graphs_without_them(tmp_path: Path) 
             assert hits.hits[0].item_id == f"i{n}"
 
 
-def test_enrolling_searching_and_removing_at_once_never_shows_half_an_item(tmp_path: Path) -> None:
+def test_enrolling_searching_and_removing_at_once_never_shows_half_an_item(
+    quick_folder: Path,
+) -> None:
     """Each item's vector, subject and version say the same number, in whatever state is read."""
     limits = GalleryLimits(exact_scan_below=50, segment_rows=128)
     stop = threading.Event()
@@ -114,7 +116,7 @@ def test_enrolling_searching_and_removing_at_once_never_shows_half_an_item(tmp_p
 
         return threading.Thread(target=run)
 
-    with one_gallery(tmp_path, settings(dimension=2), limits) as gallery:
+    with one_gallery(quick_folder, settings(dimension=2), limits) as gallery:
         rng = np.random.default_rng(10)
         gallery.enroll([item(name, 0) for name in range(400)]).result()
 

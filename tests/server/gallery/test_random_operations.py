@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -93,17 +90,6 @@ class Dice:
         if kind == 3:
             return Clause(key, InRange(at_least=some[0], below=some[1]))
         return Clause(key, InRange(below=some[2]))
-
-
-@pytest.fixture
-def quick_folder(tmp_path: Path) -> Iterator[Path]:
-    """In memory where the machine offers that: durability is tested elsewhere, fsync costs time."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
 
 
 @pytest.mark.parametrize(("seed", "metric"), [(1, Metric.EUCLIDEAN), (2, Metric.COSINE)])
