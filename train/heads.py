@@ -48,7 +48,9 @@ def safe_sqrt(squared: Tensor) -> Tensor:
 
 def unit(embeddings: Tensor) -> Tensor:
     """Rows scaled to length one; the gradient at a zero row is 1 / NORM_EPS at most."""
-    return nn.functional.normalize(embeddings, dim=-1, eps=NORM_EPS)
+    # As F.normalize, whose expand_as would leave a chain of shape arithmetic in the exported graph.
+    norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+    return embeddings / norms.clamp(min=NORM_EPS)
 
 
 def distance_matrix(embeddings: Tensor, metric: Metric) -> Tensor:

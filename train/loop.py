@@ -56,8 +56,7 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     )
     torch.manual_seed(config.seed)
     twin = twins.build(config, *_mean_and_std(training, config.ink_inverted))
-    # A third faster on a CPU; pixels come with their channels last anyway.
-    twin = twin.to(memory_format=torch.channels_last)
+    _put_channels_last(twin)
     objective = Objective(config)
     optimizer = torch.optim.Adam(
         twin.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -137,6 +136,13 @@ def _mean_and_std(images: LabelledImages, ink_inverted: bool) -> tuple[list[floa
         # A set of one colour has no deviation to divide by.
         std.append(max(float(np.sqrt(share @ (values - mean[-1]) ** 2)), 1e-3))
     return mean, std
+
+
+def _put_channels_last(twin: torch.nn.Module) -> None:
+    """Lay the convolutions out as the pixels come: a step on a CPU takes a third less time."""
+    for parameter in twin.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _not_finite(
