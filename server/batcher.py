@@ -1,10 +1,12 @@
 """The dynamic batcher: rows of many calls, one run of the model.
 
-In: jobs, each the prepared rows of one call. Out: their embeddings, with what the ride cost. There
-is no timer. A batch is bound at the moment a runner is free and holds what waits then, so that a
-lone call leaves at once and a loaded server's batches grow by themselves. All state belongs to the
-event loop; only `run` happens in threads. Work that nobody waits for any more is dropped when it
-would be taken, before it costs anything.
+In: jobs, each the prepared rows of one call. Out: their embeddings, with what the ride cost. A
+batch is bound when a runner is free and holds what waits then, so that a lone call leaves at once
+and a loaded server's batches grow by themselves. Rows that are already inside the server, still
+being read or decoded, are let in first, for at most `GATHER` seconds and never longer than a run
+lasts: without that a small model, whose run is shorter than the reading of a call, would run row
+by row. All state belongs to the event loop; only `run` happens in threads. Work that nobody waits
+for any more is dropped when it would be taken, before it costs anything.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import enum
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -33,6 +36,12 @@ log = logging.getLogger(__name__)
 # Rows that a client may take before the next client's turn. Small enough that a client with many
 # calls waiting leaves room in every batch, large enough that calls of several rows stay together.
 QUANTUM = 4
+# The longest that a free runner waits for rows that are already inside, in seconds.
+GATHER = 0.002
+# Turns of the loop without a new job after which what came in together has arrived.
+QUIET_TURNS = 2
+# Rows still coming are waited for while they are more than one to so many that are ready.
+STRAGGLERS = 4
 
 
 class Reason(enum.Enum):
@@ -40,6 +49,7 @@ class Reason(enum.Enum):
 
     RUNNER_FREE = "runner_free"
     FULL = "full"
+    WAIT_ENDED = "wait_ended"
 
 
 @dataclass(frozen=True)
@@ -117,15 +127,29 @@ class Batcher:
         self._clients: OrderedDict[str, deque[_Job]] = OrderedDict()
         self._waiting = 0
         self._unfinished = 0
-        self._pump_is_due = False
+        self._coming = 0
+        self._turning: asyncio.Handle | None = None
+        self._sleeping = False
+        self._gather_until = 0.0
+        self._quiet_turns = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._seconds_per_run = 0.0
         self.seconds_per_row = 0.001
 
     @property
     def waiting(self) -> int:
         """Rows that no runner has taken yet."""
         return self._waiting
+
+    @contextmanager
+    def expecting(self, rows: int) -> Iterator[None]:
+        """Say that so many rows are being prepared while the block runs, and come right after."""
+        self._coming += rows
+        try:
+            yield
+        finally:
+            self._coming -= rows
 
     async def submit(
         self, rows: Rows, *, client: str = "", deadline: float | None = None
@@ -153,7 +177,7 @@ class Batcher:
         self._waiting += len(rows)
         self._unfinished += 1
         self._idle.clear()
-        self._pump_soon(loop)
+        self._gather(loop)
         try:
             return await job.future
         finally:
@@ -167,20 +191,44 @@ class Batcher:
         """Return once every job is answered."""
         await self._idle.wait()
 
-    def _pump_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        # At the end of this turn of the loop, so that calls that arrived together ride together.
-        if not self._pump_is_due:
-            self._pump_is_due = True
-            loop.call_soon(self._pump, loop)
+    def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let in what comes together, then bind a batch; nothing to do while no runner is free."""
+        if not (self._free and self._clients):
+            return
+        self._quiet_turns = 0
+        if self._turning is None:
+            self._gather_until = self._clock() + min(GATHER, self._seconds_per_run)
+        elif self._sleeping:
+            self._turning.cancel()
+        else:
+            return
+        self._sleeping = False
+        self._turning = loop.call_soon(self._turn, loop)
 
-    def _pump(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._pump_is_due = False
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Bind a batch once it is full, most of what is inside is ready, or the wait has ended."""
+        self._turning = None
+        slept, self._sleeping = self._sleeping, False
+        left = self._gather_until - self._clock()
+        if self._waiting < self._max_batch and left > 0:
+            if self._quiet_turns < QUIET_TURNS:
+                self._quiet_turns += 1
+                self._turning = loop.call_soon(self._turn, loop)
+                return
+            if self._coming * STRAGGLERS > self._waiting:
+                # The job that comes starts the turns again; this is for one that takes long.
+                self._sleeping = True
+                self._turning = loop.call_later(left, self._turn, loop)
+                return
+        self._pump(loop, Reason.WAIT_ENDED if slept and left <= 0 else Reason.RUNNER_FREE)
+
+    def _pump(self, loop: asyncio.AbstractEventLoop, why: Reason) -> None:
         while self._free and self._clients:
             batch = self._take()
             if not batch.parts:
                 return
             self._free -= 1
-            reason = Reason.FULL if batch.rows >= self._max_batch else Reason.RUNNER_FREE
+            reason = Reason.FULL if batch.rows >= self._max_batch else why
             rows = [job.rows[i] for job, first, n in batch.parts for i in range(first, first + n)]
             started = self._clock()
             running = loop.run_in_executor(self._executor, self._timed, rows)
@@ -245,7 +293,7 @@ class Batcher:
         running: asyncio.Future[tuple[Outputs, float]],
     ) -> None:
         self._free += 1
-        self._pump_soon(loop)
+        self._gather(loop)
         error = running.exception()
         if error is not None:
             log.error("a run of %d rows failed", batch.rows, exc_info=error)
@@ -259,6 +307,7 @@ class Batcher:
                     self._drop(job, "failed")
             return
         outputs, seconds = running.result()
+        self._seconds_per_run += 0.1 * (seconds - self._seconds_per_run)
         self.seconds_per_row += 0.1 * (seconds / batch.rows - self.seconds_per_row)
         self._observer.batch(batch.rows, seconds, reason)
         offset = 0

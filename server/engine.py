@@ -137,7 +137,8 @@ class Engine:
         space_id = self.space_of(wanted)
         with self._admission.admit(len(raws)):
             began = time.perf_counter()
-            prepared = await self._prepare(raws, wanted, space_id)
+            with self.batcher.expecting(len(raws)):
+                prepared = await self._prepare(raws, wanted, space_id)
             preprocess = time.perf_counter() - began
             places = [i for i, one in enumerate(prepared) if isinstance(one, _ToRun)]
             rows = [one.row for one in prepared if isinstance(one, _ToRun)]
