@@ -44,7 +44,7 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path: Path)
     for kill in range(KILLS):
         process = start_child("work", tmp_path, seed=kill)
         assert process.stdout is not None
-        quota = int(rng.integers(1, 60))
+        quota = int(rng.integers(1, 30))
         pending: dict[str, int | None] = {}
         for line in process.stdout:
             word, _, rest = line.strip().partition(" ")
