@@ -206,7 +206,7 @@ def test_an_onnx_file_without_a_manifest_says_how_to_make_a_twin_of_it(tmp_path:
         b"\xff" * 100,
         b"\x08\x07",
         b"\x3a\x02ab\x3a\x02cd",
-        b"\x0a\x00" * 200_000,
+        b"\x3a\x00" + b"\x0a\x00" * 200_000,
     ],
     ids=["empty", "zip", "json", "zeros", "ones", "no graph", "two graphs", "endless fields"],
 )

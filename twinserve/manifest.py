@@ -519,11 +519,11 @@ def _fields(file: BinaryIO, name: Path | str) -> Iterator[tuple[int, int, int]]:
         start = position + used
         count += 1
         graphs += number == _GRAPH
-        # Protobuf would merge two graphs into one that nobody exported.
-        if number == 0 or start + length > size or count > _MAX_FIELDS or graphs > 1:
+        if number == 0 or start + length > size or count > _MAX_FIELDS:
             raise not_onnx
         yield number, start, length
         position = start + length
+    # Of two, protobuf would make one that nobody exported.
     if graphs != 1:
         raise not_onnx
 
