@@ -181,7 +181,8 @@ class GalleryService(rpc.GalleryServiceServicer):
         results = dict(zip(items, outcome.results, strict=True))
         for i, result in results.items():
             if isinstance(result, TwinserveError):
-                part = result.field or "item"
+                # The gallery counts the items that it was given, the caller those that were sent.
+                part = result.field.partition("].")[2] or "item"
                 errors[i] = result.at(f"items[{i}].{part}")
         check_items(errors, len(request.items), atomic=request.atomic)
         count_errors(self.metrics, errors)

@@ -228,18 +228,18 @@ def test_a_retry_with_the_same_request_id_returns_the_first_answer(
 
 def test_one_bad_item_fails_alone_and_atomic_enrols_none(stubs: Stubs, gallery: str) -> None:
     items = [
+        pb.EnrollItem(item=shared_pb2.Item(id="worse"), input=shared_pb2.Input(image=b"x")),
         pb.EnrollItem(item=shared_pb2.Item(id="good"), input=probe(0)),
         pb.EnrollItem(item=shared_pb2.Item(id="bad id!"), input=probe(0)),
-        pb.EnrollItem(item=shared_pb2.Item(id="worse"), input=shared_pb2.Input(image=b"x")),
     ]
     with wire.Refused(wire.grpc.StatusCode.INVALID_ARGUMENT):
         stubs.gallery.Enroll(pb.EnrollRequest(gallery=gallery, items=items, atomic=True))
     with wire.Refused(wire.grpc.StatusCode.NOT_FOUND):
         stubs.gallery.GetItem(pb.GetItemRequest(gallery=gallery, id="good"))
     reply = stubs.gallery.Enroll(pb.EnrollRequest(gallery=gallery, items=items))
-    assert [r.WhichOneof("result") for r in reply.results] == ["enrolled", "error", "error"]
-    assert wire.field(reply.results[1].error).startswith("items[1].")
-    assert wire.field(reply.results[2].error) == "items[2].input.image"
+    assert [r.WhichOneof("result") for r in reply.results] == ["error", "enrolled", "error"]
+    assert wire.field(reply.results[0].error) == "items[0].input.image"
+    assert wire.field(reply.results[2].error) == "items[2].item.id"
 
 
 def test_what_is_removed_is_not_found_again(stubs: Stubs, gallery: str) -> None:
