@@ -28,7 +28,7 @@ from twinserve.cli.exit_codes import FAULT, OK
 from twinserve.cli.inputs import batches
 from twinserve.cli.output import plain, print_table
 from twinserve.cli.server_process import ServerProcess
-from twinserve.client import Client, Embeddings, EnrollItem, Hits
+from twinserve.client import Client, Embeddings, EnrollItem, Hits, Verification
 from twinserve.distance import Metric
 from twinserve.errors import ConfigError, DataError
 
@@ -50,6 +50,7 @@ EXIT_CODES = "0 all stages done; 2 wrong usage, or a stage that failed"
 WAYS, TRIALS, CLIENTS, SHOWN_HITS = 20, 1000, 16, 5
 MOST_SECONDS = 180.0
 GALLERY = "latin"
+DEFAULT_OUT = Path("runs/demo")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("runs/demo"),
+        default=DEFAULT_OUT,
         metavar="DIR",
         help="folder for all that comes out (%(default)s); an earlier demo's galleries are moved "
         "to DIR/data.before",
@@ -72,15 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=100.0,
         metavar="S",
-        help=f"of training at most, up to {MOST_SECONDS:.0f} (%(default)s)",
+        help=f"of training at most, up to {MOST_SECONDS:.0f}; default: the omniglot preset's",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do all stages; each prints what it found and how long it took."""
-    if not 0 < arguments.seconds <= MOST_SECONDS:
+    if arguments.seconds is not None and not 0 < arguments.seconds <= MOST_SECONDS:
         raise ConfigError(
             f"--seconds is {arguments.seconds:g}; give a number above 0 and up to "
             f"{MOST_SECONDS:.0f}"
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     stages = Stages()
     summary: dict[str, Any] = {}
 
-    with stages.stage("train", f"three alphabets, at most {arguments.seconds:.0f} s"):
+    with stages.stage("train", "on three alphabets, the best twin on a fourth is kept"):
         trained = _train(arguments.data, out, arguments.seconds)
     with stages.stage("export", "one ONNX file, behind the parity gate"):
         manifest = _export(out)
@@ -112,7 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
         with stages.stage("enroll and search", f"the {len(drawings.classes)} characters"):
             summary["search"] = _search(client, drawings, out)
         with stages.stage("compare and verify", "pairs that nobody trained on"):
-            summary["comparisons"], summary["verifications"] = _decide(client, drawings)
+            summary["comparisons"] = _compare(client, drawings)
+            summary["verification"] = _verify(client, drawings)
         with stages.stage("metrics", f"http://{server.http}/metrics"):
             summary["metrics"] = _metrics(server.metrics())
         server_peak = server.peak_bytes()
@@ -220,12 +221,14 @@ def _prefix(stored: Sequence[str], name: str) -> str:
     raise DataError(f"{name} is not in the data set; is it the one that was trained on?")
 
 
-def _train(data: Path, out: Path, seconds: float) -> Run:
+def _train(data: Path, out: Path, seconds: float | None) -> Run:
     from twinserve.train.config import load_config
     from twinserve.train.loop import train
 
-    config = load_config("omniglot", [f"data={data}", f"out={out}", f"max_seconds={seconds}"])
-    return train(config)
+    settings = [f"data={data}", f"out={out}"]
+    if seconds is not None:
+        settings.append(f"max_seconds={seconds}")
+    return train(load_config("omniglot", settings))
 
 
 def _export(out: Path) -> Manifest:
@@ -408,8 +411,8 @@ def _short(subject: str) -> str:
     return subject.rpartition("/")[2].replace("character", "")
 
 
-def _decide(client: Client, drawings: Drawings) -> tuple[list[Any], list[Any]]:
-    """Compare some pairs, the same character and not, and verify a probe against two subjects."""
+def _compare(client: Client, drawings: Drawings) -> list[Any]:
+    """Compare some pairs, the same character and not."""
     generator = np.random.default_rng(1)
     labels = generator.permutation(len(drawings.classes))[:4].tolist()
     pairs = []
@@ -433,16 +436,7 @@ def _decide(client: Client, drawings: Drawings) -> tuple[list[Any], list[Any]]:
         ],
         indent="  ",
     )
-    probe = drawings.of_class(0)[1]
-    verifications = []
-    for label in (0, 1):
-        verification = client.verify(GALLERY, drawings.classes[label], drawings.files[probe])
-        verifications.append({"subject": drawings.classes[label], **plain(verification)})
-        print(
-            f"  verify: a drawing of {drawings.subject(probe)} as {drawings.classes[label]}: "
-            f"{verification.outcome.value}, distance {verification.distance:.4f}"
-        )
-    comparisons = [
+    return [
         {
             "first": drawings.images.names[a],
             "second": drawings.images.names[b],
@@ -450,7 +444,54 @@ def _decide(client: Client, drawings: Drawings) -> tuple[list[Any], list[Any]]:
         }
         for (a, b), comparison in zip(pairs, results, strict=True)
     ]
-    return comparisons, verifications
+
+
+def _verify(client: Client, drawings: Drawings) -> dict[str, Any]:
+    """Verify every probe as the character it is, and as one that it is not."""
+    generator = np.random.default_rng(2)
+    count = len(drawings.classes)
+    claims = []
+    for label in range(count):
+        for probe in drawings.of_class(label)[1:]:
+            other = (label + int(generator.integers(1, count))) % count
+            claims += [(probe, label, True), (probe, other, False)]
+
+    def verify(claim: tuple[int, int, bool]) -> Verification:
+        probe, label, _ = claim
+        return client.verify(GALLERY, drawings.classes[label], drawings.files[probe])
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        answers = list(pool.map(verify, claims))
+    accepted = {
+        truth: [
+            answer.match is True
+            for answer, claim in zip(answers, claims, strict=True)
+            if claim[2] is truth
+        ]
+        for truth in (True, False)
+    }
+    first = answers[0]
+    result = {
+        "claims": len(claims),
+        "true_accept_rate": float(np.mean(accepted[True])),
+        "false_accept_rate": float(np.mean(accepted[False])),
+        "stated_false_accept_rate": first.false_accept_rate,
+        "stated_upper_bound": first.false_accept_rate_upper,
+        "example": {"subject": drawings.classes[claims[0][1]], **plain(first)},
+    }
+    stated = ""
+    if first.false_accept_rate is not None and first.false_accept_rate_upper is not None:
+        stated = (
+            f" (the twin states {first.false_accept_rate:.1%}, "
+            f"at most {first.false_accept_rate_upper:.1%})"
+        )
+    print(
+        f"  verify, the first of {len(claims)} claims: a drawing of {_short(drawings.classes[0])} "
+        f"as {_short(drawings.classes[0])}: {first.outcome.value} at distance {first.distance:.4f}"
+    )
+    print(f"  true claims accepted  {result['true_accept_rate']:6.1%}")
+    print(f"  false claims accepted {result['false_accept_rate']:6.1%}{stated}")
+    return result
 
 
 def _metrics(text: str) -> dict[str, float]:
@@ -494,7 +535,16 @@ def _farewell(out: Path, summary: dict[str, Any]) -> None:
         "  summary.json       all figures of this run\n"
         "  data/              the gallery, as the server left it\n"
         "\ngo on:\n"
-        "  make serve                                    serve this twin and its gallery\n"
-        f"  twinserve search {GALLERY} {out}/probes/01.png    who is this?\n"
-        "  README.md                                     train on a folder of your own"
+        f"  {_serve_command(out)}\n"
+        "      serves this twin and its gallery until Ctrl-C; then, in another terminal:\n"
+        f"  twinserve search {GALLERY} {out}/probes/02.png\n"
+        "      who is this?\n"
+        "  README.md\n"
+        "      tells how to train on a folder of your own"
     )
+
+
+def _serve_command(out: Path) -> str:
+    if out == DEFAULT_OUT:
+        return "make serve"
+    return f"twinserve serve --model {out}/twin.onnx --data-dir {out}/data"
