@@ -16,6 +16,7 @@ import onnxruntime
 from twinserve import manifest as manifests
 from twinserve.errors import ManifestError, NotBuilt, TwinserveError
 from twinserve.manifest import ImageInput, Manifest, TensorInput
+from twinserve.preprocess import check_contract
 from twinserve.server import providers
 from twinserve.server.batcher import Outputs, Rows
 from twinserve.server.providers import Device
@@ -34,7 +35,8 @@ class Runner:
         threads: of one run.
 
     Raises:
-        ManifestError: not a twin, or a graph that does not fit its manifest.
+        ManifestError: not a twin, a graph that does not fit its manifest, or pictures that were
+            decoded otherwise than they are here.
         ProviderUnavailable: the device does not run.
     """
 
@@ -93,6 +95,8 @@ def _checked_manifest(path: Path) -> Manifest:
             f"instead of {manifest.graph_digest[:12]}): the file is damaged or was edited; "
             "copy or export it again"
         )
+    if isinstance(manifest.input, ImageInput):
+        check_contract(manifest.input)
     if manifest.modality == "text":
         raise NotBuilt(f"{path} is a text twin; this server serves image and tensor twins so far")
     return manifest

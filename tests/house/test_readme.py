@@ -2,8 +2,9 @@
 
 An author marks a fenced block by a comment on the line above it: `<!-- test: quick -->` runs a bash
 or python block; `<!-- test: quick, server -->` runs it while a server of the demo's twin is up (its
-addresses stand in for 127.0.0.1:50051 and 127.0.0.1:9090). All blocks share one folder, in which
-the repository's files lie and runs/demo/twin.onnx is a small twin; PATH leads to this environment.
+addresses stand in for 127.0.0.1:50051, which is also the default, and for 127.0.0.1:9090). All
+blocks share one folder, in which the repository's files lie and runs/demo/twin.onnx is a small
+twin; PATH leads to this environment.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def serving(twin: Path, folder: Path) -> Iterator[tuple[str, str]]:
 def run(block: Block, folder: Path, addresses: tuple[str, str] | None) -> None:
     """Run one block, and show it with all it said when it fails."""
     text = block.text
+    target = {"TWINSERVE_TARGET": addresses[0]} if addresses else {}
     if addresses:
         text = re.sub(r"\b(127\.0\.0\.1|localhost):50051\b", addresses[0], text)
         text = re.sub(r"\b(127\.0\.0\.1|localhost):9090\b", addresses[1], text)
@@ -87,7 +89,7 @@ def run(block: Block, folder: Path, addresses: tuple[str, str] | None) -> None:
     done = subprocess.run(
         [*STARTERS[block.language], text],
         cwd=folder,
-        env={**os.environ, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}"},
+        env={**os.environ, **target, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         timeout=120,
