@@ -15,7 +15,8 @@ from PIL import Image
 
 from tests import twins
 from twinserve.cli.contact_sheet import Tile, draw
-from twinserve.cli.demo import Drawings, _fresh_data_dir, _metrics, _verdict
+from twinserve.cli.demo import _fresh_data_dir, _verdict
+from twinserve.cli.demo_questions import Drawings, metrics
 from twinserve.cli.server_process import ServerProcess
 from twinserve.client import Client, Health
 from twinserve.errors import DataError, Unavailable
@@ -110,7 +111,7 @@ def test_the_mean_batch_is_read_from_the_metrics(capsys: pytest.CaptureFixture[s
         'twinserve_request_seconds_count{code="OK",method="Embed"} 33.0\n'
         "twinserve_gallery_items 26.0\n"
     )
-    found = _metrics(text)
+    found = metrics(text)
     assert found["mean_batch"] == 8.0
     assert found["inference_seconds_per_row"] == pytest.approx(0.0005)
     assert "33 requests, 40 rows embedded in 5 runs" in capsys.readouterr().out
