@@ -107,8 +107,11 @@ def check_graph(model: bytes, contract: InputContract, dimension: int) -> None:
 
 
 def weights_digest(twin: Twin) -> str:
-    """Return the sha256 of the fp32 source weights: names, types, shapes and bytes, sorted."""
-    digest = hashlib.sha256()
+    """Return the sha256 of the fp32 source weights: names, types, shapes and bytes, sorted.
+
+    Turning brightness around is no weight, but changes every embedding as a weight would.
+    """
+    digest = hashlib.sha256(f"ink_inverted {twin.ink_inverted}\n".encode())
     for name, tensor in sorted(_tensors(twin.state_dict()).items()):
         array = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())

@@ -49,7 +49,7 @@ def safe_sqrt(squared: Tensor) -> Tensor:
 def unit(embeddings: Tensor) -> Tensor:
     """Rows scaled to length one; the gradient at a zero row is 1 / NORM_EPS at most."""
     # As F.normalize, whose expand_as would leave a chain of shape arithmetic in the exported graph.
-    norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
     return embeddings / norms.clamp(min=NORM_EPS)
 
 

@@ -68,9 +68,14 @@ def test_nothing_in_the_file_tells_of_the_exporting_machine(model: bytes) -> Non
         assert trace not in model
 
 
-def test_the_weights_digest_is_that_of_the_weights_alone(twin: Twin) -> None:
+def test_the_weights_digest_changes_with_what_changes_embeddings_and_nothing_else(
+    twin: Twin,
+) -> None:
     before = weights_digest(twin)
     assert before == weights_digest(make_twin())
+    twin.ink_inverted = not twin.ink_inverted
+    assert weights_digest(twin) != before
+    twin.ink_inverted = not twin.ink_inverted
     assert before != weights_digest(make_twin(seed=4))
     with torch.no_grad():
         next(iter(twin.parameters())).view(-1)[0] += 1e-3
