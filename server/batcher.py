@@ -1,12 +1,13 @@
 """The dynamic batcher: rows of many calls, one run of the model.
 
 In: jobs, each the prepared rows of one call. Out: their embeddings, with what the ride cost. A
-batch is bound when a runner is free and holds what waits then, so that a lone call leaves at once
-and a loaded server's batches grow by themselves. Rows that are already inside the server, still
-being read or decoded, are let in first, for at most `GATHER` seconds and never longer than a run
-lasts: without that a small model, whose run is shorter than the reading of a call, would run row
-by row. All state belongs to the event loop; only `run` happens in threads. Work that nobody waits
-for any more is dropped when it would be taken, before it costs anything.
+batch is bound when a runner is free, so that a lone call leaves at once and a loaded server's
+batches grow by themselves. A small model's run is shorter than the reading of a call, though, and
+would run row by row while many calls are under way; so a free runner lets in the jobs that the
+crowd of late makes likely, for at most `GATHER` seconds and two runs. Measured on two cores with 32
+clients of a small conv net: twice the rows a run at the same throughput. All state belongs to the
+event loop; only `run` happens in threads. Work that nobody waits for any more is dropped when it
+would be taken, before it costs anything.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ log = logging.getLogger(__name__)
 # Rows that a client may take before the next client's turn. Small enough that a client with many
 # calls waiting leaves room in every batch, large enough that calls of several rows stay together.
 QUANTUM = 4
-# The longest that a free runner waits for rows that are already inside, in seconds.
-GATHER = 0.002
+# The longest that a free runner waits for more jobs, in seconds, and in runs of late.
+GATHER, GATHER_RUNS = 0.005, 2
+# It stops waiting once this share of the crowd is ready. The crowd is the most jobs that were
+# inside at a time, forgotten by DECAY with every batch.
+SHARE, DECAY = 0.75, 0.9
 # Turns of the loop without a new job after which what came in together has arrived.
 QUIET_TURNS = 2
-# Rows still coming are waited for while they are more than one to so many that are ready.
-STRAGGLERS = 4
 
 
 class Reason(enum.Enum):
@@ -127,7 +129,9 @@ class Batcher:
         self._clients: OrderedDict[str, deque[_Job]] = OrderedDict()
         self._waiting = 0
         self._unfinished = 0
+        self._waiting_jobs = 0
         self._coming = 0
+        self._crowd = 0.0
         self._turning: asyncio.Handle | None = None
         self._sleeping = False
         self._gather_until = 0.0
@@ -143,13 +147,13 @@ class Batcher:
         return self._waiting
 
     @contextmanager
-    def expecting(self, rows: int) -> Iterator[None]:
-        """Say that so many rows are being prepared while the block runs, and come right after."""
-        self._coming += rows
+    def expecting(self) -> Iterator[None]:
+        """Say that a job is being prepared while the block runs, and comes right after."""
+        self._coming += 1
         try:
             yield
         finally:
-            self._coming -= rows
+            self._coming -= 1
 
     async def submit(
         self, rows: Rows, *, client: str = "", deadline: float | None = None
@@ -175,7 +179,9 @@ class Batcher:
         job = _Job(rows, client, deadline, now, loop.create_future())
         self._clients.setdefault(client, deque()).append(job)
         self._waiting += len(rows)
+        self._waiting_jobs += 1
         self._unfinished += 1
+        self._crowd = max(self._crowd, self._unfinished + self._coming)
         self._idle.clear()
         self._gather(loop)
         try:
@@ -197,7 +203,7 @@ class Batcher:
             return
         self._quiet_turns = 0
         if self._turning is None:
-            self._gather_until = self._clock() + min(GATHER, self._seconds_per_run)
+            self._gather_until = self._clock() + min(GATHER, GATHER_RUNS * self._seconds_per_run)
         elif self._sleeping:
             self._turning.cancel()
         else:
@@ -206,7 +212,7 @@ class Batcher:
         self._turning = loop.call_soon(self._turn, loop)
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Bind a batch once it is full, most of what is inside is ready, or the wait has ended."""
+        """Bind a batch once it is full, most of the crowd is ready, or the wait has ended."""
         self._turning = None
         slept, self._sleeping = self._sleeping, False
         left = self._gather_until - self._clock()
@@ -215,8 +221,8 @@ class Batcher:
                 self._quiet_turns += 1
                 self._turning = loop.call_soon(self._turn, loop)
                 return
-            if self._coming * STRAGGLERS > self._waiting:
-                # The job that comes starts the turns again; this is for one that takes long.
+            if self._waiting_jobs < SHARE * self._crowd:
+                # A job that comes starts the turns again; this is for when none does.
                 self._sleeping = True
                 self._turning = loop.call_later(left, self._turn, loop)
                 return
@@ -228,6 +234,7 @@ class Batcher:
             if not batch.parts:
                 return
             self._free -= 1
+            self._crowd *= DECAY
             reason = Reason.FULL if batch.rows >= self._max_batch else why
             rows = [job.rows[i] for job, first, n in batch.parts for i in range(first, first + n)]
             started = self._clock()
@@ -270,6 +277,7 @@ class Batcher:
                 self._waiting -= count
                 quantum -= count
                 if job.taken == len(job.rows):
+                    self._waiting_jobs -= 1
                     jobs.popleft()
             if jobs:
                 self._clients.move_to_end(client)
@@ -281,6 +289,7 @@ class Batcher:
         left = len(job.rows) - job.taken
         if left:
             self._waiting -= left
+            self._waiting_jobs -= 1
             job.taken = len(job.rows)
             self._observer.dropped(left, why)
 

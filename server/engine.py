@@ -137,7 +137,7 @@ class Engine:
         space_id = self.space_of(wanted)
         with self._admission.admit(len(raws)):
             began = time.perf_counter()
-            with self.batcher.expecting(len(raws)):
+            with self.batcher.expecting():
                 prepared = await self._prepare(raws, wanted, space_id)
             preprocess = time.perf_counter() - began
             places = [i for i, one in enumerate(prepared) if isinstance(one, _ToRun)]

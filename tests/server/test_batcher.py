@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -98,6 +99,48 @@ def test_what_waits_while_the_runner_is_busy_leaves_as_one_batch() -> None:
         assert [count for count, _ in record.batches] == [1, 8]
 
     check(body)
+
+
+def test_after_a_crowd_a_free_runner_lets_in_those_who_come_one_by_one() -> None:
+    async def body(run: HeldRun, record: Record, make: Callable[..., Batcher]) -> None:
+        batcher = make()
+
+        async def come(count: int) -> list[asyncio.Task[object]]:
+            tasks = []
+            for i in range(count):
+                tasks.append(asyncio.create_task(batcher.submit(rows(i), client=str(i))))
+                for _ in range(5):  # more turns than jobs that came together need
+                    await asyncio.sleep(0)
+            return tasks
+
+        alone = await come(3)
+        await until(lambda: len(run.seen) == 1 and batcher.waiting == 2)
+        assert run.seen == [[0.0]], "without a crowd the first one does not wait"
+        crowd = alone + await come(9)
+        await asyncio.sleep(0.02)  # a run that lasts gives the wait its length
+        run.gate.set()
+        await asyncio.gather(*crowd)
+        before = len(run.seen)
+        await asyncio.gather(*await come(9))
+        assert len(run.seen[before]) >= 4, "they share a run"
+
+    check(body)
+
+
+def test_the_crowd_is_forgotten_and_a_lone_job_waits_no_more() -> None:
+    async def main() -> None:
+        def slow(batch: Rows) -> Outputs:
+            time.sleep(0.01)
+            return np.stack(batch).astype(np.float32)
+
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(slow, pool, max_batch=64, runners=1, observer=Record())
+            await asyncio.gather(*(batcher.submit(rows(i)) for i in range(16)))
+            reasons = [(await batcher.submit(rows(1)))[1].reason for _ in range(40)]
+        assert reasons[0] is Reason.WAIT_ENDED
+        assert reasons[-5:] == [Reason.RUNNER_FREE] * 5
+
+    asyncio.run(main())
 
 
 def test_a_job_larger_than_a_batch_is_answered_whole_and_in_order() -> None:
