@@ -4,10 +4,10 @@ In: jobs, each the prepared rows of one call. Out: their embeddings, with what t
 batch is bound when a runner is free, so that a lone call leaves at once and a loaded server's
 batches grow by themselves. A small model's run is shorter than the reading of a call, though, and
 would run row by row while many calls are under way; so a free runner lets in the jobs that the
-crowd of late makes likely, for at most `GATHER` seconds and two runs. Measured on two cores with 32
-clients of a small conv net: twice the rows a run at the same throughput. All state belongs to the
-event loop; only `run` happens in threads. Work that nobody waits for any more is dropped when it
-would be taken, before it costs anything.
+crowd of late makes likely, for at most `GATHER` seconds and `GATHER_RUNS` runs. Measured on two
+cores with 32 clients of a small conv net: twice the rows a run at the same throughput. All state
+belongs to the event loop; only `run` happens in threads. Work that nobody waits for any more is
+dropped when it would be taken, before it costs anything.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 # calls waiting leaves room in every batch, large enough that calls of several rows stay together.
 QUANTUM = 4
 # The longest that a free runner waits for more jobs, in seconds, and in runs of late.
-GATHER, GATHER_RUNS = 0.005, 2
+GATHER, GATHER_RUNS = 0.01, 3
 # It stops waiting once this share of the crowd is ready. The crowd is the most jobs that were
 # inside at a time, forgotten by DECAY with every batch.
 SHARE, DECAY = 0.75, 0.9

@@ -114,7 +114,9 @@ def test_one_shot_accuracy_through_the_server_is_torchs(
 
 def is_batching(server: RunningServer, task: Task) -> bool:
     """Whether 32 clients' single calls share runs: more than 8 rows a run on average."""
-    return mean_batch(server, lambda: embed_one_by_one(server, task.inputs, 32)) > 8
+    mean = mean_batch(server, lambda: embed_one_by_one(server, task.inputs, 32))
+    print("mean batch", mean)
+    return mean > 8
 
 
 def test_calls_of_32_clients_share_runs(conv_server: RunningServer, task: Task) -> None:
