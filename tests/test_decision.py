@@ -107,18 +107,18 @@ def test_the_correction_keeps_tiny_rates_exact() -> None:
 
 def test_search_divides_the_rate_among_the_subjects() -> None:
     rule = Rule(false_positive_identification_rate=0.1)
-    assert search_limit(rule, CALIBRATION, subjects=1).threshold == 0.50
-    assert search_limit(rule, CALIBRATION, subjects=10).threshold == 0.30
-    assert search_limit(rule, CALIBRATION, subjects=100).threshold == 0.20
-    assert search_limit(rule, CALIBRATION, subjects=1000) is NOT_CALIBRATED
-    assert search_limit(Rule(), CALIBRATION, subjects=10).threshold == 0.20
-    assert search_limit(rule, None, subjects=1) is NOT_CALIBRATED
+    assert search_limit(rule, CALIBRATION, items=1).threshold == 0.50
+    assert search_limit(rule, CALIBRATION, items=10).threshold == 0.30
+    assert search_limit(rule, CALIBRATION, items=100).threshold == 0.20
+    assert search_limit(rule, CALIBRATION, items=1000) is NOT_CALIBRATED
+    assert search_limit(Rule(), CALIBRATION, items=10).threshold == 0.20
+    assert search_limit(rule, None, items=1) is NOT_CALIBRATED
 
 
 def test_a_pairwise_rule_in_a_search_stays_pairwise() -> None:
     rule = Rule(false_accept_rate=0.01)
-    assert search_limit(rule, CALIBRATION, subjects=10_000).threshold == 0.30
-    assert search_limit(Rule(threshold=0.4), None, subjects=10_000).threshold == 0.4
+    assert search_limit(rule, CALIBRATION, items=10_000).threshold == 0.30
+    assert search_limit(Rule(threshold=0.4), None, items=10_000).threshold == 0.4
 
 
 def test_a_calibration_of_another_metric_is_not_used() -> None:

@@ -99,7 +99,7 @@ def _finish(
     data = model.SerializeToString(deterministic=True)
     calibrations = ()
     if calibrated:
-        pixels, labels = classes_of_pixels(40, 8, noise=200)
+        pixels, labels = classes_of_pixels(60, 8, noise=200)
         pairs = pair_distances(embed_pixels(pixels), labels, metric)
         calibrations = (calibrate(pairs, precision="fp32", dimension=DIMENSION, metric=metric),)
     digest = hashlib.sha256(weights.tobytes()).hexdigest()

@@ -124,10 +124,10 @@ def limit(rule: Rule, calibration: Calibration | None, compared: int = 1) -> Lim
     return NOT_CALIBRATED if point is None else _of_point(point)
 
 
-def search_limit(rule: Rule, calibration: Calibration | None, subjects: int) -> Limit:
-    """Derive the threshold of a search over `subjects` subjects.
+def search_limit(rule: Rule, calibration: Calibration | None, items: int) -> Limit:
+    """Derive the threshold of a search over `items` items.
 
-    A search meets an impostor per subject, so a rule on the probe as a whole (FPIR) asks for a
+    A search meets an impostor per item, so a rule on the probe as a whole (FPIR) asks for a
     pairwise rate of about FPIR / N, and is NOT_CALIBRATED where evidence does not reach that far.
     Without a rule, the default operating point's rate is read as an FPIR.
     """
@@ -138,7 +138,7 @@ def search_limit(rule: Rule, calibration: Calibration | None, subjects: int) -> 
     rate = rule.false_positive_identification_rate
     if rate is None:
         rate = calibration.default_far
-    point = _point_at(calibration, -math.expm1(math.log1p(-rate) / max(subjects, 1)))
+    point = _point_at(calibration, -math.expm1(math.log1p(-rate) / max(items, 1)))
     return NOT_CALIBRATED if point is None else _of_point(point)
 
 

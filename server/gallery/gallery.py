@@ -290,8 +290,9 @@ class Gallery:
             check_filter(filter, self._declared)
         question = Question(k, by_subject, max_distance, exact, ef or self.settings.hnsw.ef)
         view = self._view
-        hits, subjects = search(view, probes, question, filter, self._limits.exact_scan_below)
-        return SearchOutcome(tuple(hits), subjects, self._token(view.sequence))
+        exact_below = self._limits.exact_scan_below
+        hits, items, subjects = search(view, probes, question, filter, exact_below)
+        return SearchOutcome(tuple(hits), items, subjects, self._token(view.sequence))
 
     def verify(self, subject: str, probe: NDArray[np.float32]) -> Nearest:
         """The nearest item of a subject to a probe, float32 [dimension]; always exact.

@@ -65,8 +65,8 @@ class Question:
 
 def search(
     view: View, probes: Embeddings, question: Question, wanted: Filter | None, exact_below: int
-) -> tuple[list[Hits], int]:
-    """Answer each probe; also how many subjects were searched.
+) -> tuple[list[Hits], int, int]:
+    """Answer each probe; also how many items and subjects were searched.
 
     probes: float32 [n, dimension], checked.
     """
@@ -79,7 +79,7 @@ def search(
         chosen = np.flatnonzero(passing)
         kept, subjects = len(chosen), rows.count_subjects(chosen)
     if kept == 0:
-        return [Hits((), True) for _ in probes], 0
+        return [Hits((), True) for _ in probes], 0, 0
     ready = Probes(probes, view.metric)
     scan = (
         question.exact
@@ -102,7 +102,7 @@ def search(
         scanned = _scan(view, part, question, chosen_rows, enough)
         for number, hits in zip(open_probes, scanned, strict=True):
             answers[number] = hits
-    return [answer for answer in answers if answer is not None], subjects
+    return [answer for answer in answers if answer is not None], kept, subjects
 
 
 def rescore(view: View, probe: Embeddings, labels: Indices) -> FloatArray:

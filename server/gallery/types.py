@@ -176,11 +176,12 @@ class Hits:
 class SearchOutcome:
     """One `Hits` per probe, of one state.
 
-    `subjects` is the number of subjects that were searched: those with an item that passes the
-    filter. `token` names the state that was read.
+    `items` is the number of items that were searched, those that pass the filter, and `subjects`
+    the number of theirs. `token` names the state that was read.
     """
 
     results: tuple[Hits, ...]
+    items: int
     subjects: int
     token: str
 

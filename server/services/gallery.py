@@ -24,7 +24,7 @@ from twinserve.manifest import Calibration
 from twinserve.server import inputs, paging
 from twinserve.server.config import Limits
 from twinserve.server.engine import Caller, Embedded
-from twinserve.server.gallery import GallerySettings, Hits, NewItem
+from twinserve.server.gallery import GallerySettings, Hits, NewItem, SearchOutcome
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.gate import Gate
@@ -309,7 +309,7 @@ class GalleryService(rpc.GalleryServiceServicer):
             timing=codec.timing_message(embedded.ride, embedded.preprocess, seconds),
         )
         calibration = self._calibration(gallery.settings)
-        limit = decision.search_limit(rule, calibration, outcome.subjects)
+        limit = decision.search_limit(rule, calibration, outcome.items)
         found = dict(zip(places, outcome.results, strict=True))
         details = {}
         if request.view == pb.ITEM_VIEW_FULL:
@@ -320,7 +320,7 @@ class GalleryService(rpc.GalleryServiceServicer):
             if i in errors:
                 result.error.CopyFrom(status_of(errors[i]))
                 continue
-            _write_hits(result.hits, found[i], limit, calibration, outcome.subjects)
+            _write_hits(result.hits, found[i], limit, calibration, outcome)
             for hit in result.hits.hits:
                 if hit.item.id in details:
                     hit.item.CopyFrom(gallery_codec.item_message(details[hit.item.id]))
@@ -464,12 +464,12 @@ def _write_hits(
     hits: Hits,
     limit: decision.Limit,
     calibration: Calibration | None,
-    subjects: int,
+    searched: SearchOutcome,
 ) -> None:
     message.exact = hits.exact
     message.threshold = limit.threshold or 0.0
     if limit.false_accept_rate is not None:
-        message.expected_false_matches = limit.false_accept_rate * subjects
+        message.expected_false_matches = limit.false_accept_rate * searched.subjects
     matched = False
     for hit in hits.hits:
         written = message.hits.add()
