@@ -6,11 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from twinserve.export.inspect import describe
-
 from twinserve import manifest
 from twinserve.cli.exit_codes import OK
 from twinserve.cli.output import print_json
+from twinserve.export.inspect import describe
 
 DESCRIPTION = "Show the manifest of a twin file: input, space, thresholds with their evidence."
 EXAMPLES = """
