@@ -176,18 +176,14 @@ class Engine:
 
         if not any(isinstance(raw, inputs.ImageBytes) for raw in raws):
             return [one(raw) for raw in raws]
-        loop = asyncio.get_running_loop()
         size = -(-len(raws) // self._preparer_count)
-        parts = await asyncio.gather(
-            *(
-                loop.run_in_executor(
-                    self._preparers,
-                    lambda part=raws[at : at + size]: [one(raw) for raw in part],  # type: ignore[misc]
-                )
-                for at in range(0, len(raws), size)
-            )
-        )
-        return [entry for part in parts for entry in part]
+        parts = [raws[at : at + size] for at in range(0, len(raws), size)]
+        loop = asyncio.get_running_loop()
+        running = [
+            loop.run_in_executor(self._preparers, lambda part=part: [one(raw) for raw in part])  # type: ignore[misc]
+            for part in parts
+        ]
+        return [entry for part in running for entry in await part]
 
     def _finish(self, vectors: Vector, dimension: int) -> list[Outcome]:
         """Truncate, and refuse what the model should not have given: per row."""

@@ -8,6 +8,7 @@ classes are looked at once, after the last step: they choose nothing.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -64,7 +65,11 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.max_steps)
     pixels = torch.from_numpy(training.pixels)
     generator = torch.Generator()
-    bar = tqdm(total=config.max_steps, disable=not progress, unit="step", desc="train")
+    # A log file gets a line now and then, a terminal a bar that moves.
+    pause = 0.1 if sys.stderr.isatty() else 15.0
+    bar = tqdm(
+        total=config.max_steps, disable=not progress, unit="step", desc="train", mininterval=pause
+    )
     keeper = Keeper(folder, twin, config, splits, images)
     started = time.monotonic()
     stopped = "max_steps"

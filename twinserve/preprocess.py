@@ -14,7 +14,7 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from twinserve.errors import (
     EmptyInput,
@@ -63,6 +63,11 @@ def decode_image(data: bytes, contract: ImageInput, max_pixels: int = MAX_PIXELS
         ) from error
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        raise UndecodableImage(
+            f"the image cannot be decoded: its bytes are of no known format; send a whole file in one of "
+            f"{', '.join(FORMATS)}"
+        ) from error
     except Exception as error:  # what a plugin raises on damaged bytes is no promise of Pillow's
         raise UndecodableImage(
             f"the image cannot be decoded ({str(error)[:200]}); "

@@ -28,6 +28,7 @@ from twinserve.v1 import embedding_service_pb2_grpc as rpc
 from twinserve.v1 import shared_pb2 as shared
 
 _MAX_REQUEST_ID = 128
+_ENCODINGS = frozenset(shared.Encoding.values())
 
 
 class EmbeddingService(rpc.EmbeddingServiceServicer):
@@ -48,7 +49,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
                 field="request_id",
             )
         options = request.options
-        if options.encoding not in shared.Encoding.values():
+        if options.encoding not in _ENCODINGS:
             raise InvalidInput(
                 f"encoding is {options.encoding}; give FLOAT32, FLOAT16, INT8, BINARY, or none",
                 field="options.encoding",
