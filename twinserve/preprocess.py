@@ -65,8 +65,8 @@ def decode_image(data: bytes, contract: ImageInput, max_pixels: int = MAX_PIXELS
         raise
     except UnidentifiedImageError as error:
         raise UndecodableImage(
-            f"the image cannot be decoded: its bytes are of no known format; send a whole file in one of "
-            f"{', '.join(FORMATS)}"
+            "the image cannot be decoded: its bytes are of no known format; send a whole file in "
+            f"one of {', '.join(FORMATS)}"
         ) from error
     except Exception as error:  # what a plugin raises on damaged bytes is no promise of Pillow's
         raise UndecodableImage(
