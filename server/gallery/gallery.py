@@ -175,7 +175,7 @@ class Gallery:
         except BaseException:
             self._store.close()
             raise
-        self._view = self._make_view()
+        self._set_view()
         self._builder.consider(self)
 
     # -- reading ----------------------------------------------------------------------------------
@@ -642,10 +642,7 @@ class Gallery:
             for item_id in changes.dropped:
                 self._kill(self._rows.row_of(item_id), changes.sequence)
         self._rows = self._rows.compacted()
-        view = self._make_view()
-        with self._published:
-            self._view = view
-            self._published.notify_all()
+        self._set_view()
         self._builder.consider(self)
 
     def _put(self, changes: Changes) -> None:
@@ -735,13 +732,22 @@ class Gallery:
     def _swap(self, work: SwapWork) -> None:
         if self._gone:
             return
-        try:
-            first = self._sealed.index(work.old[0])
-        except ValueError:  # the gallery was reloaded meanwhile
-            return
-        self._sealed[first : first + len(work.old)] = [work.new] if work.new else []
-        self._view = self._make_view()
+        old = work.old
+        first = next((n for n, segment in enumerate(self._sealed) if segment is old[0]), None)
+        # The builder plans again on any publication, also while its last swap still waits here: so
+        # a swap may come for segments that an earlier one took away. All of them, or nothing.
+        if first is not None and _same(self._sealed[first : first + len(old)], old):
+            self._sealed[first : first + len(old)] = [work.new] if work.new else []
+            self._set_view()
         self._builder.consider(self)
+
+    def _set_view(self) -> None:
+        view, sealed = self._make_view(), len(self._sealed)
+        with self._published:
+            self._view = view
+            # One reference, so that the builder never counts one state's segments in another.
+            self._planned = (view, sealed)
+            self._published.notify_all()
 
     def _make_view(self) -> View:
         segments = list(self._sealed)
@@ -791,10 +797,7 @@ class Gallery:
         """The next segment worth rebuilding; any thread."""
         if self._gone:
             return None
-        view = self._view
-        # The last segment of a view may still be growing, or be closed by now with more in it.
-        known = set(map(id, tuple(self._sealed)))
-        sealed = sum(1 for segment in view.segments if id(segment) in known)
+        view, sealed = self._planned  # what grew when the view was made is not among the sealed
         alive = [len(self.living([segment])) for segment in view.segments[:sealed]]
         rebuild = builder.plan(view, sealed, alive, self._limits.exact_scan_below)
         return None if rebuild is None else (view, rebuild)
@@ -912,6 +915,10 @@ class Gallery:
             f"gallery {self.settings.name!r} was deleted or closed",
             resource=("gallery", self.settings.name),
         )
+
+
+def _same(some: Sequence[Segment], others: Sequence[Segment]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def _item(record: Record) -> Item:

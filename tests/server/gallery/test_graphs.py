@@ -12,7 +12,7 @@ import pytest
 from tests.server.gallery.folders import new, one_gallery, settings
 from twinserve.distance import Metric
 from twinserve.server.gallery import Gallery, GalleryLimits, HnswSettings
-from twinserve.server.gallery.segments import Graph
+from twinserve.server.gallery.segments import Graph, Segment, stitched
 
 GRAPHS = GalleryLimits(exact_scan_below=500, segment_rows=1_024)
 
@@ -90,6 +90,25 @@ def test_removing_most_vectors_rebuilds_the_graphs_without_them(quick_folder: Pa
             range(0, 300, 3), gallery.search(vectors[0:300:3], k=1).results, strict=True
         ):
             assert hits.hits[0].item_id == f"i{n}"
+
+
+def test_a_late_rebuild_does_not_throw_away_its_neighbours(quick_folder: Path) -> None:
+    limits = GalleryLimits(exact_scan_below=1_000, segment_rows=16)
+    with one_gallery(quick_folder, settings(dimension=2), limits) as gallery:
+        gallery.enroll([new(f"i{n:02}", [n, 1]) for n in range(60)]).result()
+        first, second, third, *_ = gallery.view.segments
+
+        def joined(*old: Segment) -> Segment:
+            labels = gallery.living(old)
+            return Segment(labels, *stitched(old, labels, 2))
+
+        # Both were planned on the same view; the second comes when the first was taken in.
+        gallery.offer([second, third], joined(second, third))
+        gallery.offer([first, second], joined(first, second))
+        gallery.enroll([new("last", [60, 1])]).result()
+        probes = np.stack([np.arange(60), np.ones(60)], axis=1).astype(np.float32)
+        found = gallery.search(probes, k=1).results
+        assert [hits.hits[0].item_id for hits in found] == [f"i{n:02}" for n in range(60)]
 
 
 def test_enrolling_searching_and_removing_at_once_never_shows_half_an_item(
