@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +41,8 @@ QUANTUM = 4
 # The longest that a free runner waits for more jobs, in seconds, and in runs of late.
 GATHER, GATHER_RUNS = 0.01, 3
 # It stops waiting once this share of the crowd is ready. The crowd is the most jobs that were
-# inside at a time, forgotten by DECAY with every batch.
-SHARE, DECAY = 0.75, 0.9
+# inside at a time, forgotten with this time constant, in seconds.
+SHARE, CROWD_SECONDS = 0.75, 0.25
 # Turns of the loop without a new job after which what came in together has arrived.
 QUIET_TURNS = 2
 
@@ -51,6 +52,7 @@ class Reason(enum.Enum):
 
     RUNNER_FREE = "runner_free"
     FULL = "full"
+    DEADLINE = "deadline"
     WAIT_ENDED = "wait_ended"
 
 
@@ -132,9 +134,11 @@ class Batcher:
         self._waiting_jobs = 0
         self._coming = 0
         self._crowd = 0.0
+        self._crowd_time = 0.0
         self._turning: asyncio.Handle | None = None
         self._sleeping = False
         self._gather_until = 0.0
+        self._gather_reason = Reason.WAIT_ENDED
         self._quiet_turns = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -181,9 +185,11 @@ class Batcher:
         self._waiting += len(rows)
         self._waiting_jobs += 1
         self._unfinished += 1
-        self._crowd = max(self._crowd, self._unfinished + self._coming)
+        fading = math.exp((self._crowd_time - now) / CROWD_SECONDS)
+        self._crowd = max(self._crowd * fading, self._unfinished + self._coming)
+        self._crowd_time = now
         self._idle.clear()
-        self._gather(loop)
+        self._gather(loop, deadline)
         try:
             return await job.future
         finally:
@@ -197,17 +203,24 @@ class Batcher:
         """Return once every job is answered."""
         await self._idle.wait()
 
-    def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _gather(self, loop: asyncio.AbstractEventLoop, deadline: float | None = None) -> None:
         """Let in what comes together, then bind a batch; nothing to do while no runner is free."""
         if not (self._free and self._clients):
             return
         self._quiet_turns = 0
         if self._turning is None:
             self._gather_until = self._clock() + min(GATHER, GATHER_RUNS * self._seconds_per_run)
-        elif self._sleeping:
+            self._gather_reason = Reason.WAIT_ENDED
+            heads = (jobs[0].deadline for jobs in self._clients.values())
+            deadline = min((head for head in heads if head is not None), default=None)
+        if deadline is not None and deadline - 2 * self._seconds_per_run < self._gather_until:
+            # A run of late must fit before the deadline, and as much again for what surrounds it.
+            self._gather_until = deadline - 2 * self._seconds_per_run
+            self._gather_reason = Reason.DEADLINE
+        if self._turning is not None:
+            if not self._sleeping:
+                return
             self._turning.cancel()
-        else:
-            return
         self._sleeping = False
         self._turning = loop.call_soon(self._turn, loop)
 
@@ -226,7 +239,7 @@ class Batcher:
                 self._sleeping = True
                 self._turning = loop.call_later(left, self._turn, loop)
                 return
-        self._pump(loop, Reason.WAIT_ENDED if slept and left <= 0 else Reason.RUNNER_FREE)
+        self._pump(loop, self._gather_reason if slept and left <= 0 else Reason.RUNNER_FREE)
 
     def _pump(self, loop: asyncio.AbstractEventLoop, why: Reason) -> None:
         while self._free and self._clients:
@@ -234,21 +247,35 @@ class Batcher:
             if not batch.parts:
                 return
             self._free -= 1
-            self._crowd *= DECAY
             reason = Reason.FULL if batch.rows >= self._max_batch else why
-            rows = [job.rows[i] for job, first, n in batch.parts for i in range(first, first + n)]
+            parts = [job.rows[first : first + count] for job, first, count in batch.parts]
             started = self._clock()
-            running = loop.run_in_executor(self._executor, self._timed, rows)
+            running = loop.run_in_executor(self._executor, self._timed, parts)
             running.add_done_callback(
                 lambda done, batch=batch, started=started, reason=reason: self._finish(  # type: ignore[misc]
                     loop, batch, started, reason, done
                 )
             )
 
-    def _timed(self, rows: Rows) -> tuple[Outputs, float]:
+    def _timed(self, parts: Sequence[Rows]) -> tuple[list[Outputs | Exception], float]:
+        """Run the parts as one; where that fails, each alone, so that one fails for itself only."""
         began = time.perf_counter()
-        outputs = self._run(rows)
-        return outputs, time.perf_counter() - began
+        try:
+            outputs = self._run([row for part in parts for row in part])
+        except Exception as error:
+            log.exception("a run of %d jobs failed", len(parts))
+            if len(parts) == 1:
+                return [error], time.perf_counter() - began
+            return [self._alone(part) for part in parts], time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        ends = np.cumsum([len(part) for part in parts])
+        return list(np.split(outputs, ends[:-1])), seconds
+
+    def _alone(self, rows: Rows) -> Outputs | Exception:
+        try:
+            return self._run(rows)
+        except Exception as error:
+            return error
 
     def _take(self) -> _Batch:
         """Bind a batch: clients in turn, `QUANTUM` rows each, until it is full."""
@@ -299,31 +326,22 @@ class Batcher:
         batch: _Batch,
         started: float,
         reason: Reason,
-        running: asyncio.Future[tuple[Outputs, float]],
+        running: asyncio.Future[tuple[list[Outputs | Exception], float]],
     ) -> None:
         self._free += 1
         self._gather(loop)
-        error = running.exception()
-        if error is not None:
-            log.error("a run of %d rows failed", batch.rows, exc_info=error)
-            for job, _, _ in batch.parts:
-                if not job.future.done():
-                    fault = InternalFault(
-                        "the model failed on this batch; the server's log says why"
-                    )
-                    fault.__cause__ = error
-                    job.future.set_exception(fault)
-                    self._drop(job, "failed")
-            return
-        outputs, seconds = running.result()
+        results, seconds = running.result()
         self._seconds_per_run += 0.1 * (seconds - self._seconds_per_run)
         self.seconds_per_row += 0.1 * (seconds / batch.rows - self.seconds_per_row)
         self._observer.batch(batch.rows, seconds, reason)
-        offset = 0
-        for job, first, count in batch.parts:
-            part = outputs[offset : offset + count]
-            offset += count
+        for (job, first, count), part in zip(batch.parts, results, strict=True):
             if job.future.done():
+                continue
+            if isinstance(part, Exception):
+                fault = InternalFault("the model failed on this input; the server's log says why")
+                fault.__cause__ = part
+                job.future.set_exception(fault)
+                self._drop(job, "failed")
                 continue
             ride = Ride(job.started - job.submitted, seconds, batch.rows, reason)
             if job.ride is None or ride.rows > job.ride.rows:
@@ -332,7 +350,7 @@ class Batcher:
                 job.outputs = part
             else:
                 if job.outputs is None:
-                    job.outputs = np.empty((len(job.rows), outputs.shape[1]), np.float32)
+                    job.outputs = np.empty((len(job.rows), part.shape[1]), np.float32)
                 job.outputs[first : first + count] = part
             job.done += count
             if job.done == len(job.rows):

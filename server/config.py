@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from twinserve.errors import ConfigError
 from twinserve.preprocess import MAX_PIXELS
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Limits:
     max_message_bytes: int = 64 << 20  # of one gRPC message
     max_rows: int = 4096  # rows admitted and not yet answered, over all calls
     max_top_k: int = 1000
+    max_hits: int = 65_536  # probes times top_k of one Search
 
 
 @dataclass(frozen=True)
@@ -167,11 +171,14 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
     models = []
     for text in arguments.model:
         name, separator, path = text.partition("=")
-        models.append(ModelSpec(Path(path), name) if separator else ModelSpec(Path(text)))
+        named = separator and _MODEL_NAME.fullmatch(name) and not Path(text).exists()
+        models.append(ModelSpec(Path(path), name) if named else ModelSpec(Path(text)))
     limits = Limits(max_rows=arguments.max_rows)
-    if limits.max_rows < limits.max_items:
+    # A Compare has two rows a pair.
+    if limits.max_rows < 2 * limits.max_items:
         raise ConfigError(
-            f"--max-rows is {limits.max_rows}; it must hold one call of {limits.max_items} items"
+            f"--max-rows is {limits.max_rows}; it must hold one Compare of {limits.max_items} "
+            f"pairs, {2 * limits.max_items} rows"
         )
     return ServerConfig(
         models=tuple(models),

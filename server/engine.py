@@ -8,6 +8,7 @@ holds the error, and the others go on.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from twinserve import distance
-from twinserve.errors import InternalFault, InvalidInput, TwinserveError
+from twinserve.distance import Metric
+from twinserve.errors import InternalFault, InvalidInput, TwinserveError, ZeroVector
 from twinserve.manifest import Manifest, truncated_space_id
 from twinserve.server import inputs
 from twinserve.server.admission import Admission
@@ -178,19 +180,41 @@ class Engine:
             return [one(raw) for raw in raws]
         size = -(-len(raws) // self._preparer_count)
         parts = [raws[at : at + size] for at in range(0, len(raws), size)]
+        given_up = threading.Event()
+
+        def prepare(part: Sequence[RawInput]) -> list[_ToRun | Outcome]:
+            # A call that was cancelled is not decoded to its end: nobody counts it any more.
+            return [one(raw) for raw in part if not given_up.is_set()]
+
         loop = asyncio.get_running_loop()
-        running = [
-            loop.run_in_executor(self._preparers, lambda part=part: [one(raw) for raw in part])  # type: ignore[misc]
-            for part in parts
-        ]
-        return [entry for part in running for entry in await part]
+        try:
+            done = await asyncio.gather(
+                *(loop.run_in_executor(self._preparers, prepare, part) for part in parts)
+            )
+        except BaseException:
+            given_up.set()
+            raise
+        return [entry for part in done for entry in part]
 
     def _finish(self, vectors: Vector, dimension: int) -> list[Outcome]:
-        """Truncate, and refuse what the model should not have given: per row."""
+        """Truncate, and refuse what no metric can compare: per row."""
         if dimension != self.manifest.dimension:
             cut = distance.unit(vectors[:, :dimension].astype(np.float64))
             vectors = cut.astype(np.float32)  # [batch, dimension]
-        if np.isfinite(vectors).all():
-            return list(vectors)
-        fault = "the model gave a NaN or an infinity for this input; report it to who trained it"
-        return [vector if np.isfinite(vector).all() else InternalFault(fault) for vector in vectors]
+        try:
+            distance.check_vectors(vectors, self.manifest.metric)
+        except TwinserveError:
+            return [self._checked(vector) for vector in vectors]
+        return list(vectors)
+
+    def _checked(self, vector: Vector) -> Outcome:
+        if not np.isfinite(vector).all():
+            return InternalFault(
+                "the model gave a NaN or an infinity for this input; report it to who trained it"
+            )
+        if self.manifest.metric is Metric.COSINE and not vector.any():
+            return ZeroVector(
+                "the model maps this input to zero, which has no direction under cosine; "
+                "is the input blank? Send another"
+            )
+        return vector

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from twinserve.errors import FailedPrecondition, ModelNotFound, SpaceMismatch
 from twinserve.server.engine import Engine
 
 
+def order(engine: Engine) -> tuple[str, list[tuple[int, int, str]]]:
+    """Sort by name, then by version with its numbers read as numbers: 1.9 before 1.10."""
+    words = re.findall(r"\d+|[^\d]+", engine.manifest.version)
+    return engine.name, [(1, int(word), "") if word.isdigit() else (0, 0, word) for word in words]
+
+
 class Models:
     """Loaded engines; the newest version of a name answers to the bare name."""
 
     def __init__(self, engines: Iterable[Engine]) -> None:
-        self._engines = tuple(sorted(engines, key=lambda engine: engine.version))
+        self._engines = tuple(sorted(engines, key=order))
         self._by_name: dict[str, Engine] = {}
         for engine in self._engines:
             if engine.version in self._by_name:
@@ -26,8 +33,12 @@ class Models:
     def __iter__(self) -> Iterator[Engine]:
         return iter(self._engines)
 
-    def resolve(self, name: str) -> Engine:
+    def resolve(self, name: str, field: str = "model") -> Engine:
         """Find the engine of a name, name@version or alias; "" is the only one served.
+
+        Args:
+            name: as asked for.
+            field: path of the request's field that holds it.
 
         Raises:
             ModelNotFound: no such model, or "" with several served; the message lists them.
@@ -39,7 +50,7 @@ class Models:
             served = ", ".join(engine.version for engine in self._engines)
             wrong = f"model {name} is not served" if name else "several models are served"
             raise ModelNotFound(
-                f"{wrong}; name one of {served}", field="model", resource=("model", name)
+                f"{wrong}; name one of {served}", field=field, resource=("model", name)
             )
         return engine
 

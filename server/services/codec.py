@@ -37,6 +37,7 @@ _METRICS = {
 _REASONS = {
     Reason.RUNNER_FREE: shared.DISPATCH_REASON_RUNNER_FREE,
     Reason.FULL: shared.DISPATCH_REASON_FULL,
+    Reason.DEADLINE: shared.DISPATCH_REASON_DEADLINE,
     Reason.WAIT_ENDED: shared.DISPATCH_REASON_WAIT_ENDED,
 }
 OUTCOMES = {
@@ -45,6 +46,31 @@ OUTCOMES = {
     Outcome.NOT_CALIBRATED: shared.OUTCOME_NOT_CALIBRATED,
 }
 _MAX_AXES = 8
+_LARGEST_HALF = float(np.finfo(np.float16).max)  # beyond it a half would be infinite
+
+
+def required(value: str, field: str) -> str:
+    """Return a field that must not be empty.
+
+    Raises:
+        EmptyInput: it is.
+    """
+    if not value:
+        raise EmptyInput(f"{field} is empty; it is required", field=field)
+    return value
+
+
+def check_enum(value: int, known: Sequence[int], field: str) -> None:
+    """Refuse a number that the contract does not have.
+
+    Raises:
+        InvalidInput: with the field's path.
+    """
+    if value not in known:
+        raise InvalidInput(
+            f"{field} is {value}, which the contract does not have; give one of {list(known)}",
+            field=field,
+        )
 
 
 def check_count(count: int, field: str, limits: Limits) -> None:
@@ -200,10 +226,12 @@ def pack(
     if encoding == shared.ENCODING_FLOAT32:
         packed.data = block.astype("<f4").tobytes()
     elif encoding == shared.ENCODING_FLOAT16:
-        packed.data = block.astype("<f2").tobytes()
+        half = np.clip(block, -_LARGEST_HALF, _LARGEST_HALF)
+        packed.data = half.astype("<f2").tobytes()
     elif encoding == shared.ENCODING_INT8:
         largest = np.abs(block).max(axis=1)
-        scales = np.where(largest == 0, 1.0, largest / 127.0).astype(np.float32)  # [rows]
+        tiny = np.finfo(np.float32).tiny
+        scales = np.maximum(largest / 127.0, tiny).astype(np.float32)  # [rows]
         packed.data = np.rint(block / scales[:, None]).astype(np.int8).tobytes()
         packed.scales.extend(scales.tolist())
     elif encoding == shared.ENCODING_BINARY:

@@ -90,7 +90,7 @@ class GalleryService(rpc.GalleryServiceServicer):
                 "gallery.name is empty; give a name of [a-z0-9][a-z0-9._-]{0,62}",
                 field="gallery.name",
             )
-        engine = self.models.resolve(asked.model)
+        engine = self.models.resolve(asked.model, "gallery.model")
         if asked.max_items < 0:
             raise InvalidInput(
                 f"max_items is {asked.max_items}; give at least 1, or 0 for the server's limit",
@@ -113,7 +113,8 @@ class GalleryService(rpc.GalleryServiceServicer):
     async def GetGallery(
         self, request: pb.GetGalleryRequest, context: Context
     ) -> pb.GetGalleryResponse:
-        status = await self._read(lambda: self.galleries.get(request.name).status())
+        name = codec.required(request.name, "name")
+        status = await self._read(lambda: self.galleries.get(name).status())
         return pb.GetGalleryResponse(gallery=gallery_codec.gallery_message(status))
 
     @unary
@@ -134,13 +135,14 @@ class GalleryService(rpc.GalleryServiceServicer):
     async def DeleteGallery(
         self, request: pb.DeleteGalleryRequest, context: Context
     ) -> pb.DeleteGalleryResponse:
-        await self._read(lambda: self.galleries.delete(request.name))
+        name = codec.required(request.name, "name")
+        await self._read(lambda: self.galleries.delete(name))
         return pb.DeleteGalleryResponse()
 
     @unary
     async def Enroll(self, request: pb.EnrollRequest, context: Context) -> pb.EnrollResponse:
         codec.check_count(len(request.items), "items", self.limits)
-        gallery = self.galleries.get(request.gallery)
+        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
         places = [i for i, item in enumerate(request.items) if item.HasField("input")]
         messages = [(f"items[{i}].input", request.items[i].input) for i in places]
         embedded = await self._embed(gallery, messages, caller_of(context))
@@ -206,7 +208,7 @@ class GalleryService(rpc.GalleryServiceServicer):
 
     @unary
     async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveResponse:
-        gallery = self.galleries.get(request.gallery)
+        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
         target = request.WhichOneof("target")
         digest = _body_digest(request)
         if target == "ids":
@@ -226,13 +228,16 @@ class GalleryService(rpc.GalleryServiceServicer):
                 filter=chosen, request_id=request.request_id, request_digest=digest
             )
         else:
-            raise EmptyInput("nothing is named to remove; set ids, subject or filter")
+            raise EmptyInput(
+                "nothing is named to remove; set ids, subject or filter", field="target"
+            )
         removal = await asyncio.wrap_future(removing)
         return pb.RemoveResponse(removed=removal.removed, consistency_token=removal.token)
 
     @unary
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> pb.GetItemResponse:
-        gallery = self.galleries.get(request.gallery)
+        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        codec.required(request.id, "id")
         await self._wait_for(gallery, request.at_least, context)
         item, vector = await self._read(lambda: gallery.get_item(request.id))
         response = pb.GetItemResponse(item=gallery_codec.item_message(item))
@@ -244,8 +249,9 @@ class GalleryService(rpc.GalleryServiceServicer):
     async def ListItems(
         self, request: pb.ListItemsRequest, context: Context
     ) -> pb.ListItemsResponse:
-        gallery = self.galleries.get(request.gallery)
+        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
         size = paging.size(request.page_size, 100, 10_000)
+        codec.check_enum(request.view, pb.ItemView.values(), "view")
         binding = b"items\0" + request.gallery.encode() + b"\0"
         chosen = None
         if request.HasField("filter"):
@@ -273,9 +279,11 @@ class GalleryService(rpc.GalleryServiceServicer):
     @unary
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         codec.check_count(len(request.probes), "probes", self.limits)
-        gallery = self.galleries.get(request.gallery)
+        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
         rule = codec.rule_of(request.rule)
         decision.check_rule(rule, search=True)
+        codec.check_enum(request.view, pb.ItemView.values(), "view")
+        codec.check_enum(request.group_by, pb.GroupBy.values(), "group_by")
         k, ef, max_distance = _search_settings(request, self.limits)
         chosen = gallery_codec.filter_of(request.filter) if request.HasField("filter") else None
         await self._wait_for(gallery, request.at_least, context)
@@ -328,7 +336,7 @@ class GalleryService(rpc.GalleryServiceServicer):
 
     @unary
     async def Verify(self, request: pb.VerifyRequest, context: Context) -> pb.VerifyResponse:
-        gallery = self.galleries.get(request.gallery)
+        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
         if not request.subject:
             raise EmptyInput("subject is empty; name who the probe should be", field="subject")
         rule = codec.rule_of(request.rule)
@@ -450,13 +458,21 @@ def _search_settings(
             field="top_k",
             metadata={"limit": str(limits.max_top_k), "value": str(request.top_k)},
         )
+    k = request.top_k or DEFAULT_TOP_K
+    if len(request.probes) * k > limits.max_hits:
+        raise LimitExceeded(
+            f"{len(request.probes)} probes with top_k {k} ask for {len(request.probes) * k} hits, "
+            f"the limit is {limits.max_hits} a call; send fewer probes, or a smaller top_k",
+            field="top_k",
+            metadata={"limit": str(limits.max_hits), "value": str(len(request.probes) * k)},
+        )
     ef = request.ef if request.HasField("ef") else None
     if ef is not None and not 1 <= ef <= MAX_EF:
         raise LimitExceeded(f"ef is {ef}; give 1 to {MAX_EF}", field="ef")
     max_distance = request.max_distance if request.HasField("max_distance") else None
     if max_distance is not None and not max_distance >= 0:
         raise InvalidInput(f"max_distance is {max_distance}; give at least 0", field="max_distance")
-    return request.top_k or DEFAULT_TOP_K, ef, max_distance
+    return k, ef, max_distance
 
 
 def _write_hits(

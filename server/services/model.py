@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twinserve.errors import BadPageToken
 from twinserve.manifest import OperatingPoint
 from twinserve.server import paging
 from twinserve.server.engine import Engine
@@ -35,7 +36,14 @@ class ModelService(rpc.ModelServiceServicer):
     ) -> pb.ListModelsResponse:
         size = paging.size(request.page_size, 100, 1000)
         after = paging.decode(request.page_token, b"models")
-        found = [engine for engine in self.models if engine.version > after]
+        found = list(self.models)
+        versions = [engine.version for engine in found]
+        if after and after not in versions:
+            raise BadPageToken(
+                "page_token names a model that is served no more; start from the first page",
+                field="page_token",
+            )
+        found = found[versions.index(after) + 1 if after else 0 :]
         response = pb.ListModelsResponse(models=[_message(engine) for engine in found[:size]])
         if len(found) > size:
             response.next_page_token = paging.encode(b"models", found[size - 1].version)
@@ -43,7 +51,7 @@ class ModelService(rpc.ModelServiceServicer):
 
     @unary
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        return pb.GetModelResponse(model=_message(self.models.resolve(request.name)))
+        return pb.GetModelResponse(model=_message(self.models.resolve(request.name, "name")))
 
     async def LoadModel(
         self, request: pb.LoadModelRequest, context: Context

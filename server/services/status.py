@@ -11,20 +11,24 @@ from google.rpc import status_pb2
 
 from twinserve.errors import DOMAIN, TwinserveError
 
-# A status travels in a trailer, and grpc refuses trailers above 8 KiB by default; base64 and the
-# message's own copy take their share.
-DETAILS_BUDGET = 4096
-MESSAGE_LIMIT = 1024
+# A status travels in two trailers, which grpc refuses above 8 KiB together: grpc-message, percent-
+# encoded (up to three bytes for one), and the details in base64 (four for three), which hold the
+# message again. Callers choose names and fields, so everything is cut.
+DETAILS_BUDGET = 3600
+MESSAGE_BYTES = 600
+NAME_BYTES = 200
 
 
 def status_of(error: TwinserveError) -> status_pb2.Status:
     """Describe one error."""
+    message = _cut(error.message, MESSAGE_BYTES)
+    metadata = {key: _cut(value, NAME_BYTES) for key, value in error.metadata.items()}
     found: list[Message] = [
-        details.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+        details.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     ]
     if error.field:
         violation = details.BadRequest.FieldViolation(
-            field=error.field, description=error.message[:MESSAGE_LIMIT], reason=error.reason
+            field=_cut(error.field, NAME_BYTES), description=message, reason=error.reason
         )
         found.append(details.BadRequest(field_violations=[violation]))
     if error.retry_after is not None:
@@ -35,11 +39,11 @@ def status_of(error: TwinserveError) -> status_pb2.Status:
         kind, name = error.resource
         found.append(
             details.ResourceInfo(
-                resource_type=kind, resource_name=name, description=error.message[:MESSAGE_LIMIT]
+                resource_type=kind, resource_name=_cut(name, NAME_BYTES), description=message
             )
         )
-    status = status_pb2.Status(code=int(error.code), message=error.message[:MESSAGE_LIMIT])
-    status.details.extend(_packed(message) for message in found)
+    status = status_pb2.Status(code=int(error.code), message=message)
+    status.details.extend(_packed(one) for one in found)
     return status
 
 
@@ -68,6 +72,14 @@ def status_of_items(errors: Mapping[int, TwinserveError]) -> status_pb2.Status:
     info.metadata["items_left_out"] = str(left_out)
     status.details[0].CopyFrom(_packed(info))
     return status
+
+
+def _cut(text: str, limit: int) -> str:
+    """Shorten to `limit` bytes of UTF-8, with a mark where something is missing."""
+    data = text.encode()
+    if len(data) <= limit:
+        return text
+    return data[: limit - 3].decode(errors="ignore") + "…"
 
 
 def _packed(message: Message) -> any_pb2.Any:

@@ -268,6 +268,82 @@ def test_empty_and_oversized_calls_are_refused(stubs: Stubs) -> None:
             assert wire.field(refused.status) == field
 
 
+def test_required_names_that_are_empty_are_refused_with_their_field(stubs: Stubs) -> None:
+    good = wire.tensor(PIXELS[0])
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: stubs.gallery.GetGallery(pb.GetGalleryRequest()), "name"),
+        (lambda: stubs.gallery.DeleteGallery(pb.DeleteGalleryRequest()), "name"),
+        (lambda: stubs.gallery.GetItem(pb.GetItemRequest(gallery="cosine")), "id"),
+        (lambda: stubs.gallery.ListItems(pb.ListItemsRequest()), "gallery"),
+        (lambda: stubs.gallery.Search(pb.SearchRequest(probes=[good])), "gallery"),
+        (lambda: stubs.gallery.Verify(pb.VerifyRequest(subject="a", probe=good)), "gallery"),
+        (
+            lambda: stubs.gallery.Enroll(pb.EnrollRequest(items=[pb.EnrollItem(input=good)])),
+            "gallery",
+        ),
+        (lambda: stubs.gallery.Remove(pb.RemoveRequest(subject="a")), "gallery"),
+        (lambda: stubs.gallery.Remove(pb.RemoveRequest(gallery="cosine")), "target"),
+    ]
+    for call, field in calls:
+        with Refused(CODE.INVALID_ARGUMENT) as refused:
+            call()
+        assert (wire.reason(refused.status), wire.field(refused.status)) == ("EMPTY_INPUT", field)
+
+
+def test_numbers_that_the_contract_does_not_have_are_refused(stubs: Stubs) -> None:
+    good = wire.tensor(PIXELS[0])
+    search = pb.SearchRequest(gallery="cosine", probes=[good])
+    calls: list[tuple[Callable[[], object], str]] = [
+        (
+            lambda: stubs.gallery.Search(pb.SearchRequest(gallery="cosine", probes=[good], view=9)),  # type: ignore[arg-type]
+            "view",
+        ),
+        (
+            lambda: stubs.gallery.Search(
+                pb.SearchRequest(gallery="cosine", probes=[good], group_by=7)  # type: ignore[arg-type]
+            ),
+            "group_by",
+        ),
+        (
+            lambda: stubs.gallery.ListItems(pb.ListItemsRequest(gallery="cosine", view=9)),  # type: ignore[arg-type]
+            "view",
+        ),
+        (
+            lambda: stubs.embedding.Embed(
+                embedding_pb.EmbedRequest(
+                    inputs=[good],
+                    options=embedding_pb.EmbedOptions(encoding=99),  # type: ignore[arg-type]
+                )
+            ),
+            "options.encoding",
+        ),
+    ]
+    for call, field in calls:
+        with Refused(CODE.INVALID_ARGUMENT) as refused:
+            call()
+        assert wire.field(refused.status) == field
+    assert stubs.gallery.Search(search).results
+
+
+def test_one_search_cannot_ask_for_a_million_hits(stubs: Stubs) -> None:
+    request = pb.SearchRequest(gallery="cosine", probes=[wire.tensor(PIXELS[0])] * 1000, top_k=1000)
+    with Refused(CODE.INVALID_ARGUMENT) as refused:
+        stubs.gallery.Search(request)
+    assert (wire.reason(refused.status), wire.field(refused.status)) == ("LIMIT_EXCEEDED", "top_k")
+
+
+def test_a_name_of_any_length_is_answered_with_its_own_code(stubs: Stubs) -> None:
+    long = "名" * 7000
+    with Refused(CODE.NOT_FOUND):
+        stubs.model.GetModel(model_service_pb2.GetModelRequest(name=long))
+    with Refused(CODE.FAILED_PRECONDITION):
+        stubs.embedding.Embed(embedding_pb.EmbedRequest(inputs=[wire.ready(np.ones(16), long)]))
+    with Refused(CODE.NOT_FOUND):
+        stubs.gallery.Verify(
+            pb.VerifyRequest(gallery="cosine", subject=long, probe=wire.tensor(PIXELS[0]))
+        )
+
+
 @pytest.mark.parametrize(
     ("rule", "field"),
     [
@@ -416,7 +492,7 @@ def test_a_deadline_that_has_passed_is_answered_so(stubs: Stubs) -> None:
 def test_a_full_server_refuses_with_a_retry_delay_and_then_serves_again(
     start_server: Callable[..., RunningServer], twin_file: Path, tmp_path: Path
 ) -> None:
-    full = start_server("--model", twin_file, "--data-dir", tmp_path, "--max-rows", "1024")
+    full = start_server("--model", twin_file, "--data-dir", tmp_path, "--max-rows", "2048")
     pixels, _ = twins.classes_of_pixels(1, 1)
     request = embedding_pb.EmbedRequest(inputs=[wire.image(PIXELS[0]), wire.image(pixels[0])])
     # Trailing bytes make the thousand different without changing the picture.

@@ -208,6 +208,12 @@ def test_two_models_answer_by_name_and_a_gallery_keeps_to_its_own_space(
         assert comparison.score.distance == pytest.approx(2.0)
         assert comparison.decision.outcome == shared_pb2.OUTCOME_NOT_CALIBRATED
         assert not comparison.score.HasField("probability")
+        zero = wire.tensor(np.zeros(8, np.float32))  # which this twin maps to zero, under cosine
+        with wire.Refused(grpc.StatusCode.INVALID_ARGUMENT) as refused:
+            stubs.embedding.Compare(
+                pb.CompareRequest(model="numbers", pairs=[pb.Pair(first=zero, second=zero)])
+            )
+        assert wire.reason(refused.status) == "ZERO_VECTOR"
         stubs.gallery.CreateGallery(
             gallery_service_pb2.CreateGalleryRequest(
                 gallery=gallery_pb2.Gallery(name="faces", model="small")

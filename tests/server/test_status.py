@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from google.rpc import error_details_pb2 as details
 from google.rpc import status_pb2
 
@@ -71,3 +73,19 @@ def test_a_thousand_failed_items_still_fit_a_trailer() -> None:
 
 def test_a_very_long_message_is_cut() -> None:
     assert len(status_of(NotFinite("x" * 100_000, field="a")).SerializeToString()) < 4096
+
+
+def test_long_strings_of_a_caller_never_outgrow_the_trailers() -> None:
+    long = "名" * 20_000
+    status = status_of(
+        ModelNotFound(
+            f"model {long} is not served",
+            field=f"filter.{long}",
+            resource=("model", long),
+            retry_after=1.0,
+            metadata={"space_id": long, "wanted_space_id": long},
+        )
+    )
+    on_the_wire = len(quote(status.message)) + len(status.SerializeToString()) * 4 / 3
+    assert on_the_wire < 7500
+    assert status.code == 5
