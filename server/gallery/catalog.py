@@ -1,8 +1,9 @@
 """catalog.db: which galleries there are. A gallery exists exactly as long as its row does.
 
-Creating makes the folder first and the row last; deleting drops the row first and the folder last.
-A crash in between leaves a folder without a row, which the next start throws away: so no gallery is
-ever half made or half deleted.
+Creating makes the folder first and the row last. Deleting moves the row's folder into the list of
+deleted ones, in one transaction, and removes the folder afterwards. A crash in between leaves a
+folder without a row: one on that list is removed at the next start, as is one that never held an
+item. Any other was lost by this file, not by its owner, and is kept (galleries.py).
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ class Entry:
     created: int
 
 
+# Not part of the schema's version: a catalogue that an earlier server made lacks it, and gets it.
+_DELETED = "CREATE TABLE IF NOT EXISTS deleted(folder TEXT PRIMARY KEY) WITHOUT ROWID"
+
+
 class Catalog:
     """The rows of catalog.db; its owner serialises the calls."""
 
@@ -57,6 +62,7 @@ class Catalog:
                         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                     )
                 store.check_file(self._connection, path, SCHEMA_VERSION)
+                self._connection.execute(_DELETED)
             except BaseException:
                 self._connection.close()
                 raise
@@ -99,10 +105,20 @@ class Catalog:
         ).fetchone()
         return None if row is None else (read_settings(row[0]), row[1])
 
-    def drop(self, name: str) -> None:
-        """Make a gallery not exist; durable when this returns."""
+    def drop(self, entry: Entry) -> None:
+        """Make a gallery not exist, and its folder one to be removed; durable when this returns."""
         with _transaction(self._connection):
-            self._connection.execute("DELETE FROM galleries WHERE name = ?", (name,))
+            self._connection.execute("DELETE FROM galleries WHERE folder = ?", (entry.folder,))
+            self._connection.execute("INSERT OR IGNORE INTO deleted VALUES (?)", (entry.folder,))
+
+    def deleted(self) -> list[str]:
+        """Folders of deleted galleries that may still be there."""
+        return [row[0] for row in self._connection.execute("SELECT folder FROM deleted")]
+
+    def forget(self, folder: str) -> None:
+        """Note that a deleted gallery's folder is gone."""
+        with _transaction(self._connection):
+            self._connection.execute("DELETE FROM deleted WHERE folder = ?", (folder,))
 
     def close(self) -> None:
         """Close the file."""

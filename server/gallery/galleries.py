@@ -5,9 +5,11 @@
     data_dir/galleries/<folder>/store.db   one gallery's truth (store.py)
     data_dir/trash/<folder>            deleted, to be removed
 
-The crash story of deletion: (1) the row leaves the catalogue, and with that commit the gallery is
-gone for good; (2) the folder is renamed into trash in one step; (3) the files go. A crash after (1)
-leaves a folder that no row names, a crash after (2) a rest in trash; `open` removes both.
+The crash story of deletion: (1) in one commit the row leaves the catalogue and its folder is
+recorded as deleted, and with that the gallery is gone for good; (2) the folder is renamed into
+trash in one step; (3) the files go; (4) the record goes. `open` finishes what a crash left of (2)
+to (4). No folder is removed for want of a row: the catalogue may be an old copy, or lost. Only one
+that never held an item, the rest of an unfinished creation, is; any other refuses the start.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from twinserve.errors import (
     GalleryNotFound,
     InvalidInput,
     LimitExceeded,
+    StoreDamaged,
     TwinserveError,
     Unavailable,
 )
@@ -67,7 +70,8 @@ class Galleries:
 
         Raises:
             FailedPrecondition: another server holds the folder.
-            StoreDamaged: a database is damaged; a copy was put beside it.
+            StoreDamaged: the catalogue is damaged; a copy was put beside it. Or it does not name
+                a gallery that holds items.
         """
         (self._root / "galleries").mkdir(parents=True, exist_ok=True)
         self._lock_file = _take_lock(self._root / "lock")
@@ -76,7 +80,7 @@ class Galleries:
             self._writer = Writer(self._limits.max_waiting_rows)
             self._builder = Builder(self._limits.build_threads)
             entries = self._catalog.entries()
-            self._sweep({entry.folder for entry in entries})
+            self._sweep(self._catalog, {entry.folder for entry in entries})
             for entry in entries:
                 self._open[entry.settings.name] = (self._opened(entry), entry)
         except BaseException:
@@ -156,11 +160,11 @@ class Galleries:
             catalog = self._running()
             gallery = self.get(name)
             entry = self._open[name][1]
-            catalog.drop(name)
+            catalog.drop(entry)
             del self._open[name]
             assert self._writer is not None
             self._writer.call(gallery.close).result()
-            self._discard(entry.folder)
+            self._finish_deletion(catalog, entry.folder)
 
     def close(self) -> None:
         """Finish the writes that wait, close all files, and give the folder back."""
@@ -224,10 +228,40 @@ class Galleries:
             (self._root / "galleries" / folder).rename(target)
         shutil.rmtree(target, ignore_errors=True)
 
-    def _sweep(self, known: set[str]) -> None:
-        for path in (self._root / "galleries").iterdir():
-            if path.name not in known and re.fullmatch(r"[0-9a-f]{32}", path.name):
-                logging.getLogger(__name__).info("removing the rest of a deleted gallery")
+    def _finish_deletion(self, catalog: Catalog, folder: str) -> None:
+        try:
+            self._discard(folder)
+            catalog.forget(folder)
+        except (sqlite3.Error, OSError) as error:
+            # The gallery is gone all the same, and whoever deleted it must not hear otherwise.
+            logging.getLogger(__name__).warning(
+                "the files of a deleted gallery, %s, could not be removed (%s); the next start "
+                "tries again",
+                folder,
+                error,
+            )
+
+    def _sweep(self, catalog: Catalog, known: set[str]) -> None:
+        for folder in catalog.deleted():
+            self._finish_deletion(catalog, folder)
+        deleted = set(catalog.deleted())
+        unnamed = [
+            path
+            for path in sorted((self._root / "galleries").iterdir())
+            if re.fullmatch(r"[0-9a-f]{32}", path.name) and path.name not in known | deleted
+        ]
+        lost = [path.name for path in unnamed if not store.never_used(path / "store.db")]
+        if lost:
+            raise StoreDamaged(
+                f"{self._root / 'galleries'} holds {len(lost)} galleries with items that "
+                f"catalog.db does not name, the first in the folder {lost[0]}: catalog.db was "
+                "lost or is an older copy. Put back the catalog.db that belongs to them, or move "
+                "these folders elsewhere to go on without them, and start again",
+                resource=("database", "catalog.db"),
+            )
+        for path in unnamed:
+            logging.getLogger(__name__).info("removing the rest of an unfinished creation")
+            with contextlib.suppress(OSError):  # a chore: the next start tries again
                 self._discard(path.name)
         shutil.rmtree(self._root / "trash", ignore_errors=True)
 

@@ -100,6 +100,20 @@ def check_file(connection: sqlite3.Connection, path: Path, schema_version: int) 
         )
 
 
+def never_used(path: Path) -> bool:
+    """Whether a file is missing or surely holds no item; False where that cannot be read."""
+    if not path.exists():
+        return True
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'items'")
+            if not tables.fetchone()[0]:
+                return True
+            return not connection.execute("SELECT EXISTS (SELECT 1 FROM items)").fetchone()[0]
+    except sqlite3.Error:
+        return False
+
+
 def set_aside(path: Path, finding: str) -> StoreDamaged:
     """Copy a damaged file to `*.broken` (once; the first copy is the evidence) and word it."""
     broken = path.with_name(path.name + ".broken")

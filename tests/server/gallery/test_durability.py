@@ -23,6 +23,8 @@ from tests.server.gallery import child
 from tests.server.gallery.folders import new, one_gallery, opened, settings
 from twinserve.errors import AlreadyExists, FailedPrecondition, GalleryNotFound, StoreDamaged
 from twinserve.server.gallery import Galleries, GalleryLimits
+from twinserve.server.gallery.catalog import Catalog
+from twinserve.server.gallery.store import Store
 
 KILLS = 12
 
@@ -225,14 +227,78 @@ def test_a_creation_is_answered_again_by_its_request_id(tmp_path: Path) -> None:
 def test_what_a_crash_left_of_a_creation_or_deletion_is_swept_away(tmp_path: Path) -> None:
     with one_gallery(tmp_path, settings()):
         pass
-    unfinished = tmp_path / "galleries" / ("0" * 32)
-    unfinished.mkdir()
-    (unfinished / "store.db").write_bytes(b"half a file")
+    for digit in "012":
+        (tmp_path / "galleries" / (digit * 32)).mkdir()
+    (tmp_path / "galleries" / ("1" * 32) / "store.db").touch()
+    Store.create(tmp_path / "galleries" / ("2" * 32) / "store.db", "unfinished").close()
     (tmp_path / "trash" / "x").mkdir(parents=True)
     with opened(tmp_path) as galleries:
         assert len(galleries.list("", 9)) == 1
         assert len(list((tmp_path / "galleries").iterdir())) == 1
         assert not (tmp_path / "trash").exists()
+
+
+def test_a_deletion_that_a_crash_interrupted_is_finished(tmp_path: Path) -> None:
+    with one_gallery(tmp_path, settings()) as gallery:
+        gallery.enroll([new("a", [1, 0, 0, 0])]).result()
+    catalog = Catalog(tmp_path / "catalog.db")
+    catalog.drop(*catalog.entries())
+    catalog.close()  # and here the process died
+    with opened(tmp_path) as galleries:
+        assert galleries.list("", 9) == []
+        assert list((tmp_path / "galleries").iterdir()) == []
+    catalog = Catalog(tmp_path / "catalog.db")
+    assert catalog.deleted() == []
+    catalog.close()
+
+
+def test_a_deletion_stands_though_its_files_cannot_be_moved_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, target: Path) -> Path:
+        raise PermissionError(13, "not now")
+
+    with opened(tmp_path) as galleries:
+        galleries.create(settings())
+        galleries.get("faces").enroll([new("a", [1, 0, 0, 0])]).result()
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", refused)
+            galleries.delete("faces")
+        assert galleries.list("", 9) == []
+    assert len(list((tmp_path / "galleries").iterdir())) == 1
+    with opened(tmp_path) as galleries:
+        assert galleries.list("", 9) == []
+        assert list((tmp_path / "galleries").iterdir()) == []
+
+
+@pytest.mark.parametrize("loss", ["missing", "empty", "older"])
+def test_a_lost_or_older_catalogue_costs_no_gallery(tmp_path: Path, loss: str) -> None:
+    data, path = tmp_path / "data", tmp_path / "data" / "catalog.db"
+    with opened(data):
+        pass
+    shutil.copy(path, tmp_path / "older")
+    with one_gallery(data, settings()) as gallery:
+        gallery.enroll([new("a", [1, 0, 0, 0])]).result()
+    shutil.move(path, tmp_path / "newer")
+    if loss == "empty":
+        path.touch()
+    elif loss == "older":
+        shutil.copy(tmp_path / "older", path)
+    for _ in range(2):
+        with pytest.raises(StoreDamaged, match=r"does not name.*Put back the catalog\.db"):
+            Galleries(data).open()
+    shutil.copy(tmp_path / "newer", path)
+    with opened(data) as galleries:
+        assert galleries.get("faces").get_item("a")[0].id == "a"
+
+
+def test_an_unnamed_store_that_cannot_be_read_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "galleries" / ("0" * 32)
+    folder.mkdir(parents=True)
+    not_a_database(folder / "store.db")
+    with pytest.raises(StoreDamaged, match="move these folders elsewhere"):
+        Galleries(tmp_path).open()
+    assert (folder / "store.db").exists()
 
 
 def test_closing_finishes_what_was_submitted(tmp_path: Path) -> None:
