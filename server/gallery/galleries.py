@@ -57,6 +57,8 @@ class Galleries:
         self._limits = limits
         self._lock = threading.RLock()  # guards creation and deletion; never held by a read
         self._open: dict[str, tuple[Gallery, Entry]] = {}
+        # Those whose store is damaged or missing: refused one by one, while the others serve.
+        self._refused: dict[str, tuple[StoreDamaged, Entry]] = {}
         self._lock_file: IO[str] | None = None
         self._catalog: Catalog | None = None
         self._writer: Writer | None = None
@@ -65,8 +67,9 @@ class Galleries:
     def open(self) -> None:
         """Take the folder and open every gallery in it.
 
-        Galleries answer when this returns; large ones scan exactly until their graph, which is
-        built in the background, is there.
+        One whose store is damaged or missing is refused by `get` from then on, with the reason;
+        it does not keep the others from serving. They answer when this returns; large ones scan
+        exactly until their graph, which is built in the background, is there.
 
         Raises:
             FailedPrecondition: another server holds the folder.
@@ -82,7 +85,13 @@ class Galleries:
             entries = self._catalog.entries()
             self._sweep(self._catalog, {entry.folder for entry in entries})
             for entry in entries:
-                self._open[entry.settings.name] = (self._opened(entry), entry)
+                try:
+                    self._open[entry.settings.name] = (self._opened(entry), entry)
+                except StoreDamaged as error:
+                    self._refused[entry.settings.name] = (error, entry)
+                    logging.getLogger(__name__).error(
+                        "gallery %s is refused: %s", entry.settings.name, error.message
+                    )
         except BaseException:
             self.close()
             raise
@@ -95,6 +104,7 @@ class Galleries:
             AlreadyExists: a gallery of this name has other settings; the message names them.
             GalleryFull: as many galleries as the server may hold.
             DiskFull: it could not be written.
+            StoreDamaged: the gallery of this name is there, and damaged.
         """
         self._check_settings(settings)
         if len(metadata.encode_text(request_id, "the request id")) > MAX_REQUEST_ID_BYTES:
@@ -114,6 +124,7 @@ class Galleries:
                     "hours; make a new id for every request, and keep it for its retries only",
                     field="request_id",
                 )
+            self._check_not_refused(settings.name)
             there = self._open.get(settings.name)
             if there is not None and (answer is None or there[1].created == answer[1]):
                 gallery, entry = there
@@ -123,9 +134,10 @@ class Galleries:
                 return gallery.status()
             if answer is not None:  # the first answer, though the gallery was deleted since
                 return GalleryStatus(settings, 0, 0, 0, metadata.moment(answer[1]))
-            if len(self._open) >= self._limits.max_galleries:
+            held = len(self._open) + len(self._refused)
+            if held >= self._limits.max_galleries:
                 raise GalleryFull(
-                    f"the server holds {len(self._open)} galleries, which is its limit; delete one",
+                    f"the server holds {held} galleries, which is its limit; delete one",
                     retry_after=60.0,
                 )
             return self._create(catalog, settings, request_id)
@@ -135,9 +147,11 @@ class Galleries:
 
         Raises:
             GalleryNotFound: there is none.
+            StoreDamaged: its store was damaged or missing at the start.
         """
         found = self._open.get(name)
         if found is None:
+            self._check_not_refused(name)
             raise GalleryNotFound(
                 f"there is no gallery {name[:80]!r}; create it, or list the galleries there are",
                 resource=("gallery", name[:80]),
@@ -145,19 +159,27 @@ class Galleries:
         return found[0]
 
     def list(self, after: str = "", limit: int = 1_000) -> list[GalleryStatus]:
-        """Up to `limit` galleries whose name is greater than `after`, by name."""
+        """Up to `limit` galleries whose name is greater than `after`, by name; refused ones not,
+        for nothing can be said of their content.
+        """
         opened = dict(self._open)
         names = sorted(name for name in opened if name > after)[:limit]
         return [opened[name][0].status() for name in names]
 
     def delete(self, name: str) -> None:
-        """Delete a gallery with everything in it; writes that wait for it fail.
+        """Delete a gallery with everything in it, a damaged one too; writes that wait for it fail.
 
         Raises:
             GalleryNotFound: there is none.
         """
         with self._lock, self._wording(name):
             catalog = self._running()
+            if name in self._refused:
+                entry = self._refused[name][1]
+                catalog.drop(entry)
+                del self._refused[name]
+                self._finish_deletion(catalog, entry.folder)
+                return
             gallery = self.get(name)
             entry = self._open[name][1]
             catalog.drop(entry)
@@ -176,6 +198,7 @@ class Galleries:
             for gallery, _ in self._open.values():
                 gallery.close()
             self._open = {}
+            self._refused = {}
             if self._catalog is not None:
                 self._catalog.close()
             self._builder = self._writer = self._catalog = None
@@ -214,6 +237,11 @@ class Galleries:
         return Gallery(
             entry.settings, entry.created, folder, self._limits, self._writer, self._builder
         )
+
+    def _check_not_refused(self, name: str) -> None:
+        refused = self._refused.get(name)
+        if refused is not None:
+            raise refused[0].again()
 
     def _running(self) -> Catalog:
         if self._catalog is None:

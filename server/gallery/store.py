@@ -123,10 +123,10 @@ def set_aside(path: Path, finding: str) -> StoreDamaged:
             with contextlib.suppress(OSError):  # a full disk must not hide the finding
                 shutil.copyfile(source, target)
     finding = finding.removeprefix(f"{path.name}: ")
+    otherwise = ", or delete the gallery" if path.name == "store.db" else ""
     return StoreDamaged(
         f"the database {path.parent.name}/{path.name} is damaged ({finding}); a copy was put "
-        f"beside it as {broken.name}. Put a backup in its place, or move its folder away to go "
-        "on without it, and start again",
+        f"beside it as {broken.name}. Put a backup in its place and start again{otherwise}",
         resource=("database", path.name),
     )
 
@@ -165,7 +165,8 @@ class Store:
         if not path.exists():
             raise StoreDamaged(
                 f"the database {path.parent.name}/{path.name} of gallery {name!r} is missing; "
-                "put a backup in its place, or delete the gallery"
+                "put a backup in its place and start again, or delete the gallery",
+                resource=("database", path.name),
             )
         with refusing_damage(path):
             self._connection = connect(path)

@@ -21,7 +21,13 @@ import pytest
 
 from tests.server.gallery import child
 from tests.server.gallery.folders import new, one_gallery, opened, settings
-from twinserve.errors import AlreadyExists, FailedPrecondition, GalleryNotFound, StoreDamaged
+from twinserve.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    GalleryFull,
+    GalleryNotFound,
+    StoreDamaged,
+)
 from twinserve.server.gallery import Galleries, GalleryLimits
 from twinserve.server.gallery.catalog import Catalog
 from twinserve.server.gallery.store import Store
@@ -155,24 +161,55 @@ def test_a_damaged_store_is_copied_aside_and_refused(
     damage(path)
     evidence = path.read_bytes()
     for _ in range(2):
-        with pytest.raises(StoreDamaged, match=r"damaged .*copy .*backup"):
-            Galleries(tmp_path / "data").open()
+        with (
+            opened(tmp_path / "data") as galleries,
+            pytest.raises(StoreDamaged, match=r"damaged .*copy .*backup .*or delete the gallery"),
+        ):
+            galleries.get("faces")
     assert path.with_name("store.db.broken").read_bytes() == evidence
     shutil.copy(tmp_path / "backup", path)
     with opened(tmp_path / "data") as galleries:
         assert galleries.get("faces").status().item_count == 500
 
 
-def test_a_damaged_or_missing_catalogue_or_store_is_refused(tmp_path: Path) -> None:
-    with one_gallery(tmp_path, settings()):
+@pytest.mark.parametrize("trouble", ["damaged", "missing store", "missing folder"])
+def test_a_refused_gallery_leaves_the_others_serving_and_can_be_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    with one_gallery(tmp_path, settings("bad")):
         pass
     (store,) = (tmp_path / "galleries").glob("*/store.db")
-    store.rename(tmp_path / "elsewhere")
-    with pytest.raises(StoreDamaged, match="missing"):
-        Galleries(tmp_path).open()
-    (tmp_path / "elsewhere").rename(store)
+    with one_gallery(tmp_path, settings("good")) as gallery:
+        gallery.enroll([new("a", [1, 0, 0, 0])]).result()
+    if trouble == "damaged":
+        not_a_database(store)
+    elif trouble == "missing store":
+        store.unlink()
+    else:
+        shutil.rmtree(store.parent)
+    with opened(tmp_path, GalleryLimits(max_galleries=2)) as galleries:
+        assert "gallery bad is refused" in caplog.text
+        assert galleries.get("good").get_item("a")[0].id == "a"
+        assert [status.settings.name for status in galleries.list("", 9)] == ["good"]
+        for refused in (galleries.get, lambda name: galleries.create(settings(name))):
+            with pytest.raises(StoreDamaged, match="or delete the gallery"):
+                refused("bad")
+        with pytest.raises(GalleryFull):
+            galleries.create(settings("third"))
+        galleries.delete("bad")
+        with pytest.raises(GalleryNotFound):
+            galleries.get("bad")
+        assert galleries.create(settings("bad")).item_count == 0
+    with opened(tmp_path) as galleries:
+        assert [status.settings.name for status in galleries.list("", 9)] == ["bad", "good"]
+    assert len(list((tmp_path / "galleries").iterdir())) == 2
+
+
+def test_a_damaged_catalogue_refuses_the_start(tmp_path: Path) -> None:
+    with one_gallery(tmp_path, settings()):
+        pass
     not_a_database(tmp_path / "catalog.db")
-    with pytest.raises(StoreDamaged, match=r"catalog\.db"):
+    with pytest.raises(StoreDamaged, match=r"catalog\.db is damaged .*Put a backup"):
         Galleries(tmp_path).open()
 
 
