@@ -163,8 +163,10 @@ class Galleries:
         for nothing can be said of their content.
         """
         opened = dict(self._open)
-        names = sorted(name for name in opened if name > after)[:limit]
-        return [opened[name][0].status() for name in names]
+        names = sorted(
+            name for name in opened if name > after and not opened[name][0].out_of_service
+        )
+        return [opened[name][0].status() for name in names[:limit]]
 
     def delete(self, name: str) -> None:
         """Delete a gallery with everything in it, a damaged one too; writes that wait for it fail.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import sqlite3
 import threading
@@ -38,6 +39,7 @@ from twinserve.errors import (
     LimitExceeded,
     SubjectNotFound,
     TwinserveError,
+    Unavailable,
     WrongShape,
 )
 from twinserve.server.gallery import builder, metadata, tokens
@@ -162,14 +164,14 @@ class Gallery:
         self._declared = dict(settings.metadata_keys)
         self._max_items = settings.max_items or limits.max_items
         self._store = Store(folder / "store.db", settings.name)
-        self._rows = Rows(self._declared)
-        self._sealed: list[Segment] = []
-        self._growing = Growing(0, limits.segment_rows, settings.dimension)
-        self._label_of_vector: dict[bytes, int] = {}
-        self._safe = True
         self._answers_purged = 0
         self._gone = False
+        self._failed = False  # memory could not be made to say what the store says
         self._published = threading.Condition()
+        self._rows: Rows
+        self._sealed: list[Segment]
+        self._growing: Growing
+        self._label_of_vector: dict[bytes, int]
         try:
             self._load()
         except BaseException:
@@ -187,12 +189,22 @@ class Gallery:
 
     @property
     def view(self) -> View:
-        """The present state: one reference, unchanged while others write."""
+        """The present state: one reference, unchanged while others write.
+
+        Raises:
+            Unavailable: memory lags behind the store for good; only a restart helps.
+        """
+        self._check_serving()
         return self._view
+
+    @property
+    def out_of_service(self) -> bool:
+        """Whether everything but deletion raises Unavailable, until a restart."""
+        return self._failed
 
     def status(self) -> GalleryStatus:
         """The gallery as it stands."""
-        view = self._view
+        view = self.view
         return GalleryStatus(
             settings=self.settings,
             item_count=view.rows.item_count,
@@ -207,6 +219,7 @@ class Gallery:
         Raises:
             ItemNotFound: no such item.
         """
+        self._check_serving()
         with self._store.reading() as reader:
             found = reader.item(item_id)
         if found is None:
@@ -216,6 +229,7 @@ class Gallery:
 
     def items(self, ids: Sequence[str]) -> list[Item]:
         """Items with their metadata, in the order of `ids`; those gone meanwhile are left out."""
+        self._check_serving()
         with self._store.reading() as reader:
             found = {record.id: record for record in reader.items(ids)}
         return [_item(found[item_id]) for item_id in ids if item_id in found]
@@ -233,7 +247,7 @@ class Gallery:
         """
         if filter is not None:
             check_filter(filter, self._declared)
-        token = self._token(self._view.sequence)
+        token = self._token(self.view.sequence)
         found: list[Item] = []
         with self._store.reading() as reader:
             while len(found) < limit:
@@ -289,7 +303,7 @@ class Gallery:
         if filter is not None:
             check_filter(filter, self._declared)
         question = Question(k, by_subject, max_distance, exact, ef or self.settings.hnsw.ef)
-        view = self._view
+        view = self.view
         exact_below = self._limits.exact_scan_below
         hits, items, subjects = search(view, probes, question, filter, exact_below)
         return SearchOutcome(tuple(hits), items, subjects, self._token(view.sequence))
@@ -306,7 +320,7 @@ class Gallery:
                 f"the probe has shape {list(probe.shape)}; send [{self.settings.dimension}]"
             )
         self._check_probes(probe[None, :])
-        view = self._view
+        view = self.view
         rows = view.rows.of_subject(subject)
         if not len(rows):
             raise SubjectNotFound(
@@ -331,12 +345,14 @@ class Gallery:
         if not token:
             return
         wanted = tokens.read_token(self._key, token)
-        if self._view.sequence >= wanted:
+        if self.view.sequence >= wanted:
             return
         with self._published:
-            if not self._published.wait_for(
-                lambda: self._view.sequence >= wanted or self._gone, timeout_s
-            ):
+            reached = self._published.wait_for(
+                lambda: self._view.sequence >= wanted or self._gone or self._failed, timeout_s
+            )
+            self._check_serving()
+            if not reached:
                 raise DeadlineExceeded(
                     f"gallery {self.settings.name!r} did not reach the state of the consistency "
                     f"token within {timeout_s:.3f} s; try again with a longer deadline",
@@ -443,6 +459,8 @@ class Gallery:
             elif job.future.set_running_or_notify_cancel():
                 if self._gone:
                     job.future.set_exception(self._no_gallery())
+                elif self._failed:
+                    job.future.set_exception(self._unavailable())
                 else:
                     requests.append(job)
         if not requests:
@@ -471,7 +489,14 @@ class Gallery:
             self._store.rollback()
             raise
         if all_changes:
-            self._publish(all_changes)
+            try:
+                self._publish(all_changes)
+            except Exception:  # the commit stands, so the answers do too; memory has to follow
+                logging.getLogger(__name__).exception(
+                    "gallery %s: memory does not follow the store; reading it anew",
+                    self.settings.name,
+                )
+                self._reload()
         for job, answer in answers:
             if isinstance(answer, TwinserveError):
                 job.future.set_exception(answer)
@@ -645,6 +670,22 @@ class Gallery:
         self._set_view()
         self._builder.consider(self)
 
+    def _reload(self) -> None:
+        try:
+            self._load()
+            self._set_view()
+        except Exception:
+            logging.getLogger(__name__).exception(
+                "gallery %s could not be read anew; it is out of service until the server is "
+                "restarted",
+                self.settings.name,
+            )
+            with self._published:
+                self._failed = True
+                self._published.notify_all()
+            return
+        self._builder.consider(self)
+
     def _put(self, changes: Changes) -> None:
         if not changes.put:
             return
@@ -730,7 +771,7 @@ class Gallery:
         raise AssertionError(f"no segment holds label {label}")
 
     def _swap(self, work: SwapWork) -> None:
-        if self._gone:
+        if self._gone or self._failed:
             return
         old = work.old
         first = next((n for n, segment in enumerate(self._sealed) if segment is old[0]), None)
@@ -762,7 +803,12 @@ class Gallery:
         )
 
     def _load(self) -> None:
-        """Everything from disk, as one sealed segment for one graph."""
+        """Make memory anew: everything from disk, as one sealed segment for one graph."""
+        self._rows = Rows(self._declared)
+        self._sealed = []
+        self._growing = Growing(0, self._limits.segment_rows, self.settings.dimension)
+        self._label_of_vector = {}
+        self._safe = True
         embeddings: list[NDArray[np.float32]] = []
         new: list[NewRow] = []
         for loaded in self._store.load(self.settings.dimension):
@@ -795,7 +841,7 @@ class Gallery:
 
     def plan(self) -> tuple[View, builder.Rebuild] | None:
         """The next segment worth rebuilding; any thread."""
-        if self._gone:
+        if self._gone or self._failed:
             return None
         view, sealed = self._planned  # what grew when the view was made is not among the sealed
         alive = [len(self.living([segment])) for segment in view.segments[:sealed]]
@@ -840,6 +886,7 @@ class Gallery:
     def _check_request_id(self, request_id: str) -> None:
         if self._gone:
             raise self._no_gallery()
+        self._check_serving()
         size = len(metadata.encode_text(request_id, "the request id"))
         if size > MAX_REQUEST_ID_BYTES:
             raise LimitExceeded(
@@ -908,6 +955,17 @@ class Gallery:
             f"gallery {self.settings.name!r} has no item {item_id[:140]!r}; list its items, or "
             "enrol it with an input",
             resource=("item", item_id[:140]),
+        )
+
+    def _check_serving(self) -> None:
+        if self._failed:
+            raise self._unavailable()
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(
+            f"gallery {self.settings.name!r} is out of service: its memory could not be brought "
+            "up to its store, which is whole; restart the server, and see its log",
+            resource=("gallery", self.settings.name),
         )
 
     def _no_gallery(self) -> GalleryNotFound:

@@ -22,6 +22,7 @@ from twinserve.errors import (
     NotFinite,
     SubjectNotFound,
     TwinserveError,
+    Unavailable,
     UndeclaredKey,
     WrongShape,
     ZeroVector,
@@ -495,3 +496,57 @@ def test_vectors_too_large_or_small_for_float32_are_still_ranked(
         gallery.enroll([*huge, *tiny]).result()
         assert ids_found(gallery, [1e38, 2.9e38, 0, 0], k=2) == ["h29", "h28"]
         assert gallery.verify("t07", vector(1e-38, -8e-39, 0, 0)).distance < 1e-7
+
+
+class NotNow(Exception):
+    pass
+
+
+def fails(*_: object) -> None:
+    raise NotNow
+
+
+def test_memory_that_fails_after_a_commit_is_read_anew(
+    quick_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with one_gallery(quick_folder, settings(), SMALL) as gallery:
+        gallery.enroll([new(f"i{n}", [n, 0, 0, 0]) for n in range(40)]).result()
+        with monkeypatch.context() as patched:
+            # In the middle of the publication: the new row is there, the old one not yet dead.
+            patched.setattr(gallery, "_kill", fails)
+            outcome = gallery.enroll([new("i7", [100, 0, 0, 0]), new("x", [0, 5, 0, 0])]).result()
+        assert [result.change for result in outcome.results] == [Change.REPLACED, Change.CREATED]
+        gallery.wait_for(outcome.token, 1.0)
+        assert gallery.status().item_count == 41
+        assert ids_found(gallery, [100, 0, 0, 0], k=1) == ["i7"]
+        assert "i7" not in ids_found(gallery, [7, 0, 0, 0], k=3)
+        gallery.enroll([new("i7", [200, 0, 0, 0])]).result()
+        assert ids_found(gallery, [200, 0, 0, 0], k=1) == ["i7"]
+
+
+def test_memory_that_cannot_be_read_anew_takes_the_gallery_out_of_service(
+    quick_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(quick_folder) as galleries:
+        galleries.create(settings())
+        galleries.create(settings("other"))
+        gallery = galleries.get("faces")
+        with monkeypatch.context() as patched:
+            patched.setattr(gallery, "_put", fails)
+            patched.setattr(gallery, "_load", fails)
+            gallery.enroll([new("a", [1, 0, 0, 0])]).result()  # committed, so answered
+        for refused in (
+            gallery.status,
+            lambda: gallery.get_item("a"),
+            lambda: gallery.items(["a"]),
+            lambda: gallery.list_items(limit=1),
+            lambda: ids_found(gallery, [1, 0, 0, 0], k=1),
+            lambda: gallery.verify("a", vector(1, 0, 0, 0)),
+            lambda: gallery.enroll([new("b", [1, 0, 0, 0])]),
+            lambda: gallery.remove(ids=["a"]),
+        ):
+            with pytest.raises(Unavailable, match="restart the server"):
+                refused()
+        assert [status.settings.name for status in galleries.list()] == ["other"]
+    with opened(quick_folder) as galleries:
+        assert galleries.get("faces").get_item("a")[0].id == "a"
