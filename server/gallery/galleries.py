@@ -45,6 +45,7 @@ from twinserve.server.gallery.gallery import MAX_REQUEST_ID_BYTES, Gallery
 from twinserve.server.gallery.types import GalleryLimits, GallerySettings, GalleryStatus
 from twinserve.server.gallery.writer import Writer
 
+DECLARED_KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 MAX_DECLARED_KEYS = 64
 
@@ -118,7 +119,7 @@ class Galleries:
             if request_id:
                 oldest = store.now() - int(self._limits.replay_seconds * 1e6)
                 answer = catalog.answer(request_id, oldest)
-            if answer is not None and answer[0] != settings:
+            if answer is not None and _differing(answer[0], settings):
                 raise InvalidInput(
                     f"request id {request_id!r} was used for other settings within the last 24 "
                     "hours; make a new id for every request, and keep it for its retries only",
@@ -327,17 +328,37 @@ class Galleries:
                     field=f"gallery.{name.removeprefix('number of ')}",
                 )
         keys = [key for key, _ in settings.metadata_keys]
-        for key in keys:
-            metadata.check_key(key, limits)
-        if len(set(keys)) < len(keys):
-            raise InvalidInput("a metadata key is declared twice", field="gallery.metadata_keys")
+        for number, key in enumerate(keys):
+            field = f"gallery.metadata_keys[{number}].key"
+            if not DECLARED_KEY.fullmatch(key):
+                raise InvalidInput(
+                    f"metadata key {key[:80]!r} is not 1 to 63 of a-z 0-9 _, beginning with a "
+                    "letter; only such keys can be declared for filters",
+                    field=field,
+                )
+            if key in keys[:number]:
+                raise InvalidInput(
+                    f"metadata key {key!r} is declared twice; declare it once", field=field
+                )
+
+
+def _differing(some: GallerySettings, others: GallerySettings) -> list[str]:
+    """Names of the settings that differ; declared keys mean the same in any order."""
+    some, others = (
+        dataclasses.replace(one, metadata_keys=tuple(sorted(one.metadata_keys)))
+        for one in (some, others)
+    )
+    return [
+        field.name
+        for field in dataclasses.fields(GallerySettings)
+        if getattr(some, field.name) != getattr(others, field.name)
+    ]
 
 
 def _check_same(there: GallerySettings, wanted: GallerySettings) -> None:
     differences = [
-        f"{field.name} is {getattr(there, field.name)!s}, not {getattr(wanted, field.name)!s}"
-        for field in dataclasses.fields(GallerySettings)
-        if getattr(there, field.name) != getattr(wanted, field.name)
+        f"{name} is {getattr(there, name)!s}, not {getattr(wanted, name)!s}"
+        for name in _differing(there, wanted)
     ]
     if differences:
         raise AlreadyExists(

@@ -6,6 +6,7 @@ the store relies on SQLite's fsync before each answer.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,15 +21,16 @@ import numpy as np
 import pytest
 
 from tests.server.gallery import child
-from tests.server.gallery.folders import new, one_gallery, opened, settings
+from tests.server.gallery.folders import KEYS, new, one_gallery, opened, settings
 from twinserve.errors import (
     AlreadyExists,
     FailedPrecondition,
     GalleryFull,
     GalleryNotFound,
+    InvalidInput,
     StoreDamaged,
 )
-from twinserve.server.gallery import Galleries, GalleryLimits
+from twinserve.server.gallery import Galleries, GalleryLimits, MetadataType
 from twinserve.server.gallery.catalog import Catalog
 from twinserve.server.gallery.store import Store
 
@@ -249,6 +251,26 @@ def test_galleries_are_created_once_listed_and_deleted_for_good(tmp_path: Path) 
         assert [status.settings.name for status in galleries.list("", 9)] == ["a", "b", "c"]
         assert galleries.get("a").settings == settings("a", dimension=5)
     assert len(list((tmp_path / "galleries").iterdir())) == 3
+
+
+def test_declared_keys_mean_the_same_in_another_order(tmp_path: Path) -> None:
+    turned = dataclasses.replace(settings(), metadata_keys=tuple(reversed(KEYS)))
+    with opened(tmp_path) as galleries:
+        first = galleries.create(settings(), request_id="r")
+        assert galleries.create(turned) == first
+        assert galleries.create(turned, request_id="r") == first
+        with pytest.raises(AlreadyExists, match="metadata_keys"):
+            galleries.create(dataclasses.replace(settings(), metadata_keys=KEYS[1:]))
+
+
+@pytest.mark.parametrize("key", ["", "Colour", "1st", "a-b", "größe", "a\n", "k" * 64, "count"])
+def test_a_declared_key_that_filters_cannot_name_is_refused(tmp_path: Path, key: str) -> None:
+    keys = (("a" + "b" * 62, MetadataType.TEXT), *KEYS, (key, MetadataType.TEXT))
+    with opened(tmp_path) as galleries:
+        with pytest.raises(InvalidInput) as refused:
+            galleries.create(dataclasses.replace(settings(), metadata_keys=keys))
+        assert refused.value.field == f"gallery.metadata_keys[{len(keys) - 1}].key"
+        galleries.create(dataclasses.replace(settings(), metadata_keys=keys[:-1]))
 
 
 def test_a_creation_is_answered_again_by_its_request_id(tmp_path: Path) -> None:
