@@ -384,18 +384,17 @@ class Gallery:
         """
         self._check_request_id(request_id)
         prepared: list[Prepared | TwinserveError] = []
-        seen: dict[str, int] = {}
+        seen: set[str] = set()
         checked = self._all_sound(items)
         for number, item in enumerate(items):
             try:
                 ready = self._prepare(item, checked)
-                first = seen.setdefault(ready.id, number)
-                if first != number:
+                if ready.id in seen:  # named by id: the caller may count otherwise than we do
                     raise InvalidInput(
-                        f"item {ready.id!r} is in the request twice, first as items[{first}]; "
-                        "send it once",
+                        f"item {ready.id!r} is in the request twice; send it once",
                         field="item.id",
                     )
+                seen.add(ready.id)
                 prepared.append(ready)
             except TwinserveError as error:
                 where = f"items[{number}]" + (f".{error.field}" if error.field else "")

@@ -247,6 +247,16 @@ def test_a_bad_item_is_refused_alone_unless_atomic(quick_folder: Path, case: str
         assert gallery.status().item_count == 1
 
 
+def test_an_item_sent_twice_is_named_by_its_id_not_by_a_number(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings()) as gallery:
+        twice = [new("a", [1, 0, 0, 0]), new("a", [2, 0, 0, 0])]
+        first, second = gallery.enroll(twice).result().results
+    assert first == Enrolled("a", Change.CREATED)
+    assert isinstance(second, InvalidInput)
+    assert second.message == "item 'a' is in the request twice; send it once"
+    assert second.field == "items[1].item.id"
+
+
 def test_a_zero_vector_is_refused_under_cosine_only(quick_folder: Path) -> None:
     with opened(quick_folder) as galleries:
         for metric in Metric:
