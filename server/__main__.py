@@ -75,7 +75,7 @@ async def serve(config: ServerConfig) -> None:
     async with contextlib.AsyncExitStack() as stack:
         workers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="prepare"))
         readers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="read"))
-        engines = await asyncio.to_thread(_load, config, metrics, workers, count)
+        engines, admission = await asyncio.to_thread(_load, config, metrics, workers, count)
         for engine in engines:
             stack.push_async_callback(engine.close)
         models = Models(engines)
@@ -106,7 +106,8 @@ async def serve(config: ServerConfig) -> None:
             EmbeddingService(models, metrics, gate, config.limits), server
         )
         gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(
-            GalleryService(galleries, models, metrics, gate, config.limits, readers), server
+            GalleryService(galleries, models, metrics, gate, config.limits, admission, readers),
+            server,
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelService(models, metrics, gate), server
@@ -121,6 +122,9 @@ async def serve(config: ServerConfig) -> None:
         )
         stack.push_async_callback(web.cleanup)
         grpc_port = _bind(server, config)
+        if stopping.is_set():
+            log.info("stopped before serving")
+            return
         await server.start()
         for name in ("", *_SERVICES):
             await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -144,7 +148,7 @@ async def serve(config: ServerConfig) -> None:
 
 def _load(
     config: ServerConfig, metrics: Metrics, workers: ThreadPoolExecutor, count: int
-) -> list[Engine]:
+) -> tuple[list[Engine], Admission]:
     """Load and warm every twin, one after the other: concurrent loading is not safe."""
     device = providers.choose(config.device, providers.Runtime.installed())
     engines: list[Engine] = []
@@ -172,11 +176,15 @@ def _load(
         )
         metrics.model_info.labels(engine.version, manifest.precision, device.provider).set(1)
         log.info(
-            "%s: %s on %s, %d threads", engine.version, manifest.precision, device.label, count
+            "%s: %s on %s, %d threads",
+            engine.version,
+            manifest.precision,
+            device.label,
+            config.threads or count,
         )
         engines.append(engine)
     metrics.watch("admitted_rows", "Rows admitted and not yet answered.", lambda: admission.rows)
-    return engines
+    return engines, admission
 
 
 def _watch(metrics: Metrics, engines: list[Engine], galleries: Galleries) -> None:

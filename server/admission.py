@@ -1,8 +1,8 @@
 """The one door: how many rows may be inside the server at a time.
 
-A row counts from the moment its call is admitted, through decoding, queueing and running, until
-the call is answered, so that nothing can pile up in a stage that no bound covers. The queue itself
-never refuses.
+A row counts while it is decoded, queued and run, and again as a probe while it is searched for, so
+that nothing can pile up in a stage that no bound covers (enrolments wait in the gallery's writer,
+which has a bound of its own). The queue itself never refuses.
 """
 
 from __future__ import annotations

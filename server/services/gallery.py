@@ -22,6 +22,7 @@ from twinserve.errors import (
 )
 from twinserve.manifest import Calibration
 from twinserve.server import inputs, paging
+from twinserve.server.admission import Admission
 from twinserve.server.config import Limits
 from twinserve.server.engine import Caller, Embedded
 from twinserve.server.gallery import GallerySettings, Hits, NewItem, SearchOutcome
@@ -71,6 +72,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         metrics: Metrics,
         gate: Gate,
         limits: Limits,
+        admission: Admission,
         readers: Executor,
     ) -> None:
         self.galleries = galleries
@@ -78,6 +80,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         self.metrics = metrics
         self.gate = gate
         self.limits = limits
+        self._admission = admission
         self._readers = readers
 
     @unary
@@ -166,14 +169,16 @@ class GalleryService(rpc.GalleryServiceServicer):
                 errors[i] = error
         check_items(errors, len(request.items), atomic=request.atomic)
         began = time.perf_counter()
-        outcome = await asyncio.wrap_future(
-            gallery.enroll(
+        # Checking and digesting a thousand items takes a while, so not on the loop.
+        writing = await self._read(
+            lambda: gallery.enroll(
                 list(items.values()),
                 atomic=request.atomic,
                 request_id=request.request_id,
                 request_digest=_body_digest(request),
             )
         )
+        outcome = await asyncio.wrap_future(writing)
         seconds = time.perf_counter() - began
         self.metrics.search.labels("Enroll").observe(seconds)
         response = pb.EnrollResponse(
@@ -298,17 +303,18 @@ class GalleryService(rpc.GalleryServiceServicer):
         places = [i for i in range(len(request.probes)) if i not in errors]
         probes = np.stack([o for o in embedded.outcomes if not isinstance(o, TwinserveError)])
         began = time.perf_counter()
-        outcome = await self._read(
-            lambda: gallery.search(
-                probes,
-                k=k,
-                filter=chosen,
-                max_distance=max_distance,
-                by_subject=request.group_by != pb.GROUP_BY_ITEM,
-                exact=request.exact,
-                ef=ef,
+        with self._admission.admit(len(probes)):
+            outcome = await self._read(
+                lambda: gallery.search(
+                    probes,
+                    k=k,
+                    filter=chosen,
+                    max_distance=max_distance,
+                    by_subject=request.group_by != pb.GROUP_BY_ITEM,
+                    exact=request.exact,
+                    ef=ef,
+                )
             )
-        )
         seconds = time.perf_counter() - began
         self.metrics.search.labels("Search").observe(seconds)
         response = pb.SearchResponse(
@@ -348,7 +354,8 @@ class GalleryService(rpc.GalleryServiceServicer):
         if isinstance(probe, TwinserveError):
             raise probe
         began = time.perf_counter()
-        nearest = await self._read(lambda: gallery.verify(request.subject, probe))
+        with self._admission.admit(1):
+            nearest = await self._read(lambda: gallery.verify(request.subject, probe))
         seconds = time.perf_counter() - began
         self.metrics.search.labels("Verify").observe(seconds)
         calibration = self._calibration(gallery.settings)
