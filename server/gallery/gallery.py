@@ -172,6 +172,7 @@ class Gallery:
         self._sealed: list[Segment]
         self._growing: Growing
         self._label_of_vector: dict[bytes, int]
+        self._extreme: set[int]  # living labels of vectors that float32 cannot rank
         try:
             self._load()
         except BaseException:
@@ -741,8 +742,15 @@ class Gallery:
                 self._seal()
             stop = start + self._growing.room
             before = self._growing.count
-            labels.append(self._growing.append(vectors[start:stop]))
-            self._safe &= safe(self._growing.lengths[before : self._growing.count], self._metric)
+            fresh = self._growing.append(vectors[start:stop])
+            labels.append(fresh)
+            lengths = self._growing.lengths[before : self._growing.count]
+            if not safe(lengths, self._metric):
+                self._extreme.update(
+                    label
+                    for label, length in zip(fresh.tolist(), lengths, strict=True)
+                    if not safe(np.array([length]), self._metric)
+                )
             start = stop
         return np.concatenate(labels)
 
@@ -757,6 +765,7 @@ class Gallery:
         if label is not None:
             # Nobody holds this vector any more: an equal one that comes later is a new label.
             vector = self._vector(label)
+            self._extreme.discard(label)
             del self._label_of_vector[_digest(vector.astype("<f4", copy=False).tobytes())]
 
     def _vector(self, label: int) -> NDArray[np.float32]:
@@ -798,7 +807,7 @@ class Gallery:
             segments=tuple(segments),
             dimension=self.settings.dimension,
             metric=self._metric,
-            safe=self._safe,
+            safe=not self._extreme,
         )
 
     def _load(self) -> None:
@@ -807,7 +816,7 @@ class Gallery:
         self._sealed = []
         self._growing = Growing(0, self._limits.segment_rows, self.settings.dimension)
         self._label_of_vector = {}
-        self._safe = True
+        self._extreme = set()
         embeddings: list[NDArray[np.float32]] = []
         new: list[NewRow] = []
         for loaded in self._store.load(self.settings.dimension):

@@ -34,7 +34,7 @@ class View:
     segments: tuple[Segment, ...]
     dimension: int
     metric: Metric
-    safe: bool  # every vector may be ranked in float32
+    safe: bool  # every living vector may be ranked in float32; dead ones may not
 
     @property
     def sequence(self) -> int:
@@ -123,6 +123,12 @@ class Stretch:
     columns: Indices | slice
     local: Indices | None
 
+    @cached_property
+    def longest(self) -> float:
+        """Of these vectors only: a dead extreme one must not blur the comparison of the others."""
+        lengths = self.segment.lengths
+        return float((lengths if self.local is None else lengths[self.local]).max())
+
 
 def stretches(segments: Sequence[Segment], labels: Indices) -> list[Stretch]:
     """Divide labels by segment."""
@@ -175,7 +181,7 @@ def _scan(
             _hits(view, question, rows, rescore(view, probe, labels), exact=True)
             for probe in probes.vectors
         ]
-    errors = probes.error(max(float(part.segment.lengths.max()) for part in parts))
+    errors = probes.error(max(part.longest for part in parts))
     block = max(1, CELLS // len(rows))
     answers: list[Hits] = []
     for start in range(0, len(probes.vectors), block):

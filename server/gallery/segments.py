@@ -126,12 +126,14 @@ class Segment:
     @cached_property
     def scale(self) -> NDArray[np.float32]:
         """Lengths in float32, for ranking."""
-        return self.lengths.astype(np.float32)
+        with np.errstate(over="ignore", under="ignore"):  # of dead vectors, whom nobody ranks
+            return self.lengths.astype(np.float32)
 
     @cached_property
     def squares(self) -> NDArray[np.float32]:
         """Squared lengths in float32, for ranking."""
-        return (self.lengths**2).astype(np.float32)
+        with np.errstate(over="ignore", under="ignore"):
+            return (self.lengths**2).astype(np.float32)
 
     def local(self, labels: Indices) -> Indices:
         """Positions of labels that this segment holds."""
@@ -181,7 +183,14 @@ class Probes:
         object.__setattr__(self, "scaled", scaled)
 
     def units(self, segment: Segment, local: Indices | None = None) -> NDArray[np.float32]:
-        """Ranking units in float32, [n, m], to a segment's vectors or to those at `local`."""
+        """Ranking units in float32, [n, m], to a segment's vectors or to those at `local`.
+
+        Those of dead vectors may be infinite or not a number; no row leads to them.
+        """
+        with np.errstate(all="ignore"):
+            return self._units(segment, local)
+
+    def _units(self, segment: Segment, local: Indices | None) -> NDArray[np.float32]:
         vectors, scale, squares = segment.vectors, segment.scale, segment.squares
         if local is not None:
             vectors, scale, squares = vectors[local], scale[local], squares[local]

@@ -560,3 +560,28 @@ def test_memory_that_cannot_be_read_anew_takes_the_gallery_out_of_service(
         assert [status.settings.name for status in galleries.list()] == ["other"]
     with opened(quick_folder) as galleries:
         assert galleries.get("faces").get_item("a")[0].id == "a"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("metric", list(Metric))
+def test_an_extreme_vector_slows_nobody_down_once_it_is_gone(
+    quick_folder: Path, metric: Metric
+) -> None:
+    rng = np.random.default_rng(12)
+    vectors = rng.normal(size=(50, 4))
+    items = [new(f"i{n:02}", row) for n, row in enumerate(vectors)]
+    extreme = [new("huge", [1e38, 0, 0, 0]), new("tiny", [1e-38, 0, 0, 0])]
+    # Without a rebuild (all is scanned) and with graphs in its stead.
+    for number, limits in enumerate((GalleryLimits(segment_rows=16), SMALL)):
+        folder = quick_folder / str(number)
+        with one_gallery(folder, settings(metric=metric), limits) as gallery:
+            gallery.enroll([*items[:25], *extreme, *items[25:]]).result()
+            assert not gallery.view.safe
+            gallery.remove(ids=["huge"]).result()
+            gallery.enroll([new("tiny", [1, 0, 0, 0])]).result()
+            assert gallery.view.safe
+            for exact in (True, False):
+                for n in (0, 24, 25, 49):
+                    found = ids_found(gallery, vectors[n], k=1, exact=exact)
+                    assert found == [f"i{n:02}"]
+            assert len(ids_found(gallery, vectors[0], k=60, exact=True)) == 51
