@@ -25,7 +25,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinserve.errors import DiskFull, GalleryNotFound, StoreDamaged, TwinserveError
+from twinserve.errors import (
+    DiskFull,
+    GalleryNotFound,
+    StoreDamaged,
+    TwinserveError,
+    Unavailable,
+)
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x7457494E  # "tWIN"
@@ -49,6 +55,15 @@ INSERT INTO state VALUES ('sequence', 0), ('next_number', 1);
 """
 _ITEM_COLUMNS = "number, id, subject, metadata, digest, created, updated, checksum"
 _NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR}
+# What the disk refuses to give back, told apart by SQLite's extended codes.
+_UNREADABLE = {
+    sqlite3.SQLITE_IOERR_READ,
+    sqlite3.SQLITE_IOERR_SHORT_READ,
+    sqlite3.SQLITE_IOERR_FSTAT,
+    sqlite3.SQLITE_IOERR_CORRUPTFS,
+    sqlite3.SQLITE_IOERR_DATA,
+}
+_IN_THE_WAY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -131,9 +146,23 @@ def set_aside(path: Path, finding: str) -> StoreDamaged:
     )
 
 
-def as_twinserve_error(error: Exception, name: str) -> TwinserveError:
-    """Word an error of SQLite or the file system for the one whose write it stopped."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+def as_twinserve_error(error: Exception, name: str, *, reading: bool = False) -> TwinserveError:
+    """Word an error of SQLite or the file system for the one whose write, or read, it stopped."""
+    extended = getattr(error, "sqlite_errorcode", 0)
+    code = extended & 0xFF
+    if code in _IN_THE_WAY:
+        return Unavailable(
+            f"the database of gallery {name!r} is locked by another process ({error}); close "
+            "whatever else has it open, and try again",
+            resource=("gallery", name),
+            retry_after=RETRY_DISK_SECONDS,
+        )
+    if extended in _UNREADABLE or (reading and code == sqlite3.SQLITE_IOERR):
+        return StoreDamaged(
+            f"the database of gallery {name!r} could not be read ({error}); check the server's "
+            "data disk, and restart the server to have the database checked",
+            resource=("gallery", name),
+        )
     full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     if full or code in _NO_ROOM:
         return DiskFull(
@@ -378,7 +407,7 @@ class Store:
             yield Reader(connection)
             healthy = True
         except sqlite3.Error as error:
-            raise as_twinserve_error(error, self.name) from error
+            raise as_twinserve_error(error, self.name, reading=True) from error
         except TwinserveError:
             healthy = True
             raise

@@ -24,15 +24,17 @@ from tests.server.gallery import child
 from tests.server.gallery.folders import KEYS, new, one_gallery, opened, settings
 from twinserve.errors import (
     AlreadyExists,
+    DiskFull,
     FailedPrecondition,
     GalleryFull,
     GalleryNotFound,
     InvalidInput,
     StoreDamaged,
+    Unavailable,
 )
 from twinserve.server.gallery import Galleries, GalleryLimits, MetadataType
 from twinserve.server.gallery.catalog import Catalog
-from twinserve.server.gallery.store import Store
+from twinserve.server.gallery.store import Store, as_twinserve_error
 
 KILLS = 12
 
@@ -213,6 +215,41 @@ def test_a_damaged_catalogue_refuses_the_start(tmp_path: Path) -> None:
     not_a_database(tmp_path / "catalog.db")
     with pytest.raises(StoreDamaged, match=r"catalog\.db is damaged .*Put a backup"):
         Galleries(tmp_path).open()
+
+
+def failure(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("it failed")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "reading", "kind", "words"),
+    [
+        (sqlite3.SQLITE_BUSY, False, Unavailable, "locked by another process"),
+        (sqlite3.SQLITE_BUSY, True, Unavailable, "locked by another process"),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, False, Unavailable, "try again"),
+        (sqlite3.SQLITE_IOERR, True, StoreDamaged, "could not be read"),
+        (sqlite3.SQLITE_IOERR_READ, False, StoreDamaged, "could not be read"),
+        (sqlite3.SQLITE_IOERR_SHORT_READ, True, StoreDamaged, "could not be read"),
+        (sqlite3.SQLITE_IOERR_WRITE, False, DiskFull, "Free space"),
+        (sqlite3.SQLITE_FULL, False, DiskFull, "Free space"),
+        (sqlite3.SQLITE_CORRUPT, True, StoreDamaged, "restart the server"),
+    ],
+)
+def test_an_error_of_the_database_says_what_it_was(
+    code: int, reading: bool, kind: type[Exception], words: str
+) -> None:
+    worded = as_twinserve_error(failure(code), "faces", reading=reading)
+    assert type(worded) is kind
+    assert words in worded.message
+
+
+def test_a_read_that_the_disk_fails_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store.db", "faces")
+    with pytest.raises(StoreDamaged, match="could not be read"), store.reading():
+        raise failure(sqlite3.SQLITE_IOERR_LOCK)
+    store.close()
 
 
 def test_a_second_server_on_the_same_folder_is_refused(tmp_path: Path) -> None:
