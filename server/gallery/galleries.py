@@ -24,6 +24,7 @@ import shutil
 import sqlite3
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -297,7 +298,7 @@ class Galleries:
         shutil.rmtree(self._root / "trash", ignore_errors=True)
 
     @contextlib.contextmanager
-    def _wording(self, name: str):  # type: ignore[no-untyped-def]
+    def _wording(self, name: str) -> Iterator[None]:
         try:
             yield
         except TwinserveError:
