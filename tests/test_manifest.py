@@ -119,7 +119,7 @@ def twin(tmp_path: Path) -> Path:
     ("modality", "contract"),
     [
         ("image", ImageInput(105, 90, 3, "BGR", resize="pad", resample="lanczos")),
-        ("text", TextInput(128, False, {"query": "q: "}, ("input_ids", "attention_mask"))),
+        ("text", TextInput(128, False, {"query": "q: "}, default_prompt="query", pad_id=1)),
         ("tensor", TensorInput((4, 5), "int64")),
     ],
 )
@@ -316,7 +316,7 @@ def test_unknown_keys_of_a_newer_minor_schema_are_passed_over() -> None:
     raw["calibrations"][0]["points"][0]["weather"] = "fine"
     found = Manifest.from_json(json.dumps(raw))
     assert found.schema == "1.7"
-    assert dataclasses.replace(found, schema="1.0") == document()
+    assert dataclasses.replace(found, schema="1.1") == document()
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in dataclasses.fields(Manifest)])
@@ -426,6 +426,10 @@ def test_a_wrong_text_or_tensor_contract_is_refused() -> None:
         (TensorInput((3,), "float16"), "input.data_type"),
         (TextInput(0), "input.max_tokens"),
         (TextInput(8, inputs=()), "input.inputs"),
+        (TextInput(8, inputs=("attention_mask",)), "input.inputs"),
+        (TextInput(8, inputs=("input_ids", "words")), "input.inputs"),
+        (TextInput(8, pad_id=-1), "input.pad_id"),
+        (TextInput(8, default_prompt="query"), "input.default_prompt"),
     ):
         modality = "tensor" if isinstance(contract, TensorInput) else "text"
         text = document(modality=modality, input=contract).to_json()

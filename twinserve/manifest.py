@@ -28,12 +28,22 @@ from typing import Any, BinaryIO, NoReturn
 from twinserve.distance import Metric
 from twinserve.errors import ManifestError
 
-SCHEMA = (1, 0)
+SCHEMA = (1, 1)
 KEY = "twinserve"
 TOKENIZER_KEY = "tokenizer.json"
 OUTPUT = "embedding"
 MAX_BYTES = 2**31 - 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+# Names of the graph's inputs; a text twin lists its own, of these.
+IMAGE, TENSOR = "image", "tensor"
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# A subject of several items is decided by its nearest one. `nearest_of_5` is calibrated on the
+# nearest of five items, `item` on single pairs.
+ITEM = "item"
+_AGGREGATION = re.compile(r"item|nearest_of_[1-9][0-9]{0,3}")
+
+_OF_A_CALL = ("truncate", "prompts", "default_prompt")
 
 COLOR_ORDERS = {"L": 1, "RGB": 3, "BGR": 3}  # with the channels that each has
 RESIZES = ("stretch", "crop", "pad")
@@ -66,12 +76,19 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class TextInput:
-    """Input contract of a text twin: token ids and mask, [batch, length]; pooled inside."""
+    """Input contract of a text twin: int64 [batch, length] each, padded at the end; pooled inside.
 
-    max_tokens: int
-    truncate: bool = True
+    The tokenizer itself is an entry of its own in the file. Prompts (texts put before the input)
+    and what is done with long texts belong to a call: they do not change the space.
+    """
+
+    max_tokens: int  # special tokens included
+    truncate: bool = True  # whether a longer text is cut or refused where a call does not say
     prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str = ""  # name of the prompt used where a call names none; "" uses none
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    pad_id: int = 0
+    tokenizer_digest: str = ""  # sha256 of tokenizer.json
 
 
 @dataclass(frozen=True)
@@ -107,7 +124,7 @@ class Calibration:
 
     precision: str
     dimension: int
-    aggregation: str  # item: distance to one item
+    aggregation: str  # item, or nearest_of_N: the distance to the nearest of a subject's N items
     metric: Metric
     points: tuple[OperatingPoint, ...]
     default_far: float
@@ -118,6 +135,7 @@ class Calibration:
     genuine_pairs: int
     impostor_pairs: int
     data_digest: str = ""
+    evidence: str = "run"  # run: the run's calibrate part; labels or pairs: the user's own
 
 
 @dataclass(frozen=True)
@@ -138,6 +156,7 @@ class Manifest:
     calibrations: tuple[Calibration, ...] = ()
     parity: dict[str, Any] = field(default_factory=dict)  # the gate's report
     training: dict[str, Any] = field(default_factory=dict)  # data digest, loss, mining, results
+    origin: dict[str, Any] = field(default_factory=dict)  # of an imported twin: kind, digests
     schema: str = f"{SCHEMA[0]}.{SCHEMA[1]}"
 
     def calibration(self, dimension: int, aggregation: str = "item") -> Calibration | None:
@@ -196,9 +215,12 @@ def space_id(weights_digest: str, contract: InputContract, dimension: int, norma
         dimension: after truncation; each truncated dimension is a space of its own.
         normalized: whether the embeddings have unit length.
     """
+    given = dataclasses.asdict(contract)
+    for key in _OF_A_CALL:
+        given.pop(key, None)
     document = {
         "weights": weights_digest,
-        "input": dataclasses.asdict(contract),
+        "input": given,
         "dimension": dimension,
         "normalized": normalized,
     }
@@ -385,6 +407,11 @@ def _check_ranges(manifest: Manifest) -> None:
                 f"is {calibration.dimension}, neither the twin's {manifest.dimension} "
                 "nor a truncation",
             )
+        if not _AGGREGATION.fullmatch(calibration.aggregation):
+            _damaged(
+                f"{where}.aggregation",
+                f"is {calibration.aggregation!r:.60}, neither item nor nearest_of_N",
+            )
         _check_calibration(calibration, where)
 
 
@@ -399,8 +426,16 @@ def _check_contract(contract: InputContract) -> None:
         _between("input.channels", contract.channels, channels, channels)
     elif isinstance(contract, TextInput):
         _between("input.max_tokens", contract.max_tokens, 1, 1 << 20)
-        if not contract.inputs:
-            _damaged("input.inputs", "is empty")
+        if contract.inputs[:1] != TEXT_INPUTS[:1]:
+            _damaged("input.inputs", f"is {list(contract.inputs)}, which lacks {TEXT_INPUTS[0]}")
+        for name in contract.inputs:
+            _one_of("input.inputs", name, TEXT_INPUTS)
+        _between("input.pad_id", contract.pad_id, 0, 1 << 31)
+        if contract.default_prompt and contract.default_prompt not in contract.prompts:
+            _damaged(
+                "input.default_prompt",
+                f"is {contract.default_prompt!r:.60}, which is none of the prompts",
+            )
     else:
         _one_of("input.data_type", contract.data_type, DATA_TYPES)
         if not contract.shape or math.prod(contract.shape) > 1 << 30:

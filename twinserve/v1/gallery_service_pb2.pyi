@@ -754,6 +754,9 @@ class Hits(google.protobuf.message.Message):
     THRESHOLD_FIELD_NUMBER: builtins.int
     EXPECTED_FALSE_MATCHES_FIELD_NUMBER: builtins.int
     EXACT_FIELD_NUMBER: builtins.int
+    FALSE_POSITIVE_IDENTIFICATION_RATE_FIELD_NUMBER: builtins.int
+    FALSE_POSITIVE_IDENTIFICATION_RATE_UPPER_FIELD_NUMBER: builtins.int
+    EVIDENCE_FIELD_NUMBER: builtins.int
     outcome: twinserve.v1.shared_pb2.Outcome.ValueType
     """outcome for the probe as a whole: MATCH when a hit lies within the threshold, NO_MATCH when
     nobody does, NOT_CALIBRATED when no threshold can be derived.
@@ -761,11 +764,20 @@ class Hits(google.protobuf.message.Message):
     threshold: builtins.float
     """threshold that was applied, a distance; 0 when NOT_CALIBRATED."""
     expected_false_matches: builtins.float
-    """expected_false_matches is the threshold's false accept rate times the subjects searched: how
-    many strangers a probe would match by chance. Absent when no rate is known for the threshold.
+    """expected_false_matches is how many subjects a probe of nobody would match by chance: measured
+    on the gallery, else the threshold's false accept rate times the subjects searched. Absent when
+    no rate is known for the threshold.
     """
     exact: builtins.bool
     """exact is true when these hits are provably the nearest."""
+    false_positive_identification_rate: builtins.float
+    """false_positive_identification_rate is the chance, in [0, 1], that a probe of nobody in the
+    gallery gets any match at this threshold. Absent when it is not known.
+    """
+    false_positive_identification_rate_upper: builtins.float
+    """false_positive_identification_rate_upper is its upper 95 % bound; absent when it is not known."""
+    evidence: twinserve.v1.shared_pb2.Evidence.ValueType
+    """evidence that the threshold stands on."""
     @property
     def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Hit]:
         """hits, nearest first, ties by item id."""
@@ -778,10 +790,18 @@ class Hits(google.protobuf.message.Message):
         threshold: builtins.float = ...,
         expected_false_matches: builtins.float | None = ...,
         exact: builtins.bool = ...,
+        false_positive_identification_rate: builtins.float | None = ...,
+        false_positive_identification_rate_upper: builtins.float | None = ...,
+        evidence: twinserve.v1.shared_pb2.Evidence.ValueType = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_expected_false_matches", b"_expected_false_matches", "expected_false_matches", b"expected_false_matches"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_expected_false_matches", b"_expected_false_matches", "exact", b"exact", "expected_false_matches", b"expected_false_matches", "hits", b"hits", "outcome", b"outcome", "threshold", b"threshold"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_expected_false_matches", b"_expected_false_matches", "_false_positive_identification_rate", b"_false_positive_identification_rate", "_false_positive_identification_rate_upper", b"_false_positive_identification_rate_upper", "expected_false_matches", b"expected_false_matches", "false_positive_identification_rate", b"false_positive_identification_rate", "false_positive_identification_rate_upper", b"false_positive_identification_rate_upper"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_expected_false_matches", b"_expected_false_matches", "_false_positive_identification_rate", b"_false_positive_identification_rate", "_false_positive_identification_rate_upper", b"_false_positive_identification_rate_upper", "evidence", b"evidence", "exact", b"exact", "expected_false_matches", b"expected_false_matches", "false_positive_identification_rate", b"false_positive_identification_rate", "false_positive_identification_rate_upper", b"false_positive_identification_rate_upper", "hits", b"hits", "outcome", b"outcome", "threshold", b"threshold"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_expected_false_matches", b"_expected_false_matches"]) -> typing.Literal["expected_false_matches"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_false_positive_identification_rate", b"_false_positive_identification_rate"]) -> typing.Literal["false_positive_identification_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_false_positive_identification_rate_upper", b"_false_positive_identification_rate_upper"]) -> typing.Literal["false_positive_identification_rate_upper"] | None: ...
 
 Global___Hits: typing_extensions.TypeAlias = Hits
 

@@ -104,6 +104,34 @@ ENCODING_BINARY: Encoding.ValueType  # 4
 """ENCODING_BINARY packs one bit per coordinate (1 where > 0), first coordinate in the highest bit."""
 Global___Encoding: typing_extensions.TypeAlias = Encoding
 
+class _Evidence:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _EvidenceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Evidence.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    EVIDENCE_UNSPECIFIED: _Evidence.ValueType  # 0
+    """EVIDENCE_UNSPECIFIED means that there is none: NOT_CALIBRATED."""
+    EVIDENCE_REQUEST: _Evidence.ValueType  # 1
+    """EVIDENCE_REQUEST: the request gave the threshold itself."""
+    EVIDENCE_MODEL: _Evidence.ValueType  # 2
+    """EVIDENCE_MODEL: held-out classes, as the twin's file carries them."""
+    EVIDENCE_GALLERY: _Evidence.ValueType  # 3
+    """EVIDENCE_GALLERY: the gallery's own items against the items of all other subjects in it."""
+
+class Evidence(_Evidence, metaclass=_EvidenceEnumTypeWrapper):
+    """Evidence says what a threshold was derived from."""
+
+EVIDENCE_UNSPECIFIED: Evidence.ValueType  # 0
+"""EVIDENCE_UNSPECIFIED means that there is none: NOT_CALIBRATED."""
+EVIDENCE_REQUEST: Evidence.ValueType  # 1
+"""EVIDENCE_REQUEST: the request gave the threshold itself."""
+EVIDENCE_MODEL: Evidence.ValueType  # 2
+"""EVIDENCE_MODEL: held-out classes, as the twin's file carries them."""
+EVIDENCE_GALLERY: Evidence.ValueType  # 3
+"""EVIDENCE_GALLERY: the gallery's own items against the items of all other subjects in it."""
+Global___Evidence: typing_extensions.TypeAlias = Evidence
+
 class _Outcome:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -205,10 +233,15 @@ class Input(google.protobuf.message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     TENSOR_FIELD_NUMBER: builtins.int
     EMBEDDING_FIELD_NUMBER: builtins.int
+    PROMPT_FIELD_NUMBER: builtins.int
     image: builtins.bytes
     """image is an encoded picture (PNG, JPEG, WebP, BMP or GIF's first frame), as the file's bytes."""
     text: builtins.str
     """text is one sentence or passage in UTF-8; empty is refused."""
+    prompt: builtins.str
+    """prompt, text only: the name of one of the model's prompts, a text that is put before the input,
+    such as "query". Absent means the model's default prompt, empty means none.
+    """
     @property
     def tensor(self) -> Global___Tensor:
         """tensor is one item's array, for models of the tensor modality, or an image model's pixels."""
@@ -224,9 +257,13 @@ class Input(google.protobuf.message.Message):
         text: builtins.str = ...,
         tensor: Global___Tensor | None = ...,
         embedding: Global___Embedding | None = ...,
+        prompt: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["embedding", b"embedding", "image", b"image", "kind", b"kind", "tensor", b"tensor", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "image", b"image", "kind", b"kind", "tensor", b"tensor", "text", b"text"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_prompt", b"_prompt", "embedding", b"embedding", "image", b"image", "kind", b"kind", "prompt", b"prompt", "tensor", b"tensor", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_prompt", b"_prompt", "embedding", b"embedding", "image", b"image", "kind", b"kind", "prompt", b"prompt", "tensor", b"tensor", "text", b"text"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_prompt", b"_prompt"]) -> typing.Literal["prompt"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["image", "text", "tensor", "embedding"] | None: ...
 
 Global___Input: typing_extensions.TypeAlias = Input

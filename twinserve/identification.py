@@ -1,0 +1,1 @@
+"""Search decided by the gallery itself: which threshold keeps strangers out."""

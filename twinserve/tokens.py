@@ -1,0 +1,110 @@
+"""From a text to the token ids that a twin takes: one path for training, export and serving.
+
+The tokenizer travels inside the twin's file as tokenizer.json, so that nothing can be mismatched.
+What it says of truncation and padding is set aside: the input contract decides how long a text may
+be, and a batch is padded to its longest text, never to a fixed length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as _Tokenizer
+
+from twinserve.errors import EmptyInput, InvalidInput, LimitExceeded, ManifestError
+from twinserve.manifest import TextInput
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A tokenized text."""
+
+    ids: Ids  # [length], special tokens included
+    truncated: bool
+
+
+class Tokenizer:
+    """A twin's tokenizer under its input contract; may be called from several threads.
+
+    Args:
+        tokenizer_json: content of tokenizer.json, as `manifest.read_tokenizer` gives it.
+        contract: of the twin.
+
+    Raises:
+        ManifestError: not a tokenizer that this build reads, or not the one that the contract
+            names.
+    """
+
+    def __init__(self, tokenizer_json: str, contract: TextInput) -> None:
+        if contract.tokenizer_digest not in ("", digest(tokenizer_json)):
+            raise ManifestError(
+                "the tokenizer in the file is not the one that the manifest describes: the file "
+                "is damaged or was edited; export or import it again"
+            )
+        try:
+            self._tokenizer = _Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # the library raises plain Exception
+            raise ManifestError(
+                f"the tokenizer cannot be read ({str(error)[:200]}); export or import the twin "
+                "with a tokenizer.json of the tokenizers library"
+            ) from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._contract = contract
+        # Special tokens stay when a text is cut, so the cut is made before they are added.
+        self._special = self._tokenizer.num_special_tokens_to_add(False)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id that a text can turn into; the encoder's table must reach beyond it."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    def encode(
+        self, text: str, *, prompt: str | None = None, truncate: bool | None = None
+    ) -> Tokens:
+        """Tokenize one text.
+
+        Args:
+            text: in Unicode, not blank.
+            prompt: name of one of the contract's prompts, "" for none, None for the default.
+            truncate: whether a text above the limit is cut; None takes the contract's rule.
+
+        Raises:
+            EmptyInput: nothing but blanks.
+            InvalidInput: an unknown prompt, or half a surrogate pair.
+            LimitExceeded: too many tokens, and not to be cut; both numbers are named.
+        """
+        if not text.strip():
+            raise EmptyInput("the text is blank; send at least one word")
+        name = self._contract.default_prompt if prompt is None else prompt
+        if name and name not in self._contract.prompts:
+            known = ", ".join(sorted(self._contract.prompts)) or "none"
+            raise InvalidInput(f"prompt {name!r:.80} is unknown; the model has: {known}")
+        try:
+            whole = f"{self._contract.prompts[name]}{text}" if name else text
+            encoding = self._tokenizer.encode(whole, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError) as error:  # the library says TypeError
+            raise InvalidInput("the text holds half a surrogate pair; send valid UTF-8") from error
+        most = self._contract.max_tokens
+        length = len(encoding.ids) + self._special
+        beyond = length > most
+        if beyond:
+            if not (self._contract.truncate if truncate is None else truncate):
+                raise LimitExceeded(
+                    f"the text has {length} tokens, the limit is {most}; send a shorter one, or "
+                    "allow truncation",
+                    metadata={"limit": str(most), "value": str(length)},
+                )
+            encoding.truncate(most - self._special)
+        finished = self._tokenizer.post_process(encoding)
+        return Tokens(np.array(finished.ids, dtype=np.int64), beyond)
+
+
+def digest(tokenizer_json: str) -> str:
+    """Return the sha256 that the input contract names a tokenizer by."""
+    return hashlib.sha256(tokenizer_json.encode()).hexdigest()
