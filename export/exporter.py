@@ -108,7 +108,7 @@ def export(
     check_graph(model, twin.contract, twin.dimension)
 
     progress("passing the gate")
-    session = GraphSession(model)
+    session = GraphSession(model, twin.contract)
     inputs = np.concatenate([images.pixels for images in held_out.values()])
     # Rows from both parts and all over their classes, the same ones every time.
     chosen = np.random.default_rng(0).permutation(len(inputs))

@@ -5,28 +5,38 @@ Calibration and the gate measure through this, so that thresholds belong to what
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from twinserve.distance import Embeddings
 from twinserve.errors import GateFailed
-from twinserve.manifest import OUTPUT
+from twinserve.feed import Row, Rows, feed
+from twinserve.manifest import OUTPUT, InputContract, TextInput
 
 PROVIDER = "CPUExecutionProvider"
 BATCH_SIZE = 64
 
 
 class GraphSession:
-    """An ONNX twin that embeds: uint8 [batch, ...] -> float32 [batch, dimension].
+    """An ONNX twin that embeds: rows of its contract -> float32 [batch, dimension].
+
+    Args:
+        model: a serialised graph, with or without a manifest.
+        contract: which rows it takes; see `twinserve.feed`.
+        threads: of one run; None leaves it to onnxruntime.
 
     Raises:
         GateFailed: onnxruntime cannot load the graph.
     """
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, contract: InputContract, threads: int | None = None) -> None:
+        self.contract = contract
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, and need not be printed too
+        if threads is not None:
+            options.intra_op_num_threads = threads
         try:
             self._session = ort.InferenceSession(model, options, providers=[PROVIDER])
         except Exception as error:  # onnxruntime's own classes share no public base
@@ -35,26 +45,46 @@ class GraphSession:
                 f"({str(error)[:300]}); nothing was written",
                 metadata={"figure": "load"},
             ) from error
-        self._input = self._session.get_inputs()[0].name
 
-    def __call__(self, inputs: NDArray[np.uint8]) -> Embeddings:
-        """Embed one batch as it is.
+    def __call__(self, rows: Rows) -> Embeddings:
+        """Embed rows as one batch, texts padded to the longest.
 
         Raises:
             GateFailed: the graph does not take this batch.
         """
         try:
-            (embeddings,) = self._session.run([OUTPUT], {self._input: inputs})
+            (embeddings,) = self._session.run([OUTPUT], feed(rows, self.contract))
         except Exception as error:  # see above
             raise GateFailed(
-                f"the gate failed: the graph refuses a batch of {len(inputs)} "
-                f"({str(error)[:300]}); nothing was written",
-                metadata={"figure": "batch size", "value": str(len(inputs))},
+                f"the gate failed: the graph refuses a batch of {len(rows)}"
+                f"{self._length_of(rows)} ({str(error)[:300]}); nothing was written",
+                metadata={"figure": "batch size", "value": str(len(rows))},
             ) from error
         return np.asarray(embeddings)
 
+    def _length_of(self, rows: Rows) -> str:
+        if not isinstance(self.contract, TextInput):
+            return ""
+        return f" with {max(len(row) for row in rows)} tokens"
 
-def embed_all(session: GraphSession, inputs: NDArray[np.uint8]) -> Embeddings:
-    """Embed any number of inputs in batches of `BATCH_SIZE`: [n, ...] -> [n, dimension]."""
-    starts = range(0, len(inputs), BATCH_SIZE)
-    return np.concatenate([session(inputs[start : start + BATCH_SIZE]) for start in starts])
+
+def embed_all(session: GraphSession, rows: Rows, batch_size: int = BATCH_SIZE) -> Embeddings:
+    """Embed any number of rows, at least one, in their order: [n, ...] -> [n, dimension].
+
+    Texts are run sorted by length, so that little is padded.
+    """
+    if not isinstance(session.contract, TextInput):
+        starts = range(0, len(rows), batch_size)
+        return np.concatenate([session(rows[start : start + batch_size]) for start in starts])
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    batches = np.split(order, range(batch_size, len(order), batch_size))
+    embeddings = np.concatenate([session(take(rows, batch)) for batch in batches])
+    return embeddings[np.argsort(order)]
+
+
+def take(rows: Rows, chosen: Sequence[int] | np.ndarray) -> Rows:
+    """Return the rows at these places, in this order."""
+    if isinstance(rows, np.ndarray):
+        return rows[np.asarray(chosen, dtype=np.int64)]
+    picked: list[Row] = [rows[int(index)] for index in chosen]
+    return picked

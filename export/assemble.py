@@ -1,0 +1,332 @@
+"""From an fp32 graph and its evidence to the twin's files, one per precision.
+
+The one path of runs and imports: gate, calibration, report, manifest, bytes. Classes stay apart:
+those of `calibrate` set the thresholds, those of `report` only measure, and both pass through
+onnxruntime, which is what will serve. Every precision is calibrated on its own embeddings and
+shares the fp32 twin's space. Nothing of the machine (paths, times, names) enters a file, so that
+equal inputs give equal bytes. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from twinserve.calibration import pair_distances
+from twinserve.distance import Embeddings
+from twinserve.errors import ConfigError, DataError, TwinserveError
+from twinserve.export import overlap, parity
+from twinserve.export.calibrations import calibrations_for
+from twinserve.export.evidence import Evidence, Facts, Reference, Source
+from twinserve.export.results import results
+from twinserve.export.session import PROVIDER, GraphSession, embed_all, take
+from twinserve.export.signature import check_graph, check_tokenizer
+from twinserve.manifest import (
+    NAME,
+    Calibration,
+    ImageInput,
+    InputContract,
+    Manifest,
+    TextInput,
+    attach,
+    digest_of_graph,
+    space_id,
+    write_atomically,
+)
+from twinserve.preprocess import check_contract
+from twinserve.train.data import Labelled
+
+PRECISIONS = ("fp32", "fp16", "int8")
+# All pairs of the calibrating items are measured; of more items than this a seeded draw is, since
+# pairs grow with the square.
+MAX_CALIBRATION_ITEMS = 4000
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Assembled:
+    """One twin file, ready to be written."""
+
+    precision: str
+    manifest: Manifest  # as every reader will see it
+    content: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of the precisions asked for."""
+
+    twins: tuple[Assembled, ...]  # in the order asked for
+    refused: Mapping[str, TwinserveError]  # by precision: why there is no file
+
+
+def assemble(
+    graph: bytes,
+    facts: Facts,
+    source: Source,
+    evidence: Evidence,
+    precisions: Sequence[str] = PRECISIONS[:1],
+    *,
+    optimize: bool = False,
+    progress: Progress = lambda _: None,
+) -> Outcome:
+    """Make a twin's files, each only if its gate passes.
+
+    Args:
+        graph: serialised in fp32, with the inputs of `feed.input_names` and output `embedding`.
+        facts: of the twin.
+        source: what the graph must repeat.
+        evidence: what it is measured on.
+        precisions: of `PRECISIONS`; the fp32 graph is gated in any case, since it is what the
+            others are made of and held against.
+        optimize: whether fused forms of the fp32 graph are tried, and kept where faster.
+        progress: is told of each stage in a few words.
+
+    Raises:
+        GateFailed: the fp32 graph does not repeat its source.
+        ConfigError: a name, version or precision that cannot be.
+        DataError: too little to calibrate on, or data that shaped the weights.
+        ManifestError: above 2 GB, or a tokenizer that does not fit.
+    """
+    check_precisions(precisions)
+    check_word("name", facts.name)
+    check_word("version", facts.version)
+    if isinstance(facts.contract, ImageInput):
+        check_contract(facts.contract)
+    check_graph(graph, facts.contract, facts.dimension)
+    check_tokenizer(graph, facts.contract, facts.tokenizer)
+    if evidence.calibrate is not None:
+        overlap.check(facts.training, evidence.calibrate)
+    evidence = dataclasses.replace(
+        evidence, calibrate=_drawn(evidence.calibrate), report=_drawn(evidence.report)
+    )
+
+    progress("passing the gate")
+    session = GraphSession(graph, facts.contract)
+    vectors = parity.check_vectors(source.embed, session, evidence.gate, facts.contract)
+    report: dict[str, Any] = {
+        "source": source.name,
+        "candidate": f"onnxruntime {onnxruntime.__version__} {PROVIDER}",
+        "samples": evidence.samples,
+        "vectors": vectors.to_dict(),
+    }
+
+    progress("calibrating")
+    reference = _reference(session, facts, evidence)
+    setting = reference.calibrate
+    if setting is not None and reference.calibrate_embeddings is not None:
+        report["decisions"] = parity.check_decisions(
+            pair_distances(source.embed(setting.rows), setting.labels, facts.metric),
+            pair_distances(reference.calibrate_embeddings, setting.labels, facts.metric),
+            reference.calibrations[0].points,
+            facts.metric,
+            largest_coordinate=vectors.largest_coordinate,
+        ).to_dict()
+
+    made: list[Assembled] = []
+    refused: dict[str, TwinserveError] = {}
+    for precision in precisions:
+        try:
+            if precision == "fp32":
+                twin = _finished(graph, precision, reference.calibrations, report, facts, evidence)
+            else:
+                progress(f"making {precision}")
+                twin = _lowered(graph, precision, reference, facts, evidence)
+        except TwinserveError as error:
+            if precision == "fp32":
+                raise
+            refused[precision] = error
+        else:
+            made.append(twin)
+    return Outcome(tuple(made), refused)
+
+
+def check_precisions(precisions: Sequence[str]) -> None:
+    """Refuse an unknown precision, one named twice, or none.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    known = ", ".join(PRECISIONS)
+    if not precisions:
+        raise ConfigError(f"no precision is named; known ones are {known}")
+    for index, precision in enumerate(precisions):
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision is {precision!r}; known ones are {known}")
+        if precision in precisions[:index]:
+            raise ConfigError(f"precision {precision} is named twice; name each once")
+
+
+def check_word(what: str, value: str) -> None:
+    """Refuse a name or version that no manifest may hold.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if not NAME.fullmatch(value):
+        raise ConfigError(
+            f"the twin's {what} is {value!r}; it may hold letters, digits, '.', '_' and '-', "
+            f"up to 128 of them, and begins with a letter or digit; give --{what}"
+        )
+
+
+def paths_for(out: Path, precisions: Sequence[str]) -> dict[str, Path]:
+    """Return where each precision's file goes.
+
+    fp32 goes to `out` itself; another precision gets its name before `.onnx`, unless it is the only
+    one and `out` has it already.
+
+    Raises:
+        ConfigError: several precisions, and a name that says it is one of them.
+    """
+    check_precisions(precisions)
+    stem = out.name.removesuffix(".onnx")
+    named = [precision for precision in PRECISIONS if stem.endswith(f".{precision}")]
+    if named and list(precisions) != named and named != ["fp32"]:
+        raise ConfigError(
+            f"{out.name} says that it is {named[0]}, and {', '.join(precisions)} is to be written; "
+            f"give --out {stem.removesuffix('.' + named[0])}.onnx"
+        )
+    return {
+        precision: out
+        if precision == "fp32" or precision in named
+        else out.with_name(f"{stem}.{precision}.onnx")
+        for precision in precisions
+    }
+
+
+def write(outcome: Outcome, out: Path) -> dict[str, Path]:
+    """Write each file whole, and return where: {precision: path}; an older one is replaced."""
+    asked = [*(twin.precision for twin in outcome.twins), *outcome.refused]
+    paths = paths_for(out, asked)
+    for twin in outcome.twins:
+        write_atomically(paths[twin.precision], twin.content)
+    return {twin.precision: paths[twin.precision] for twin in outcome.twins}
+
+
+def _reference(session: GraphSession, facts: Facts, evidence: Evidence) -> Reference:
+    setting = evidence.calibrate
+
+    def recalibrated(embeddings: Embeddings, precision: str) -> tuple[Calibration, ...]:
+        if setting is None:
+            return ()
+        return calibrations_for(
+            embeddings,
+            setting.labels,
+            metric=facts.metric,
+            dimension=facts.dimension,
+            truncations=facts.truncations,
+            precision=precision,
+            data_digest=setting.digest,
+            evidence=evidence.kind,
+            default_far=evidence.default_far,
+        )
+
+    embeddings = None if setting is None else embed_all(session, setting.rows)
+    return Reference(
+        facts=facts,
+        gate=evidence.gate,
+        gate_embeddings=embed_all(session, evidence.gate),
+        ranges=evidence.gate if evidence.ranges is None else evidence.ranges,
+        calibrate=setting,
+        calibrate_embeddings=embeddings,
+        calibrations=() if embeddings is None else recalibrated(embeddings, "fp32"),
+        recalibrated=recalibrated,
+    )
+
+
+def _lowered(
+    graph: bytes, precision: str, reference: Reference, facts: Facts, evidence: Evidence
+) -> Assembled:
+    from twinserve.export.precision import lower  # brings onnxruntime's quantisation tools
+
+    lowered = lower(precision, graph, reference)
+    check_graph(lowered.model, facts.contract, facts.dimension)
+    calibrations: tuple[Calibration, ...] = ()
+    if reference.calibrate is not None:
+        session = GraphSession(lowered.model, facts.contract)
+        calibrations = reference.recalibrated(
+            embed_all(session, reference.calibrate.rows), precision
+        )
+    report = {
+        "source": f"fp32 graph, onnxruntime {onnxruntime.__version__} {PROVIDER}",
+        "candidate": f"onnxruntime {onnxruntime.__version__} {PROVIDER}",
+        "samples": evidence.samples,
+        **lowered.parity,
+    }
+    return _finished(lowered.model, precision, calibrations, report, facts, evidence)
+
+
+def _finished(
+    model: bytes,
+    precision: str,
+    calibrations: Sequence[Calibration],
+    report: dict[str, Any],
+    facts: Facts,
+    evidence: Evidence,
+) -> Assembled:
+    training = dict(facts.training)
+    if evidence.report is not None:
+        session = GraphSession(model, facts.contract)
+        training["report"] = results(
+            embed_all(session, evidence.report.rows),
+            evidence.report,
+            facts.metric,
+            calibrations,
+            evidence.one_shot,
+        )
+    manifest = Manifest(
+        name=facts.name,
+        version=facts.version,
+        modality=_modality(facts.contract),
+        input=facts.contract,
+        dimension=facts.dimension,
+        normalized=facts.normalized,
+        metric=facts.metric,
+        # Of the fp32 weights in every precision: their embeddings are comparable.
+        space_id=space_id(facts.weights_digest, facts.contract, facts.dimension, facts.normalized),
+        graph_digest=digest_of_graph(model),
+        precision=precision,
+        truncations=facts.truncations,
+        calibrations=tuple(calibrations),
+        parity=report,
+        training=training,
+        origin=facts.origin,
+    )
+    content = attach(model, manifest, facts.tokenizer)
+    return Assembled(precision, Manifest.from_json(manifest.to_json()), content)
+
+
+def _modality(contract: InputContract) -> str:
+    if isinstance(contract, ImageInput):
+        return "image"
+    return "text" if isinstance(contract, TextInput) else "tensor"
+
+
+def _drawn(labelled: Labelled | None) -> Labelled | None:
+    if labelled is None or len(labelled) <= MAX_CALIBRATION_ITEMS:
+        return labelled
+    chosen = np.sort(np.random.default_rng(0).permutation(len(labelled))[:MAX_CALIBRATION_ITEMS])
+    return dataclasses.replace(
+        labelled,
+        rows=take(labelled.rows, chosen),
+        labels=labelled.labels[chosen],
+        names=tuple(labelled.names[index] for index in chosen.tolist()),
+    )
+
+
+def check_held_out(labelled: Labelled, part: str) -> None:
+    """Refuse an empty part of a run.
+
+    Raises:
+        DataError: naming the part.
+    """
+    if len(labelled) == 0:
+        raise DataError(f"the run's {part} part is empty; split the data anew and train again")
