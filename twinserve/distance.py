@@ -87,3 +87,14 @@ def unit(vectors: FloatArray) -> FloatArray:
     """Rows scaled to length one; zero rows stay zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(norms == 0.0, 1.0, norms)
+
+
+def truncated(embeddings: Embeddings, dimension: int) -> Embeddings:
+    """Keep the first coordinates and scale to length one: float32 [n, d] -> [n, dimension].
+
+    Embeddings of the full dimension come back as they are: a truncation is a space of its own, and
+    is normalised whether or not the full space is.
+    """
+    if dimension == embeddings.shape[-1]:
+        return embeddings
+    return unit(embeddings[..., :dimension].astype(np.float64)).astype(np.float32)
