@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         trained = _train(arguments.data, out, arguments.seconds)
     with stages.stage("export", "one ONNX file, behind the parity gate"):
         manifest = _export(out)
-    drawings = Drawings.of(trained.images("report"), arguments.data)
+    drawings = Drawings.of(trained.part("report"), arguments.data)
     data_dir = _fresh_data_dir(out)
     flags = ["--model", str(out / "twin.onnx"), "--data-dir", str(data_dir)]
     with ExitStack() as stack:

@@ -25,7 +25,7 @@ from twinserve.errors import DataError
 
 if TYPE_CHECKING:
     from twinserve.train.checkpoint import Run
-    from twinserve.train.data import LabelledImages
+    from twinserve.train.data import Labelled
 
 WAYS, TRIALS, CLIENTS, SHOWN_HITS = 20, 1000, 16, 5
 GALLERY = "latin"
@@ -35,11 +35,11 @@ GALLERY = "latin"
 class Drawings:
     """The report alphabet as files: `labels[i]` is the class of `files[i]`."""
 
-    images: LabelledImages
+    images: Labelled
     files: tuple[bytes, ...]
 
     @staticmethod
-    def of(images: LabelledImages, data: Path) -> Drawings:
+    def of(images: Labelled, data: Path) -> Drawings:
         """Read the files behind some decoded images.
 
         Raises:
@@ -97,7 +97,7 @@ def one_shot(client: Client, trained: Run, drawings: Drawings) -> dict[str, Any]
     # One picture a request, as many users would send them: the batcher's work.
     with ThreadPoolExecutor(CLIENTS) as pool:
         served = np.concatenate([reply.vectors for reply in pool.map(one, drawings.files)])
-    local = embed(trained.twin, images.pixels)
+    local = embed(trained.twin, images.rows)
     accuracy = one_shot_accuracy(served, trials, metric)
     low, high = wilson_interval(round(accuracy * TRIALS), TRIALS)
     found = {
@@ -107,7 +107,7 @@ def one_shot(client: Client, trained: Run, drawings: Drawings) -> dict[str, Any]
         "server_low": low,
         "server_high": high,
         "torch": one_shot_accuracy(local, trials, metric),
-        "pixels": one_shot_accuracy(pixel_vectors(images.pixels), trials, Metric.EUCLIDEAN),
+        "pixels": one_shot_accuracy(pixel_vectors(images.rows), trials, Metric.EUCLIDEAN),
         "chance": 1 / WAYS,
         "largest_difference_from_torch": float(np.abs(served - local).max()),
     }

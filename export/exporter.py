@@ -37,7 +37,7 @@ from twinserve.manifest import (
 from twinserve.preprocess import check_contract
 from twinserve.train import checkpoint
 from twinserve.train.checkpoint import Run
-from twinserve.train.data import LabelledImages
+from twinserve.train.data import Labelled
 from twinserve.train.evaluate import embed, evaluate
 from twinserve.train.twins import Twin
 
@@ -98,7 +98,7 @@ def export(
     twin = run.twin
     check_contract(twin.contract)
     weights = weights_digest(twin)
-    held_out = {part: _drawn(run.images(part)) for part in ("calibrate", "report")}
+    held_out = {part: _drawn(run.part(part)) for part in ("calibrate", "report")}
     for part, images in held_out.items():
         if len(images) == 0:
             raise DataError(f"the run's {part} part is empty; split the data anew and train again")
@@ -109,14 +109,14 @@ def export(
 
     progress("passing the gate")
     session = GraphSession(model, twin.contract)
-    inputs = np.concatenate([images.pixels for images in held_out.values()])
+    inputs = np.concatenate([images.rows for images in held_out.values()])
     # Rows from both parts and all over their classes, the same ones every time.
     chosen = np.random.default_rng(0).permutation(len(inputs))
     vectors = parity.check_vectors(_source(twin), session, inputs[chosen])
 
     progress("calibrating")
     setting = held_out["calibrate"]
-    pairs = pair_distances(embed_all(session, setting.pixels), setting.labels, twin.metric)
+    pairs = pair_distances(embed_all(session, setting.rows), setting.labels, twin.metric)
     calibration = calibrate(
         pairs,
         precision=precision,
@@ -125,7 +125,7 @@ def export(
         data_digest=setting.digest,
     )
     decisions = parity.check_decisions(
-        pair_distances(embed(twin, setting.pixels), setting.labels, twin.metric),
+        pair_distances(embed(twin, setting.rows), setting.labels, twin.metric),
         pairs,
         calibration.points,
         twin.metric,
@@ -134,7 +134,7 @@ def export(
 
     progress("measuring the report classes")
     measuring = held_out["report"]
-    results = _report(run, measuring, embed_all(session, measuring.pixels), calibration)
+    results = _report(run, measuring, embed_all(session, measuring.rows), calibration)
 
     manifest = Manifest(
         name=name,
@@ -161,14 +161,14 @@ def export(
     return Manifest.from_json(manifest.to_json())  # as every reader will see it
 
 
-def class_digests(images: LabelledImages) -> list[str]:
+def class_digests(images: Labelled) -> list[str]:
     """Name classes without showing them: a sorted list of digests over each class's pixels.
 
     A calibration set that shares a class with the training set shares a digest here, whatever its
     folder is called. Items of a class are taken in no order, so that renamed files change nothing.
     """
     items: dict[int, list[bytes]] = {}
-    for label, pixels in zip(images.labels.tolist(), images.pixels, strict=True):
+    for label, pixels in zip(images.labels.tolist(), images.rows, strict=True):
         items.setdefault(label, []).append(
             hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).digest()
         )
@@ -177,7 +177,7 @@ def class_digests(images: LabelledImages) -> list[str]:
     )
 
 
-def name_digests(images: LabelledImages) -> list[str]:
+def name_digests(images: Labelled) -> list[str]:
     """Digests of the classes' names, sorted."""
     return sorted(hashlib.sha256(name.encode()).hexdigest()[:32] for name in images.class_names)
 
@@ -208,20 +208,20 @@ def _source(twin: Twin) -> parity.Embedder:
     return run
 
 
-def _drawn(images: LabelledImages) -> LabelledImages:
+def _drawn(images: Labelled) -> Labelled:
     if len(images) <= MAX_CALIBRATION_ITEMS:
         return images
     chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:MAX_CALIBRATION_ITEMS])
     return dataclasses.replace(
         images,
-        pixels=images.pixels[chosen],
+        rows=images.rows[chosen],
         labels=images.labels[chosen],
         names=tuple(images.names[index] for index in chosen),
     )
 
 
 def _report(
-    run: Run, images: LabelledImages, embeddings: Embeddings, calibration: Calibration
+    run: Run, images: Labelled, embeddings: Embeddings, calibration: Calibration
 ) -> dict[str, Any]:
     """Measure classes that set no threshold: how good the twin is, and whether thresholds hold."""
     metric = run.twin.metric
@@ -249,7 +249,7 @@ def _report(
 
 def _training(run: Run, weights: str, results: dict[str, Any]) -> dict[str, Any]:
     """Say how the twin was made, with nothing in it of the machine that made it."""
-    train = run.images("train")
+    train = run.part("train")
     settings = run.config.to_dict()
     for key in ("data", "out"):  # paths
         settings.pop(key, None)

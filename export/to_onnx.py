@@ -1,9 +1,9 @@
-"""From a twin in torch to the bytes of one ONNX graph: the twin branch alone, normalisation inside.
+"""From a twin in torch to the bytes of one ONNX graph: the twin branch alone, all arithmetic inside.
 
-In: a trained twin. Out: a serialised model whose input is raw (uint8 pixels) and whose output is
-`embedding`, with a dynamic batch. Equal twins give equal bytes, on any day and in any folder: names
-come from the module, and all that the exporter notes beside the graph (stack traces, paths, scopes)
-is taken out again.
+In: a trained twin of any modality. Out: a serialised model whose inputs are those of
+`feed.input_names` and whose output is `embedding`, with a dynamic batch and, for texts, a dynamic
+length. Equal twins give equal bytes, on any day and in any folder: names come from the module, and
+all that the exporter notes beside the graph (stack traces, paths, scopes) is taken out again.
 """
 
 from __future__ import annotations
@@ -17,46 +17,65 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import twinserve
-from twinserve.errors import GateFailed, ManifestError, NotBuilt
-from twinserve.manifest import MAX_BYTES, OUTPUT, ImageInput, InputContract
+from twinserve.errors import GateFailed
+from twinserve.export.signature import (
+    BATCH,
+    LENGTH,
+    check_graph,
+    check_size,
+    check_vocabulary,
+)
+from twinserve.feed import input_names
+from twinserve.manifest import OUTPUT, ImageInput, InputContract, TextInput
 from twinserve.train.twins import Twin
 
 OPSET = 20
-IMAGE = "image"
-BATCH = "batch"
 
-# A batch of one would be taken for a constant and burnt into the graph.
+# A batch or a length of one would be taken for a constant and burnt into the graph; equal ones
+# would be taken for the same axis.
 _TRACED_BATCH = 3
+_TRACED_LENGTH = 7
+# The exporter names a table's look-up "embedding", and does not see when an output is called so too.
+_TRACED_OUTPUT = "output of the twin"
 
 
 def to_onnx(twin: Twin) -> bytes:
     """Return the twin as a serialised ONNX model without a manifest.
 
-    The graph takes uint8 `image` [batch, height, width, channels] and gives float32 `embedding`
-    [batch, dimension].
+    The graph takes `image` (uint8 [batch, height, width, channels]), `tensor` ([batch, *shape]) or
+    the contract's text inputs (int64 [batch, length] each), and gives float32 `embedding` [batch,
+    dimension].
 
     Raises:
-        ManifestError: above the 2 GB that one ONNX file can hold.
-        GateFailed: an operation that ONNX lacks, or a batch that the module fixes; see
+        ManifestError: above the 2 GB that one ONNX file can hold, or a tokenizer with ids beyond
+            the encoder's embedding table.
+        GateFailed: an operation that ONNX lacks, or a batch or length that the module fixes; see
             `check_graph`.
-        NotBuilt: a modality that cannot be exported yet.
     """
-    check_size(twin)
-    example = torch.zeros(_example_shape(twin.contract), dtype=torch.uint8)
+    check_size(weights_bytes(twin))
+    if isinstance(twin.contract, TextInput) and twin.tokenizer is not None:
+        rows = vocabulary_rows(twin)
+        if rows is not None:
+            check_vocabulary(rows, twin.contract, twin.tokenizer)
+    examples = _examples(twin.contract)
+    axes = {0: torch.export.Dim(BATCH)}
+    if isinstance(twin.contract, TextInput):
+        # The longest is named, since positions are learned up to there and no further.
+        axes[1] = torch.export.Dim(LENGTH, max=max(2, twin.contract.max_tokens))
     try:
         with _quiet():
             program = torch.onnx.export(
-                twin,
-                (example,),
+                _Traced(twin),
+                examples,
                 dynamo=True,
                 external_data=False,
                 opset_version=OPSET,
-                input_names=[IMAGE],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                input_names=list(input_names(twin.contract)),
+                output_names=[_TRACED_OUTPUT],
+                dynamic_shapes=(tuple(axes for _ in examples),),
                 verbose=False,
             )
             model = program.model_proto  # type: ignore[union-attr]
@@ -68,55 +87,56 @@ def to_onnx(twin: Twin) -> bytes:
             "use operations that ONNX has, and no shape that depends on the batch",
             metadata={"figure": "export"},
         ) from error
-    _strip(model)
+    strip(model)
+    _rename(model.graph, {OUTPUT: f"{OUTPUT} within", _TRACED_OUTPUT: OUTPUT})
     written = bytes(model.SerializeToString(deterministic=True))
-    # The exporter may freeze a batch without a word where the module insists on one.
+    # The exporter may freeze an axis without a word where the module insists on one.
     check_graph(written, twin.contract, twin.dimension)
     return written
 
 
-def check_size(twin: Twin) -> None:
-    """Refuse weights that one protobuf cannot hold, before any time is spent on them.
+def weights_bytes(twin: Twin) -> int:
+    """Return the size of all weights and buffers."""
+    state = _tensors(twin.state_dict())
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
-    Raises:
-        ManifestError: above 2 GB.
+
+def vocabulary_rows(twin: Twin) -> int | None:
+    """Return the rows of the table that token ids index, or None where it cannot be told.
+
+    The largest table of a text encoder is its vocabulary; positions and types are fewer.
     """
-    size = sum(
-        tensor.numel() * tensor.element_size() for tensor in _tensors(twin.state_dict()).values()
-    )
-    if size > MAX_BYTES:
-        raise ManifestError(
-            f"the twin's weights are {size} bytes, above the 2 GB ({MAX_BYTES} bytes) that one "
-            "ONNX file can hold; use a smaller encoder"
-        )
-
-
-def check_graph(model: bytes, contract: InputContract, dimension: int) -> None:
-    """Check what the graph says of itself: names, types, ranks, and a batch that stays open.
-
-    Raises:
-        GateFailed: naming what differs.
-    """
-    graph = onnx.load_from_string(model).graph
-    given = {weight.name for weight in graph.initializer}
-    inputs = [_signature(value) for value in graph.input if value.name not in given]
-    outputs = [_signature(value) for value in graph.output]
-    shape = _example_shape(contract)[1:]
-    _require("inputs", inputs, [(IMAGE, onnx.TensorProto.UINT8, (BATCH, *shape))])
-    _require("outputs", outputs, [(OUTPUT, onnx.TensorProto.FLOAT, (BATCH, dimension))])
+    tables = [
+        module.num_embeddings
+        for module in twin.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    ]
+    return max(tables, default=None)
 
 
 def weights_digest(twin: Twin) -> str:
     """Return the sha256 of the fp32 source weights: names, types, shapes and bytes, sorted.
 
-    Turning brightness around is no weight, but changes every embedding as a weight would.
+    What changes every embedding as a weight would, and is none, counts with them.
     """
-    digest = hashlib.sha256(f"ink_inverted {twin.ink_inverted}\n".encode())
+    digest = hashlib.sha256(f"{twin.variant}\n".encode())
     for name, tensor in sorted(_tensors(twin.state_dict()).items()):
         array = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+class _Traced(nn.Module):
+    """The twin behind one signature, whatever number of inputs it takes."""
+
+    def __init__(self, twin: Twin) -> None:
+        super().__init__()
+        self.twin = twin
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        embedding: Tensor = self.twin(*inputs)
+        return embedding
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -128,30 +148,19 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _example_shape(contract: InputContract) -> tuple[int, ...]:
-    if not isinstance(contract, ImageInput):
-        raise NotBuilt(
-            f"twins of {type(contract).__name__} cannot be exported yet; image twins can be"
-        )
-    return (_TRACED_BATCH, contract.height, contract.width, contract.channels)
+def _examples(contract: InputContract) -> tuple[Tensor, ...]:
+    if isinstance(contract, TextInput):
+        shape = (_TRACED_BATCH, min(_TRACED_LENGTH, contract.max_tokens))
+        # Ones are valid ids, a full mask, and valid types.
+        return tuple(torch.ones(shape, dtype=torch.int64) for _ in contract.inputs)
+    if isinstance(contract, ImageInput):
+        pixels = (_TRACED_BATCH, contract.height, contract.width, contract.channels)
+        return (torch.zeros(pixels, dtype=torch.uint8),)
+    kind = getattr(torch, contract.data_type)
+    return (torch.zeros((_TRACED_BATCH, *contract.shape), dtype=kind),)
 
 
-def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[str | int, ...]]:
-    kind = value.type.tensor_type
-    shape = tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim)
-    return value.name, kind.elem_type, shape
-
-
-def _require(figure: str, found: object, expected: object) -> None:
-    if found != expected:
-        raise GateFailed(
-            f"the gate failed: the graph's {figure} are {found} (name, ONNX type, shape), "
-            f"they must be {expected}; nothing was written",
-            metadata={"figure": figure, "value": str(found), "limit": str(expected)},
-        )
-
-
-def _strip(model: onnx.ModelProto) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Take out every note that is not needed to run the graph."""
     model.producer_name = "twinserve"
     model.producer_version = twinserve.__version__
@@ -164,6 +173,19 @@ def _strip(model: onnx.ModelProto) -> None:
         del function.value_info[:]
         _strip_nodes(function.node)
     _strip_graph(model.graph)
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give values other names, also where graphs within this one look at them."""
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    _rename(inner, names)
 
 
 def _strip_graph(graph: onnx.GraphProto) -> None:

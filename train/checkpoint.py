@@ -17,9 +17,10 @@ import torch
 
 from twinserve.errors import DataError
 from twinserve.manifest import write_atomically
-from twinserve.train import twins
+from twinserve.train.build import build, contract_of
 from twinserve.train.config import TrainConfig
-from twinserve.train.data import PARTS, LabelledImages, Splits, load_images
+from twinserve.train.data import PARTS, Labelled, Splits
+from twinserve.train.readers import load_images
 from twinserve.train.twins import Twin
 
 FILE = "checkpoint.pt"
@@ -38,7 +39,7 @@ class Run:
     data_digest: str  # of the whole data set at the contract's size
     step: int  # at which these weights were taken
 
-    def images(self, part: str) -> LabelledImages:
+    def part(self, part: str) -> Labelled:
         """Read one part of the data set again: "train", "calibrate" or "report".
 
         Raises:
@@ -46,7 +47,9 @@ class Run:
         """
         if part not in PARTS:
             raise DataError(f"there is no part {part!r}; parts are {', '.join(PARTS)}")
-        images = load_images(self.config.data, self.twin.contract, self.config.max_broken_images)
+        images = load_images(
+            self.config.data, contract_of(self.config), self.config.max_broken_images
+        )
         if images.digest != self.data_digest:
             raise DataError(
                 f"{self.config.data} has changed since the run in {self.folder} was trained "
@@ -109,7 +112,7 @@ def load(folder: Path | str) -> Run:
             "upgrade twinserve"
         )
     config = TrainConfig.from_dict(document["config"])
-    twin = twins.build(config)
+    twin = build(config)
     twin.load_state_dict(document["state"])
     return Run(
         folder=folder,

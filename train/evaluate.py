@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from twinserve.calibration import (
     MIN_FALSE_ACCEPTS,
@@ -25,7 +26,9 @@ from twinserve.calibration import (
 )
 from twinserve.distance import Embeddings, Metric, pairwise
 from twinserve.errors import DataError
-from twinserve.preprocess import Pixels
+from twinserve.feed import Rows, feed
+from twinserve.manifest import InputContract, TextInput
+from twinserve.train.data import take
 from twinserve.train.twins import Twin
 
 IntArray = NDArray[np.int64]
@@ -88,17 +91,28 @@ class Report:
         return dataclasses.asdict(self)
 
 
-def embed(twin: Twin, pixels: Pixels, batch_size: int = 512) -> Embeddings:
-    """Embed pixels in eval mode: uint8 [n, h, w, c] -> float32 [n, dimension]."""
+def embed(twin: Twin, rows: Rows, batch_size: int = 512) -> Embeddings:
+    """Embed rows of the twin's modality in eval mode: [n] rows -> float32 [n, dimension].
+
+    Texts run beside others of their length, so that little is spent on padding.
+    """
+    order = np.arange(len(rows))
+    if isinstance(twin.contract, TextInput):
+        order = np.argsort([len(row) for row in rows], kind="stable")
+    embeddings = np.empty((len(rows), twin.dimension), dtype=np.float32)
     training = twin.training
     twin.eval()
     with torch.inference_mode():
-        parts = [
-            twin(torch.from_numpy(pixels[start : start + batch_size])).numpy()
-            for start in range(0, len(pixels), batch_size)
-        ]
+        for start in range(0, len(rows), batch_size):
+            items = order[start : start + batch_size]
+            embeddings[items] = twin(*tensors(take(rows, items), twin.contract)).numpy()
     twin.train(training)
-    return np.concatenate(parts)
+    return embeddings
+
+
+def tensors(rows: Rows, contract: InputContract) -> tuple[Tensor, ...]:
+    """Lay rows out as the tensors that a twin takes, in order."""
+    return tuple(torch.from_numpy(array) for array in feed(rows, contract).values())
 
 
 def evaluate(
@@ -217,9 +231,9 @@ def one_shot_accuracy(embeddings: Embeddings, trials: Trials, metric: Metric) ->
     return float(np.mean(nearest == trials.answer))
 
 
-def pixel_vectors(pixels: Pixels) -> Embeddings:
+def pixel_vectors(pixels: Rows) -> Embeddings:
     """Flatten pixels, for the baseline of 1-nearest-neighbour: uint8 [n, ...] -> float32 [n, d]."""
-    return pixels.reshape(len(pixels), -1).astype(np.float32) / 255.0
+    return np.asarray(pixels).reshape(len(pixels), -1).astype(np.float32) / 255.0
 
 
 def wilson_interval(correct: int, trials: int) -> tuple[float, float]:

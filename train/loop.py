@@ -17,12 +17,15 @@ import torch
 from tqdm import tqdm
 
 from twinserve.errors import ConfigError, NotFinite
-from twinserve.train import checkpoint, twins
+from twinserve.preprocess import Pixels
+from twinserve.train import checkpoint
 from twinserve.train.augment import augment
+from twinserve.train.build import build, contract_of
 from twinserve.train.checkpoint import Run
 from twinserve.train.config import TrainConfig
-from twinserve.train.data import Batches, LabelledImages, load_images, split
+from twinserve.train.data import Batches, Labelled, split
 from twinserve.train.objective import Figures, Objective
+from twinserve.train.readers import load_images
 from twinserve.train.record import Keeper, write_json, write_report
 
 
@@ -43,7 +46,7 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
         NotFinite: the loss became NaN or infinite; failed_batch.json tells where.
     """
     folder = _run_folder(config)
-    images = load_images(config.data, twins.contract_of(config), config.max_broken_images)
+    images = load_images(config.data, contract_of(config), config.max_broken_images)
     splits = split(images, config)
     write_json(folder / "splits.json", splits.to_dict())
     training = images.of_classes(splits.train)
@@ -56,14 +59,14 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
         seed=config.seed,
     )
     torch.manual_seed(config.seed)
-    twin = twins.build(config, *_mean_and_std(training, config.ink_inverted))
+    twin = build(config, *_mean_and_std(np.asarray(training.rows), config.ink_inverted))
     _put_channels_last(twin)
     objective = Objective(config)
     optimizer = torch.optim.Adam(
         twin.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.max_steps)
-    pixels = torch.from_numpy(training.pixels)
+    pixels = torch.from_numpy(np.asarray(training.rows))
     generator = torch.Generator()
     # A log file gets a line now and then, a terminal a bar that moves.
     pause = 0.1 if sys.stderr.isatty() else 15.0
@@ -127,15 +130,15 @@ def _run_folder(config: TrainConfig) -> Path:
     return folder
 
 
-def _mean_and_std(images: LabelledImages, ink_inverted: bool) -> tuple[list[float], list[float]]:
+def _mean_and_std(pixels: Pixels, ink_inverted: bool) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel of pixels in [0, 1], as the twin normalises them."""
     # Counts per value instead of a float copy of all pixels.
     values = np.arange(256) / 255.0
     if ink_inverted:
         values = 1.0 - values
     mean, std = [], []
-    for channel in range(images.pixels.shape[-1]):
-        share = np.bincount(images.pixels[..., channel].ravel(), minlength=256).astype(float)
+    for channel in range(pixels.shape[-1]):
+        share = np.bincount(pixels[..., channel].ravel(), minlength=256).astype(float)
         share /= share.sum()
         mean.append(float(share @ values))
         # A set of one colour has no deviation to divide by.
@@ -151,7 +154,7 @@ def _put_channels_last(twin: torch.nn.Module) -> None:
 
 
 def _not_finite(
-    folder: Path, images: LabelledImages, items: list[int], step: int, figures: Figures
+    folder: Path, images: Labelled, items: list[int], step: int, figures: Figures
 ) -> NotFinite:
     names = [images.names[item] for item in items]
     write_json(folder / "failed_batch.json", {"step": step, "items": names})

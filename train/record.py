@@ -22,7 +22,7 @@ from twinserve.distance import Metric
 from twinserve.manifest import write_atomically
 from twinserve.train import checkpoint, plots
 from twinserve.train.config import TrainConfig
-from twinserve.train.data import LabelledImages, Splits
+from twinserve.train.data import Labelled, Splits
 from twinserve.train.evaluate import (
     Report,
     embed,
@@ -47,7 +47,7 @@ class Keeper:
         twin: Twin,
         config: TrainConfig,
         splits: Splits,
-        images: LabelledImages,
+        images: Labelled,
     ) -> None:
         self.best_step: int | None = None  # None until the first evaluation
         self.steps = 0
@@ -122,10 +122,10 @@ class Keeper:
         return step - self.best_step >= self._config.patience * self._config.evaluate_every
 
 
-def evaluate_part(twin: Twin, images: LabelledImages, config: TrainConfig) -> Report:
+def evaluate_part(twin: Twin, images: Labelled, config: TrainConfig) -> Report:
     """Embed a part of the split and measure it, with the config's one-shot trials."""
     return evaluate(
-        embed(twin, images.pixels),
+        embed(twin, images.rows),
         images.labels,
         images.groups,
         twin.metric,
@@ -135,9 +135,7 @@ def evaluate_part(twin: Twin, images: LabelledImages, config: TrainConfig) -> Re
     )
 
 
-def write_report(
-    folder: Path, images: LabelledImages, stopped: str, steps: int, seconds: float
-) -> None:
+def write_report(folder: Path, images: Labelled, stopped: str, steps: int, seconds: float) -> None:
     """Measure the best twin on the report classes, draw, and complete the checkpoint's results.
 
     Args:
@@ -149,7 +147,7 @@ def write_report(
     """
     run = checkpoint.load(folder)
     part = images.of_classes(run.splits.report)
-    embeddings = embed(run.twin, part.pixels)
+    embeddings = embed(run.twin, part.rows)
     report = evaluate_part(run.twin, part, run.config)
     results: dict[str, Any] = {
         **run.results,
@@ -180,7 +178,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     write_atomically(path, text.encode())
 
 
-def _pixel_one_shot(part: LabelledImages, report: Report, config: TrainConfig) -> float:
+def _pixel_one_shot(part: Labelled, report: Report, config: TrainConfig) -> float:
     """One-shot accuracy of 1-nearest-neighbour on raw pixels, on the trials of the report."""
     trials = one_shot_trials(
         part.labels,
@@ -189,4 +187,4 @@ def _pixel_one_shot(part: LabelledImages, report: Report, config: TrainConfig) -
         seed=config.seed,
         groups=part.groups,
     )
-    return one_shot_accuracy(pixel_vectors(part.pixels), trials, Metric.EUCLIDEAN)
+    return one_shot_accuracy(pixel_vectors(part.rows), trials, Metric.EUCLIDEAN)

@@ -1,8 +1,9 @@
-"""The twin: from the pixels that serving sees to an embedding.
+"""The twin: from what serving sees to an embedding, for pictures, vectors and texts.
 
-Both branches of a Siamese network are one twin, so there is one module, called once. It takes raw
-uint8 pixels and normalises them inside, so that the exported graph holds all of it and a client
-cannot get it wrong.
+Both branches of a Siamese network are one twin, so there is one module, called once. It takes the
+raw inputs of its contract, in the order of `feed.input_names`, and holds all arithmetic from there
+to the embedding (pixel normalisation, pooling, unit length), so that the exported graph holds it
+too and a client cannot get it wrong.
 """
 
 from __future__ import annotations
@@ -13,26 +14,72 @@ import torch
 from torch import Tensor, nn
 
 from twinserve.distance import Metric
-from twinserve.manifest import ImageInput
-from twinserve.preprocess import DECODER
-from twinserve.train.config import TrainConfig
+from twinserve.manifest import TEXT_INPUTS, ImageInput, InputContract, TensorInput, TextInput
 from twinserve.train.heads import Head, unit
+from twinserve.train.pooling import pool
 
 
 class Twin(nn.Module):
+    """Tensors in the order of `feed.input_names(contract)` -> float32 [batch, dimension].
+
+    Args:
+        contract: what it takes.
+        dimension: of the embedding.
+        metric: that embeddings are compared under.
+        normalized: whether embeddings are scaled to unit length.
+        truncations: smaller dimensions whose leading coordinates, renormalised, are of use.
+        tokenizer: tokenizer.json of a text twin.
+    """
+
+    def __init__(
+        self,
+        *,
+        contract: InputContract,
+        dimension: int,
+        metric: Metric,
+        normalized: bool,
+        truncations: tuple[int, ...] = (),
+        tokenizer: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.contract = contract
+        self.dimension = dimension
+        self.metric = metric
+        self.normalized = normalized
+        self.truncations = truncations
+        self.tokenizer = tokenizer
+
+    @property
+    def variant(self) -> str:
+        """What changes every embedding and is no weight; equal twins say the same."""
+        return ""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Embed one batch."""
+        vectors = self.vectors(inputs)
+        return unit(vectors) if self.normalized else vectors
+
+    def vectors(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Return the embeddings before they are scaled: float32 [batch, dimension]."""
+        raise NotImplementedError
+
+
+class ImageTwin(Twin):
     """uint8 pixels [batch, height, width, channels] -> float32 embeddings [batch, dimension].
 
     Args:
         body: float32 [batch, channels, height, width] -> float32 [batch, dimension].
         contract: what pixels it takes.
-        dimension: of the embedding.
-        metric: that the loss trains for.
-        normalized: whether embeddings are scaled to unit length.
+        dimension: see Twin.
+        metric: see Twin.
+        normalized: see Twin.
+        truncations: see Twin.
         ink_inverted: whether brightness is turned around first.
         mean: per channel, of pixels in [0, 1] after any inversion.
         std: likewise.
     """
 
+    contract: ImageInput
     mean: Tensor
     std: Tensor
 
@@ -44,26 +91,33 @@ class Twin(nn.Module):
         dimension: int,
         metric: Metric,
         normalized: bool,
+        truncations: tuple[int, ...] = (),
         ink_inverted: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            contract=contract,
+            dimension=dimension,
+            metric=metric,
+            normalized=normalized,
+            truncations=truncations,
+        )
         self.body = body
-        self.contract = contract
-        self.dimension = dimension
-        self.metric = metric
-        self.normalized = normalized
         self.ink_inverted = ink_inverted
         channels = contract.channels
         self.register_buffer("mean", torch.tensor(mean or [0.0] * channels).view(1, channels, 1, 1))
         self.register_buffer("std", torch.tensor(std or [1.0] * channels).view(1, channels, 1, 1))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Embed uint8 pixels [batch, height, width, channels]."""
+    @property
+    def variant(self) -> str:
+        """Turning brightness around is no weight, but changes every embedding as one would."""
+        return f"ink_inverted {self.ink_inverted}"
+
+    def vectors(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Embed uint8 pixels [batch, height, width, channels], unscaled."""
+        (pixels,) = inputs
         embeddings: Tensor = self.body(self.prepare(pixels))
-        if self.normalized:
-            embeddings = unit(embeddings)
         return embeddings
 
     def prepare(self, pixels: Tensor) -> Tensor:
@@ -72,6 +126,119 @@ class Twin(nn.Module):
         if self.ink_inverted:
             prepared = 1.0 - prepared
         return (prepared - self.mean) / self.std
+
+
+class TensorTwin(Twin):
+    """Arrays of the contract's shape and type [batch, *shape] -> float32 [batch, dimension].
+
+    Args:
+        body: float32 [batch, *shape] -> float32 [batch, dimension].
+        contract: what arrays it takes.
+        dimension: see Twin.
+        metric: see Twin.
+        normalized: see Twin.
+        truncations: see Twin.
+        mean: float32 [*shape], subtracted first.
+        std: float32 [*shape], divided by next.
+    """
+
+    contract: TensorInput
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        contract: TensorInput,
+        dimension: int,
+        metric: Metric,
+        normalized: bool,
+        truncations: tuple[int, ...] = (),
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+    ) -> None:
+        super().__init__(
+            contract=contract,
+            dimension=dimension,
+            metric=metric,
+            normalized=normalized,
+            truncations=truncations,
+        )
+        self.body = body
+        self.register_buffer("mean", torch.zeros(contract.shape) if mean is None else mean)
+        self.register_buffer("std", torch.ones(contract.shape) if std is None else std)
+
+    def vectors(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Embed arrays [batch, *shape], unscaled."""
+        (rows,) = inputs
+        embeddings: Tensor = self.body((rows.to(self.mean.dtype) - self.mean) / self.std)
+        return embeddings
+
+
+class TextTwin(Twin):
+    """Token ids, mask and perhaps type ids, int64 [batch, length] -> float32 [batch, dimension].
+
+    Args:
+        encoder: called with the contract's inputs in their order; gives token states, float32
+            [batch, length, width], or with no pooling a vector per text, float32 [batch, width].
+        contract: which inputs, how many tokens.
+        tokenizer: tokenizer.json.
+        dimension: see Twin.
+        metric: see Twin.
+        normalized: see Twin.
+        truncations: see Twin.
+        pooling: modes of `pooling.pool`, their vectors put side by side in this order; () where
+            the encoder pools by itself.
+        head: what follows pooling: float32 [batch, pooled width] -> float32 [batch, dimension].
+
+    Raises:
+        ValueError: pooling without a mask among the contract's inputs.
+    """
+
+    contract: TextInput
+    tokenizer: str
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        contract: TextInput,
+        tokenizer: str,
+        dimension: int,
+        metric: Metric,
+        normalized: bool,
+        truncations: tuple[int, ...] = (),
+        pooling: tuple[str, ...] = ("mean",),
+        head: nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            contract=contract,
+            dimension=dimension,
+            metric=metric,
+            normalized=normalized,
+            truncations=truncations,
+            tokenizer=tokenizer,
+        )
+        if pooling and TEXT_INPUTS[1] not in contract.inputs:
+            raise ValueError(f"pooling needs {TEXT_INPUTS[1]}; the inputs are {contract.inputs}")
+        self.encoder = encoder
+        self.pooling = pooling
+        self.head = nn.Identity() if head is None else head
+
+    @property
+    def variant(self) -> str:
+        """How tokens are pooled is no weight, but changes every embedding as one would."""
+        return f"pooling {' '.join(self.pooling)}"
+
+    def vectors(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Embed texts, unscaled."""
+        states: Tensor = self.encoder(*inputs)
+        if self.pooling:
+            mask = inputs[self.contract.inputs.index(TEXT_INPUTS[1])]
+            states = pool(states, mask, self.pooling)
+        embeddings: Tensor = self.head(states)
+        return embeddings
 
 
 class Siamese(nn.Module):
@@ -86,80 +253,18 @@ class Siamese(nn.Module):
         self.twin = twin
         self.head = head
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Compare corresponding rows: uint8 [batch, h, w, c] twice -> the head's output [batch]."""
-        embeddings = self.twin(torch.cat([first, second]))
-        left, right = embeddings.split(len(first))
+    def forward(
+        self, first: Sequence[Tensor] | Tensor, second: Sequence[Tensor] | Tensor
+    ) -> Tensor:
+        """Compare corresponding rows of two batches -> the head's output [batch].
+
+        Args:
+            first: the twin's inputs in order, or its only one; texts padded to one length.
+            second: likewise.
+        """
+        ones = (first,) if isinstance(first, Tensor) else first
+        others = (second,) if isinstance(second, Tensor) else second
+        embeddings = self.twin(*(torch.cat(pair) for pair in zip(ones, others, strict=True)))
+        left, right = embeddings.split(len(ones[0]))
         compared: Tensor = self.head(left, right)
         return compared
-
-
-def conv4(
-    contract: ImageInput,
-    *,
-    dimension: int = 64,
-    width: int = 64,
-    metric: Metric = Metric.COSINE,
-    normalized: bool = True,
-    ink_inverted: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Twin:
-    """Build four blocks of 3x3 convolution, batch norm, ReLU and 2x2 max pooling, and a projection.
-
-    The embedding network of Matching Networks (Vinyals et al., 2016) and Prototypical Networks
-    (Snell et al., 2017), with a linear projection to `dimension` on top.
-    """
-    blocks: list[nn.Module] = []
-    channels = contract.channels
-    for _ in range(4):
-        blocks += [
-            # Batch norm subtracts the mean, so a bias would be lost.
-            nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            # ReLU and max pooling commute; in this order ReLU has a quarter of the work.
-            nn.MaxPool2d(2),
-            nn.ReLU(inplace=True),
-        ]
-        channels = width
-    features = width * (contract.height // 16) * (contract.width // 16)
-    body = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(features, dimension))
-    return Twin(
-        body,
-        contract=contract,
-        dimension=dimension,
-        metric=metric,
-        normalized=normalized,
-        ink_inverted=ink_inverted,
-        mean=mean,
-        std=std,
-    )
-
-
-def contract_of(config: TrainConfig) -> ImageInput:
-    """Return the input contract that a config asks for."""
-    return ImageInput(
-        height=config.image_size,
-        width=config.image_size,
-        channels=config.channels,
-        color_order=config.color_order,
-        resize=config.resize,
-        resample=config.resample,
-        decoder=DECODER,
-    )
-
-
-def build(
-    config: TrainConfig, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-) -> Twin:
-    """Build the twin that a config names, with the torch seed's fresh weights."""
-    return conv4(
-        contract_of(config),
-        dimension=config.dimension,
-        width=config.width,
-        metric=Metric(config.metric),
-        normalized=config.normalized,
-        ink_inverted=config.ink_inverted,
-        mean=mean,
-        std=std,
-    )

@@ -20,7 +20,7 @@ from twinserve.cli.demo_questions import Drawings, metrics
 from twinserve.cli.server_process import ServerProcess
 from twinserve.client import Client, Health
 from twinserve.errors import DataError, Unavailable
-from twinserve.train.data import LabelledImages
+from twinserve.train.data import Labelled
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -31,9 +31,9 @@ def picture(level: int) -> bytes:
     return buffer.getvalue()
 
 
-def labelled() -> LabelledImages:
-    return LabelledImages(
-        pixels=np.zeros((3, 2, 2, 1), np.uint8),
+def labelled() -> Labelled:
+    return Labelled(
+        rows=np.zeros((3, 2, 2, 1), np.uint8),
         labels=np.array([1, 0, 1]),
         class_names=("Latin/one", "Latin/two"),
         names=("Latin/two/b.png", "Latin/one/c.png", "Latin/two/a.png"),

@@ -13,8 +13,8 @@ from twinserve.distance import Metric
 from twinserve.export.to_onnx import to_onnx
 from twinserve.manifest import ImageInput
 from twinserve.preprocess import DECODER
-from twinserve.train import twins
 from twinserve.train.config import TrainConfig
+from twinserve.train.conv4 import conv4
 from twinserve.train.loop import train
 from twinserve.train.twins import Twin
 
@@ -75,7 +75,7 @@ def twin() -> Twin:
 
 def make_twin(seed: int = 3, *, normalized: bool = True, metric: Metric = Metric.COSINE) -> Twin:
     torch.manual_seed(seed)
-    built = twins.conv4(
+    built = conv4(
         CONTRACT, dimension=12, width=8, normalized=normalized, metric=metric, ink_inverted=True
     )
     return built.eval()

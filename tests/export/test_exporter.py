@@ -32,8 +32,9 @@ from twinserve.manifest import (
     space_id,
 )
 from twinserve.train import checkpoint
-from twinserve.train.data import LabelledImages, load_images
+from twinserve.train.data import Labelled
 from twinserve.train.evaluate import embed, evaluate
+from twinserve.train.readers import load_images
 from twinserve.train.twins import Twin
 
 IN_ANOTHER_PROCESS = """
@@ -77,7 +78,7 @@ def test_the_served_embeddings_are_those_of_the_trained_twin(
     exported: Exported, run_dir: Path
 ) -> None:
     run = checkpoint.load(run_dir)
-    pixels = run.images("report").pixels
+    pixels = run.part("report").rows
     served = embed_all(GraphSession(exported.path.read_bytes()), pixels)
     np.testing.assert_allclose(served, embed(run.twin, pixels), rtol=0, atol=1e-5)
 
@@ -96,8 +97,8 @@ def test_the_manifest_says_what_the_twin_is(exported: Exported, run_dir: Path) -
 def test_the_thresholds_come_from_the_calibrate_classes_through_onnxruntime(
     exported: Exported, run_dir: Path
 ) -> None:
-    images = checkpoint.load(run_dir).images("calibrate")
-    embeddings = embed_all(GraphSession(exported.path.read_bytes()), images.pixels)
+    images = checkpoint.load(run_dir).part("calibrate")
+    embeddings = embed_all(GraphSession(exported.path.read_bytes()), images.rows)
     found = exported.manifest.calibration(12)
     assert found is not None
     pairs = pair_distances(embeddings, images.labels, exported.manifest.metric)
@@ -113,8 +114,8 @@ def test_the_thresholds_come_from_the_calibrate_classes_through_onnxruntime(
 
 def test_the_results_come_from_the_report_classes(exported: Exported, run_dir: Path) -> None:
     run = checkpoint.load(run_dir)
-    images = run.images("report")
-    embeddings = embed_all(GraphSession(exported.path.read_bytes()), images.pixels)
+    images = run.part("report")
+    embeddings = embed_all(GraphSession(exported.path.read_bytes()), images.rows)
     expected = evaluate(
         embeddings, images.labels, images.groups, run.twin.metric, ways=5, trials=100, seed=0
     ).to_dict()
@@ -145,10 +146,10 @@ def test_the_training_classes_can_be_recognised_and_not_read(
     run = checkpoint.load(run_dir)
     training = exported.manifest.training
     trained = set(training["train_class_digests"])
-    assert trained == set(class_digests(run.images("train")))
+    assert trained == set(class_digests(run.part("train")))
     for part in ("calibrate", "report"):
-        assert not trained & set(class_digests(run.images(part)))
-    assert set(training["train_class_name_digests"]) == set(name_digests(run.images("train")))
+        assert not trained & set(class_digests(run.part(part)))
+    assert set(training["train_class_name_digests"]) == set(name_digests(run.part("train")))
     text = exported.manifest.to_json()
     assert not [name for name in run.splits.train if name in text]
 
@@ -156,14 +157,14 @@ def test_the_training_classes_can_be_recognised_and_not_read(
 def test_a_class_keeps_its_digest_under_another_name_and_another_order() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 2, 2, 1), dtype=np.uint8)
     names = tuple("abcdef")
-    first = LabelledImages(pixels, np.array([0, 0, 0, 1, 1, 1]), ("x", "y"), names)
+    first = Labelled(pixels, np.array([0, 0, 0, 1, 1, 1]), ("x", "y"), names)
     order = [5, 3, 4, 2, 0, 1]
-    second = LabelledImages(pixels[order], np.array([0, 0, 0, 1, 1, 1]), ("p", "q"), names)
+    second = Labelled(pixels[order], np.array([0, 0, 0, 1, 1, 1]), ("p", "q"), names)
     assert class_digests(first) == class_digests(second)
     assert not set(name_digests(first)) & set(name_digests(second))
     changed = pixels.copy()
     changed[0, 0, 0, 0] ^= 1
-    third = LabelledImages(changed, first.labels, ("x", "y"), names)
+    third = Labelled(changed, first.labels, ("x", "y"), names)
     assert len(set(class_digests(first)) & set(class_digests(third))) == 1
 
 

@@ -11,28 +11,29 @@ from tests.train import drawings
 from twinserve.errors import DataError
 from twinserve.manifest import ImageInput
 from twinserve.train.config import TrainConfig
-from twinserve.train.data import Batches, LabelledImages, Splits, group_of, load_images, split
+from twinserve.train.data import Batches, Labelled, Splits, group_of, split
+from twinserve.train.readers import load_images
 
 CONTRACT = ImageInput(height=28, width=28, channels=1, color_order="L")
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
     folder = drawings.write_folder(tmp_path_factory.mktemp("data"), drawings.files())
     return load_images(folder, CONTRACT)
 
 
-def batches(images: LabelledImages, seed: int = 0, **settings: object) -> Batches:
+def batches(images: Labelled, seed: int = 0, **settings: object) -> Batches:
     return Batches(
         images,
         **{"classes_per_batch": 5, "items_per_class": 3, "seed": seed, **settings},  # type: ignore[arg-type]
     )
 
 
-def test_a_folder_and_its_zip_read_alike(images: LabelledImages, tmp_path: Path) -> None:
+def test_a_folder_and_its_zip_read_alike(images: Labelled, tmp_path: Path) -> None:
     packed = drawings.write_zip(tmp_path / "set.zip", drawings.files(), top="some/top/")
     zipped = load_images(packed, CONTRACT)
-    assert images.pixels.shape == (108, 28, 28, 1)
+    assert np.asarray(images.rows).shape == (108, 28, 28, 1)
     assert images.class_names[7] == "alphabet1/letter01"
     assert images.group_names == ("alphabet0", "alphabet1", "alphabet2")
     assert zipped.digest == images.digest
@@ -47,10 +48,10 @@ def test_a_plain_folder_has_classes_and_one_nameless_group(tmp_path: Path) -> No
     assert images.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_another_pixel_gives_another_digest(images: LabelledImages) -> None:
-    pixels = images.pixels.copy()
+def test_another_pixel_gives_another_digest(images: Labelled) -> None:
+    pixels = np.array(images.rows)
     pixels[5, 3, 3, 0] ^= 1
-    changed = LabelledImages(pixels, images.labels, images.class_names, images.names)
+    changed = Labelled(pixels, images.labels, images.class_names, images.names)
     assert changed.digest != images.digest
 
 
@@ -79,7 +80,7 @@ def test_what_is_no_data_set_is_refused_with_its_reason(tmp_path: Path) -> None:
         load_images(tmp_path / "loose", CONTRACT)
 
 
-def test_a_split_by_groups_keeps_alphabets_whole(images: LabelledImages) -> None:
+def test_a_split_by_groups_keeps_alphabets_whole(images: Labelled) -> None:
     splits = split(
         images,
         TrainConfig(
@@ -94,7 +95,7 @@ def test_a_split_by_groups_keeps_alphabets_whole(images: LabelledImages) -> None
 
 
 def test_a_split_by_fractions_covers_all_classes_once_and_follows_the_seed(
-    images: LabelledImages,
+    images: Labelled,
 ) -> None:
     splits = split(images, TrainConfig(seed=1))
     assert [len(p) for p in (splits.train, splits.calibrate, splits.report)] == [10, 4, 4]
@@ -105,7 +106,7 @@ def test_a_split_by_fractions_covers_all_classes_once_and_follows_the_seed(
     assert Splits.from_dict(splits.to_dict()) == splits
 
 
-def test_a_split_that_cannot_be_is_refused(images: LabelledImages, tmp_path: Path) -> None:
+def test_a_split_that_cannot_be_is_refused(images: Labelled, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"names 'Greek'.*'alphabet0'"):
         split(
             images,
@@ -120,11 +121,11 @@ def test_a_split_that_cannot_be_is_refused(images: LabelledImages, tmp_path: Pat
     content = drawings.files(groups=1, classes=10, items=2)
     del content["alphabet0/letter04/01.png"]
     lonely = load_images(drawings.write_folder(tmp_path, content), CONTRACT)
-    with pytest.raises(DataError, match="'letter04' has a single image"):
+    with pytest.raises(DataError, match="'letter04' has a single item"):
         split(lonely, TrainConfig())
 
 
-def test_a_batch_holds_p_classes_of_k_different_items(images: LabelledImages) -> None:
+def test_a_batch_holds_p_classes_of_k_different_items(images: Labelled) -> None:
     for step in range(20):
         batch = batches(images)[step]
         labels, counts = np.unique(batch.labels, return_counts=True)
@@ -135,7 +136,7 @@ def test_a_batch_holds_p_classes_of_k_different_items(images: LabelledImages) ->
         assert not batch.turns.any()
 
 
-def test_batches_depend_on_seed_and_step_alone(images: LabelledImages) -> None:
+def test_batches_depend_on_seed_and_step_alone(images: Labelled) -> None:
     one, same, other = batches(images, 1), batches(images, 1), batches(images, 2)
     assert (one[7].items == same[7].items).all()  # whatever was drawn before
     assert (one[7].items != one[8].items).any()
@@ -143,7 +144,7 @@ def test_batches_depend_on_seed_and_step_alone(images: LabelledImages) -> None:
 
 
 def test_a_turned_class_is_a_class_of_its_own_owned_by_the_same_character(
-    images: LabelledImages,
+    images: Labelled,
 ) -> None:
     seen = set()
     for step in range(150):
@@ -153,7 +154,7 @@ def test_a_turned_class_is_a_class_of_its_own_owned_by_the_same_character(
     assert seen == set(range(18 * 4))
 
 
-def test_the_share_of_batches_from_one_group_is_as_asked(images: LabelledImages) -> None:
+def test_the_share_of_batches_from_one_group_is_as_asked(images: Labelled) -> None:
     drawn = batches(images, one_group_share=0.5)
     single = [len(np.unique(images.groups[drawn[step].items])) == 1 for step in range(400)]
     assert 0.42 < np.mean(single) < 0.6  # five of eighteen classes are rarely one group by chance
@@ -163,7 +164,7 @@ def test_the_share_of_batches_from_one_group_is_as_asked(images: LabelledImages)
     )
 
 
-def test_small_classes_and_few_classes_still_fill_a_batch(images: LabelledImages) -> None:
+def test_small_classes_and_few_classes_still_fill_a_batch(images: Labelled) -> None:
     batch = batches(images, classes_per_batch=50, items_per_class=8)[0]
     labels, counts = np.unique(batch.labels, return_counts=True)
     assert len(labels) == 18
@@ -172,7 +173,7 @@ def test_small_classes_and_few_classes_still_fill_a_batch(images: LabelledImages
         assert len(np.unique(batch.items[batch.labels == label])) == 6  # every item once at least
 
 
-def test_no_class_and_no_turn_of_it_leaks_into_another_part(images: LabelledImages) -> None:
+def test_no_class_and_no_turn_of_it_leaks_into_another_part(images: Labelled) -> None:
     splits = split(images, TrainConfig())
     training = images.of_classes(splits.train)
     held_out = {*splits.calibrate, *splits.report}
@@ -185,7 +186,7 @@ def test_no_class_and_no_turn_of_it_leaks_into_another_part(images: LabelledImag
             assert owner not in held_out
 
 
-def test_of_classes_relabels_in_the_order_given(images: LabelledImages) -> None:
+def test_of_classes_relabels_in_the_order_given(images: Labelled) -> None:
     part = images.of_classes(("alphabet1/letter02", "alphabet0/letter05"))
     assert len(part) == 12
     for label, name in zip(part.labels.tolist(), part.names, strict=True):

@@ -14,12 +14,12 @@ import torch
 from tests.train import drawings
 from twinserve.errors import ConfigError, DataError, NotFinite
 from twinserve.train import checkpoint
+from twinserve.train.build import build
 from twinserve.train.checkpoint import Run
 from twinserve.train.config import TrainConfig
 from twinserve.train.evaluate import embed
 from twinserve.train.loop import train
 from twinserve.train.record import Keeper, evaluate_part
-from twinserve.train.twins import build
 
 QUICK = TrainConfig(
     train_groups=("alphabet0", "alphabet3"),
@@ -57,7 +57,7 @@ def quick(data: Path, out: Path, **changes: object) -> TrainConfig:
 
 
 def test_training_improves_on_unseen_classes_over_the_start(run: Run) -> None:
-    report = run.images("report")
+    report = run.part("report")
     torch.manual_seed(run.config.seed)
     start = evaluate_part(build(run.config), report, run.config)
     trained = evaluate_part(run.twin, report, run.config)
@@ -88,11 +88,11 @@ def test_a_checkpoint_gives_back_the_same_twin_and_the_same_images(run: Run) -> 
     assert again.config == run.config
     assert again.splits == run.splits
     assert not again.twin.training
-    images = again.images("calibrate")
+    images = again.part("calibrate")
     assert images.class_names == run.splits.calibrate
-    assert np.array_equal(embed(again.twin, images.pixels), embed(run.twin, images.pixels))
+    assert np.array_equal(embed(again.twin, images.rows), embed(run.twin, images.rows))
     with pytest.raises(DataError, match="no part 'test'"):
-        again.images("test")
+        again.part("test")
 
 
 def test_images_that_changed_since_the_training_are_refused(data: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_images_that_changed_since_the_training_are_refused(data: Path, tmp_path
     run = train(quick(folder, tmp_path / "run", max_steps=1, one_shot_ways=3), progress=False)
     (folder / "alphabet0" / "letter00" / "00.png").write_bytes(drawings.draw(999, 0))
     with pytest.raises(DataError, match="has changed since"):
-        run.images("train")
+        run.part("train")
 
 
 def test_equal_seeds_give_equal_twins_and_other_seeds_others(data: Path, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import torch
 
 from twinserve.distance import Metric, paired
 from twinserve.manifest import ImageInput
+from twinserve.train.conv4 import conv4
 from twinserve.train.heads import DistanceHead
-from twinserve.train.twins import Siamese, Twin, conv4
+from twinserve.train.twins import ImageTwin, Siamese
 
 CONTRACT = ImageInput(height=28, width=28, channels=1, color_order="L")
 
@@ -19,7 +20,7 @@ def pixels(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (count, 28, 28, 1), generator=generator, dtype=torch.uint8)
 
 
-def small_twin(**settings: object) -> Twin:
+def small_twin(**settings: object) -> ImageTwin:
     torch.manual_seed(0)
     return conv4(CONTRACT, width=8, dimension=16, **settings)  # type: ignore[arg-type]
 
