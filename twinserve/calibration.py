@@ -4,10 +4,15 @@ In: distances of genuine and impostor pairs of classes that never shaped the wei
 classes that each pair joins. Out: the `Calibration` that a manifest stores. Pairs are not
 independent (each drawing stands in many), so bounds come from a bootstrap over classes, and a rate
 with too little evidence is absent rather than extrapolated.
+
+The bound is a promise about other classes: the rate that as many new classes of the same kind stay
+under with 95 %. They are a draw of their own, so the bound compares two draws; a bound on the
+average over all classes there could ever be would be broken by one new set in five.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,23 +20,40 @@ from numpy.typing import NDArray
 
 from twinserve.distance import Embeddings, FloatArray, Metric, check_vectors, pairwise
 from twinserve.errors import DataError
-from twinserve.manifest import Calibration, OperatingPoint
+from twinserve.manifest import ITEM, Calibration, OperatingPoint
 
 IntArray = NDArray[np.int64]
 
 # "Rule of 30" (Doddington et al., 2000): at least so many errors stand behind a rate.
 MIN_FALSE_ACCEPTS = 30
+# They must come from several pairs of classes: thirty confusions of i with l are one observation.
+# Counted as (sum n)^2 / sum n^2 over the n false accepts of each pair of classes.
+MIN_EFFECTIVE_CLASS_PAIRS = 5.0
 RATES_PER_DECADE = 10
+# The rate of a resample without any false accept, as a share of the measured one.
+_LEAST_SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class PairDistances:
-    """Distances of all unordered pairs of a labelled set, with the classes they join."""
+    """Distances of pairs, with the classes they join.
+
+    Where pairs have no classes, whatever may repeat from pair to pair stands for one; an impostor
+    pair may then lie within one "class".
+    """
 
     genuine: FloatArray  # [g]
     genuine_class: IntArray  # [g]
     impostor: FloatArray  # [i]
     impostor_classes: IntArray  # [i, 2]
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """About how much evidence a rate would take, at as many items per class as there were."""
+
+    classes: int
+    impostor_pairs: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +144,10 @@ def threshold_at(impostor: FloatArray, rate: float) -> float | None:
     """
     if len(impostor) == 0:
         raise DataError("a false accept rate needs impostor pairs, and there are none")
-    ordered = np.sort(impostor)
+    return _threshold_at(np.sort(impostor), rate)
+
+
+def _threshold_at(ordered: FloatArray, rate: float) -> float | None:
     allowed = int(np.floor(rate * len(ordered) + 1e-9))
     if allowed >= len(ordered):
         return float(ordered[-1])
@@ -177,42 +202,46 @@ def calibrate(
     precision: str,
     dimension: int,
     metric: Metric,
-    aggregation: str = "item",
+    aggregation: str = ITEM,
     default_far: float = 0.01,
     data_digest: str = "",
+    evidence: str = "run",
     resamples: int = 400,
     seed: int = 0,
 ) -> Calibration:
     """Measure operating points, their bounds and the likelihood ratio.
 
-    Points lie at `RATES_PER_DECADE` rates per decade, from 0.5 down to the smallest rate with
-    `MIN_FALSE_ACCEPTS` impostor pairs behind it. `default_far` falls back to the smallest rate
-    with evidence when it lies below that.
+    Points lie at `RATES_PER_DECADE` rates per decade, from 0.5 down to the smallest rate that the
+    evidence carries: `MIN_FALSE_ACCEPTS` impostor pairs behind it, of
+    `MIN_EFFECTIVE_CLASS_PAIRS` pairs of classes. `default_far` falls back to that smallest rate
+    when it lies below it.
 
     Raises:
         DataError: not enough impostor pairs for any operating point.
     """
     genuine, impostor = pairs.genuine, pairs.impostor
+    if len(genuine) == 0 or len(impostor) == 0:
+        raise DataError(
+            f"there are {len(genuine)} genuine and {len(impostor)} impostor pairs; calibration "
+            "needs both: give items of several classes, several of each"
+        )
     smallest = MIN_FALSE_ACCEPTS / len(impostor)
     steps = np.arange(0, int(np.floor(-np.log10(max(smallest, 1e-12)) * RATES_PER_DECADE)) + 1)
     rates = [0.5] + [rate for rate in 10.0 ** (-steps / RATES_PER_DECADE) if rate < 0.5]
     rates = [rate for rate in rates if rate >= smallest * (1 - 1e-9)]
-    candidates = [threshold_at(impostor, rate) for rate in rates]
+    ordered = np.sort(impostor)
+    candidates = [_threshold_at(ordered, rate) for rate in rates]
+    thresholds = np.unique([threshold for threshold in candidates if threshold is not None])
+    carried = _Accepts(pairs, thresholds) if len(thresholds) else None
     # Ties can push a point's real rate far below the one asked for, and below the evidence.
-    thresholds = np.unique(
-        [
-            threshold
-            for threshold in candidates
-            if threshold is not None and np.sum(impostor <= threshold) >= MIN_FALSE_ACCEPTS
-        ]
-    )[::-1]
-    if len(thresholds) == 0:
+    enough = np.zeros(0, dtype=bool) if carried is None else carried.enough()
+    if carried is None or not enough.any():
         raise DataError(
             f"{len(impostor)} impostor pairs carry no operating point: a rate needs "
-            f"{MIN_FALSE_ACCEPTS} false accepts behind it; "
-            "give more classes or more items to calibrate on"
+            f"{MIN_FALSE_ACCEPTS} false accepts behind it, of {MIN_EFFECTIVE_CLASS_PAIRS:.0f} "
+            "pairs of classes at least; give more classes, or more items, to calibrate on"
         )
-    upper = _upper_bounds(pairs, thresholds, resamples, seed)
+    upper = carried.upper_bounds(resamples, seed)
     points = tuple(
         OperatingPoint(
             false_accept_rate=float(np.mean(impostor <= threshold)),
@@ -220,7 +249,7 @@ def calibrate(
             threshold=float(threshold),
             true_accept_rate=float(np.mean(genuine <= threshold)),
         )
-        for threshold, bound in zip(thresholds, upper, strict=True)
+        for threshold, bound in zip(thresholds[enough][::-1], upper[enough][::-1], strict=True)
     )
     slope, intercept = fit_logistic(genuine, impostor)
     return Calibration(
@@ -233,45 +262,104 @@ def calibrate(
         slope=slope,
         intercept=intercept,
         equal_error_rate=equal_error_rate(genuine, impostor),
-        classes=len(np.unique(pairs.genuine_class)),
+        classes=len(
+            np.unique(np.concatenate([pairs.genuine_class, pairs.impostor_classes.ravel()]))
+        ),
         genuine_pairs=len(genuine),
         impostor_pairs=len(impostor),
         data_digest=data_digest,
+        evidence=evidence,
     )
 
 
-def _upper_bounds(
-    pairs: PairDistances, thresholds: FloatArray, resamples: int, seed: int
-) -> FloatArray:
-    """95th percentile of FAR when whole classes are drawn again with replacement: [thresholds].
+def required(calibration: Calibration, rate: float) -> Requirement | None:
+    """Say what it would take to carry a FAR below the smallest one here; None where it is carried.
 
-    A pair of classes (a, b) counts as often as a was drawn times b was drawn. Pairs of items are
-    counted once per pair of classes and gap between thresholds, so that a resample is one weighted
-    count over those. Never below the measured rate itself.
+    False accepts, and the pairs of classes that they come from, grow with the pairs of classes, and
+    those with the square of the classes. An estimate: new classes may be easier or harder.
     """
-    rising = np.sort(thresholds)
-    classes, position = np.unique(pairs.impostor_classes, return_inverse=True)
-    position = np.sort(position.reshape(-1, 2), axis=1)
-    gaps = len(rising) + 1
-    # gap g holds the distances accepted from rising[g] on, the last one those never accepted
-    gap = np.searchsorted(rising, pairs.impostor, side="left")
-    key = (position[:, 0] * len(classes) + position[:, 1]) * gaps + gap
-    cell, items = np.unique(key, return_counts=True)
-    gap = cell % gaps
-    first, second = np.divmod(cell // gaps, len(classes))
-    generator = np.random.default_rng(seed)
-    measured = np.cumsum(np.bincount(gap, weights=items, minlength=gaps))
-    rates = [measured[:-1] / measured[-1]]
-    for _ in range(resamples):
-        drawn = np.bincount(
-            generator.integers(0, len(classes), size=len(classes)), minlength=len(classes)
+    smallest = calibration.points[-1].false_accept_rate
+    if rate >= smallest * (1 - 1e-9):
+        return None
+    short = smallest / rate
+    return Requirement(
+        classes=math.ceil(calibration.classes * math.sqrt(short)),
+        impostor_pairs=max(
+            math.ceil(calibration.impostor_pairs * short), math.ceil(MIN_FALSE_ACCEPTS / rate)
+        ),
+    )
+
+
+class _Accepts:
+    """False accepts of each pair of classes at rising thresholds.
+
+    Items are counted once per pair of classes and gap between thresholds, so that a resample is one
+    weighted count over those cells. Gap g holds the distances accepted from thresholds[g] on, the
+    last one those never accepted.
+    """
+
+    def __init__(self, pairs: PairDistances, thresholds: FloatArray) -> None:
+        classes, position = np.unique(pairs.impostor_classes, return_inverse=True)
+        position = np.sort(position.reshape(-1, 2), axis=1)
+        gaps = len(thresholds) + 1
+        gap = np.searchsorted(thresholds, pairs.impostor, side="left")
+        key = (position[:, 0] * len(classes) + position[:, 1]) * gaps + gap
+        cell, self._items = np.unique(key, return_counts=True)
+        self._classes, self._gaps = len(classes), gaps
+        self._gap = cell % gaps
+        self._pair = cell // gaps
+        self._first, self._second = np.divmod(self._pair, len(classes))
+        accepted = self._accepted(self._items)
+        self._measured = accepted[:-1] / accepted[-1]
+        self._count = accepted[:-1]
+
+    def enough(self) -> NDArray[np.bool_]:
+        """Tell per threshold whether the evidence carries its rate: [thresholds]."""
+        pairs, place = np.unique(self._pair, return_inverse=True)
+        per_pair = np.zeros(len(pairs))
+        effective = np.zeros(self._gaps - 1)
+        for gap in range(self._gaps - 1):
+            here = self._gap == gap
+            per_pair[place[here]] += self._items[here]
+            squares = float(per_pair @ per_pair)
+            effective[gap] = per_pair.sum() ** 2 / squares if squares else 0.0
+        return np.asarray(
+            (self._count >= MIN_FALSE_ACCEPTS) & (effective >= MIN_EFFECTIVE_CLASS_PAIRS)
         )
-        weight = items * drawn[first] * drawn[second]
-        accepted = np.cumsum(np.bincount(gap, weights=weight, minlength=gaps))
-        if accepted[-1] > 0:  # a draw of one class only has no impostor pair
-            rates.append(accepted[:-1] / accepted[-1])
-    upper = np.maximum(np.quantile(np.stack(rates), 0.95, axis=0), rates[0])
-    return np.asarray(upper[np.argsort(np.argsort(thresholds))])
+
+    def upper_bounds(self, resamples: int, seed: int) -> FloatArray:
+        """95 % bound of the rate on as many new classes: [thresholds], rising.
+
+        Whole classes are drawn with replacement; a pair of classes (a, b) counts as often as a was
+        drawn times b was drawn. Half of the draws stand for the classes that were measured, half
+        for new ones, and the bound is the measured rate times the 95th percentile of the ratio of
+        the two. Ratios, since the rates of draws are skewed, and more so the rarer they are.
+        """
+        generator = np.random.default_rng(seed)
+        rates: list[FloatArray] = []
+        while len(rates) < resamples:
+            drawn = np.bincount(
+                generator.integers(0, self._classes, size=self._classes), minlength=self._classes
+            )
+            weight = drawn[self._first] * np.where(
+                self._first == self._second, 1, drawn[self._second]
+            )
+            accepted = self._accepted(self._items * weight)
+            if accepted[-1] > 0:  # a draw of one class only has no impostor pair
+                rates.append(accepted[:-1] / accepted[-1])
+        measured = self._measured
+        least = np.maximum(_LEAST_SHARE * measured, 1e-300)
+        drawn_rates = np.log(np.maximum(np.stack(rates), least))  # [resamples, thresholds]
+        half = resamples // 2
+        ratios = drawn_rates[:half, None, :] - drawn_rates[None, half:, :]
+        ratio = np.quantile(ratios.reshape(-1, len(measured)), 0.95, axis=0)
+        upper = np.clip(measured * np.exp(np.maximum(ratio, 0.0)), measured, 1.0)
+        # What bounds a rate also bounds the smaller rates of smaller thresholds.
+        return np.asarray(np.maximum(np.minimum.accumulate(upper[::-1])[::-1], measured))
+
+    def _accepted(self, weight: IntArray) -> FloatArray:
+        """Accepted pairs from the smallest threshold on, all pairs last: [gaps]."""
+        return np.cumsum(np.bincount(self._gap, weights=weight, minlength=self._gaps))
 
 
 def _share_at_or_below(values: FloatArray, thresholds: FloatArray) -> FloatArray:
