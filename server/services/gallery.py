@@ -383,7 +383,9 @@ class GalleryService(rpc.GalleryServiceServicer):
             embedded = Embedded(tuple(_checked(raw, settings) for raw in read), "", 0.0, None)
         else:
             engine = self.models.of_space(settings.model, settings.space_id)
-            embedded = await embed_messages(engine, messages, caller, self.limits)
+            embedded = await embed_messages(
+                engine, messages, caller, self.limits, settings.dimension
+            )
             self.metrics.preprocess.labels(engine.name).observe(embedded.preprocess)
         outcomes: list[Vector | TwinserveError] = []
         for (field, message), outcome in zip(messages, embedded.outcomes, strict=True):
