@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from twinserve.calibration import pair_distances
 from twinserve.distance import Embeddings
-from twinserve.errors import ConfigError, DataError, TwinserveError
+from twinserve.errors import ConfigError, TwinserveError
 from twinserve.export import overlap, parity
-from twinserve.export.calibrations import calibrations_for
+from twinserve.export.calibrations import MAX_ITEMS, calibrations_for, drawn_items
 from twinserve.export.evidence import Evidence, Facts, Reference, Source
 from twinserve.export.results import results
-from twinserve.export.session import PROVIDER, GraphSession, embed_all, take
+from twinserve.export.session import PROVIDER, GraphSession, embed_all
 from twinserve.export.signature import check_graph, check_tokenizer
 from twinserve.manifest import (
     NAME,
@@ -43,9 +42,6 @@ from twinserve.preprocess import check_contract
 from twinserve.train.data import Labelled
 
 PRECISIONS = ("fp32", "fp16", "int8")
-# All pairs of the calibrating items are measured; of more items than this a seeded draw is, since
-# pairs grow with the square.
-MAX_CALIBRATION_ITEMS = 4000
 
 Progress = Callable[[str], None]
 
@@ -311,22 +307,6 @@ def _modality(contract: InputContract) -> str:
 
 
 def _drawn(labelled: Labelled | None) -> Labelled | None:
-    if labelled is None or len(labelled) <= MAX_CALIBRATION_ITEMS:
+    if labelled is None or len(labelled) <= MAX_ITEMS:
         return labelled
-    chosen = np.sort(np.random.default_rng(0).permutation(len(labelled))[:MAX_CALIBRATION_ITEMS])
-    return dataclasses.replace(
-        labelled,
-        rows=take(labelled.rows, chosen),
-        labels=labelled.labels[chosen],
-        names=tuple(labelled.names[index] for index in chosen.tolist()),
-    )
-
-
-def check_held_out(labelled: Labelled, part: str) -> None:
-    """Refuse an empty part of a run.
-
-    Raises:
-        DataError: naming the part.
-    """
-    if len(labelled) == 0:
-        raise DataError(f"the run's {part} part is empty; split the data anew and train again")
+    return labelled.of_items(drawn_items(labelled.labels))

@@ -5,15 +5,14 @@ Calibration and the gate measure through this, so that thresholds belong to what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnxruntime as ort
 
 from twinserve.distance import Embeddings
 from twinserve.errors import GateFailed
-from twinserve.feed import Row, Rows, feed
+from twinserve.feed import Rows, feed
 from twinserve.manifest import OUTPUT, InputContract, TextInput
+from twinserve.train.data import take
 
 PROVIDER = "CPUExecutionProvider"
 BATCH_SIZE = 64
@@ -80,11 +79,3 @@ def embed_all(session: GraphSession, rows: Rows, batch_size: int = BATCH_SIZE) -
     batches = np.split(order, range(batch_size, len(order), batch_size))
     embeddings = np.concatenate([session(take(rows, batch)) for batch in batches])
     return embeddings[np.argsort(order)]
-
-
-def take(rows: Rows, chosen: Sequence[int] | np.ndarray) -> Rows:
-    """Return the rows at these places, in this order."""
-    if isinstance(rows, np.ndarray):
-        return rows[np.asarray(chosen, dtype=np.int64)]
-    picked: list[Row] = [rows[int(index)] for index in chosen]
-    return picked

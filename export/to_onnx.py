@@ -1,4 +1,4 @@
-"""From a twin in torch to the bytes of one ONNX graph: the twin branch alone, all arithmetic inside.
+"""From a twin in torch to the bytes of one ONNX graph, from raw input to embedding.
 
 In: a trained twin of any modality. Out: a serialised model whose inputs are those of
 `feed.input_names` and whose output is `embedding`, with a dynamic batch and, for texts, a dynamic
@@ -38,7 +38,7 @@ OPSET = 20
 # would be taken for the same axis.
 _TRACED_BATCH = 3
 _TRACED_LENGTH = 7
-# The exporter names a table's look-up "embedding", and does not see when an output is called so too.
+# The exporter names a look-up "embedding" too, and does not see that the output is called so.
 _TRACED_OUTPUT = "output of the twin"
 
 
@@ -177,8 +177,10 @@ def strip(model: onnx.ModelProto) -> None:
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     """Give values other names, also where graphs within this one look at them."""
-    for value in (*graph.input, *graph.output, *graph.initializer):
+    for value in (*graph.input, *graph.output):
         value.name = names.get(value.name, value.name)
+    for weight in graph.initializer:
+        weight.name = names.get(weight.name, weight.name)
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
