@@ -19,7 +19,6 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-import twinserve
 from twinserve.errors import GateFailed
 from twinserve.export.signature import (
     BATCH,
@@ -28,6 +27,7 @@ from twinserve.export.signature import (
     check_size,
     check_vocabulary,
 )
+from twinserve.export.strip import strip
 from twinserve.feed import input_names
 from twinserve.manifest import OUTPUT, ImageInput, InputContract, TextInput
 from twinserve.train.twins import Twin
@@ -160,21 +160,6 @@ def _examples(contract: InputContract) -> tuple[Tensor, ...]:
     return (torch.zeros((_TRACED_BATCH, *contract.shape), dtype=kind),)
 
 
-def strip(model: onnx.ModelProto) -> None:
-    """Take out every note that is not needed to run the graph."""
-    model.producer_name = "twinserve"
-    model.producer_version = twinserve.__version__
-    model.ClearField("doc_string")
-    model.ClearField("domain")
-    del model.metadata_props[:]
-    for function in model.functions:
-        function.ClearField("doc_string")
-        del function.metadata_props[:]
-        del function.value_info[:]
-        _strip_nodes(function.node)
-    _strip_graph(model.graph)
-
-
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     """Give values other names, also where graphs within this one look at them."""
     for value in (*graph.input, *graph.output):
@@ -188,31 +173,6 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node:
                     _rename(inner, names)
-
-
-def _strip_graph(graph: onnx.GraphProto) -> None:
-    graph.name = "twin"
-    graph.ClearField("doc_string")
-    del graph.metadata_props[:]
-    del graph.value_info[:]  # shapes of what lies between can be inferred again
-    for value in (*graph.input, *graph.output):
-        value.ClearField("doc_string")
-        del value.metadata_props[:]
-    for weight in graph.initializer:
-        weight.ClearField("doc_string")
-        del weight.metadata_props[:]
-    _strip_nodes(graph.node)
-
-
-def _strip_nodes(nodes: Any) -> None:
-    for node in nodes:
-        node.ClearField("doc_string")
-        del node.metadata_props[:]
-        for attribute in node.attribute:
-            attribute.ClearField("doc_string")
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node:
-                    _strip_graph(inner)
 
 
 @contextlib.contextmanager
