@@ -7,8 +7,8 @@ the evidence carries. What it does not carry is left out, so that nobody decides
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ MAX_ITEMS = 4000
 DEFAULT_FAR = 0.01
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class JudgedPairs:
     """Pairs of embeddings that somebody judged."""
 
@@ -86,6 +86,7 @@ def calibrations_for(
         "metric": metric,
         "default_far": default_far,
         "data_digest": data_digest,
+        "evidence": evidence,
     }
     found = []
     for length in _dimensions(dimension, truncations):
@@ -97,7 +98,7 @@ def calibrations_for(
                 found.append(calibrate(distances, dimension=length, aggregation=name, **facts))
             except DataError:  # too little evidence: Verify falls back to single items
                 continue
-    return tuple(dataclasses.replace(entry, evidence=evidence) for entry in found)
+    return tuple(found)
 
 
 def calibrations_of_pairs(
@@ -146,9 +147,9 @@ def calibrations_of_pairs(
             metric=metric,
             default_far=default_far,
             data_digest=data_digest,
+            evidence="pairs",
         )
-        vertices = len(np.unique(pairs.vertices))
-        found.append(dataclasses.replace(entry, evidence="pairs", classes=vertices))
+        found.append(entry)
     return tuple(found)
 
 
