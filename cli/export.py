@@ -1,4 +1,4 @@
-"""`twinserve export`: a run's twin as one ONNX file, written only if the parity gate passes."""
+"""`twinserve export`: a run's twin as ONNX files, each written only if its gate passes."""
 
 from __future__ import annotations
 
@@ -7,55 +7,83 @@ import json
 import sys
 from pathlib import Path
 
-from twinserve.cli.exit_codes import OK
+from twinserve.cli.exit_codes import FAULT, NO, OK
 from twinserve.cli.output import print_json
 from twinserve.errors import ConfigError
 
 DESCRIPTION = (
-    "Write the twin of a run as one ONNX file that holds its thresholds. The file must repeat the "
-    "trained twin on held-out inputs, or nothing is written."
+    "Write the twin of a run as ONNX files that hold their thresholds, one per precision. The "
+    "fp32 file must repeat the trained twin on held-out inputs, or nothing is written; each other "
+    "precision must decide like the fp32 one, or its file is not written."
 )
 EXAMPLES = """
   twinserve export runs/faces --out faces.onnx
   twinserve export runs/faces --out faces.onnx --name faces --version 2
+  twinserve export runs/faces --out faces.onnx --precision fp32,fp16,int8
+      writes faces.onnx, faces.fp16.onnx (for GPUs) and faces.int8.onnx (for CPUs)
 """
-EXIT_CODES = "0 done; 2 wrong usage, an error, or a gate that did not pass"
+EXIT_CODES = (
+    "0 done; 1 a precision did not pass its gate and the others were written; 2 wrong usage, "
+    "an error, an fp32 graph that did not pass, or nothing written"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder that train left")
     parser.add_argument("--out", type=Path, required=True, metavar="twin.onnx")
-    parser.add_argument("--name", help="the twin's name; default: the run folder's")
-    parser.add_argument("--version", help="the twin's version; default: the exporter's choice")
+    parser.add_argument("--name", help="the twin's name; default: the file's, up to its first dot")
     parser.add_argument(
-        "--precision", default="fp32", help="one or more of fp32, fp16, int8 (%(default)s)"
+        "--version", help="the twin's version; default: the first digits of its weights' digest"
     )
-    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        help="one or more of fp32, fp16, int8, with commas between (%(default)s); a file other "
+        "than the fp32 one has its precision before .onnx",
+    )
+    parser.add_argument(
+        "--optimize",
+        action="store_true",
+        help="text twins: fuse the fp32 graph's attention, where that is measured to be faster "
+        "here; off, equal runs give equal bytes",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the manifest as JSON; several as a list"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, and show what is in the file."""
+    """Export, and show what is in the files."""
     if not arguments.run.is_dir():
         raise ConfigError(f"{arguments.run} is no folder; give the --out of twinserve train")
-    from twinserve.export.exporter import export
+    from twinserve.export.assemble import paths_for
+    from twinserve.export.exporter import export_precisions
     from twinserve.export.inspect import describe
 
-    options = {
-        name: value
-        for name in ("name", "version", "precision")
-        if (value := getattr(arguments, name)) is not None
-    }
-    manifest = export(
+    precisions = tuple(word.strip() for word in arguments.precision.split(",") if word.strip())
+    outcome = export_precisions(
         arguments.run,
         arguments.out,
-        **options,
+        arguments.name,
+        arguments.version,
+        precisions=precisions,
+        optimize=arguments.optimize,
         progress=lambda step: print(f"{step} …", file=sys.stderr),
     )
+    paths = paths_for(arguments.out, precisions)
     if arguments.json:
-        print_json(json.loads(manifest.to_json()))
+        documents = [json.loads(twin.manifest.to_json()) for twin in outcome.twins]
+        print_json(documents if len(precisions) > 1 else documents[0] if documents else None)
     else:
-        print(describe(manifest))
-        print(f"\nwrote {arguments.out}")
-        print(f"next: twinserve serve --model {arguments.out} --data-dir data")
-    return OK
+        for twin in outcome.twins:
+            print(describe(twin.manifest))
+            print(f"\nwrote {paths[twin.precision]}\n")
+        if outcome.twins:
+            first = paths[outcome.twins[0].precision]
+            print(f"next: twinserve serve --model {first} --data-dir data")
+    for precision, error in outcome.refused.items():
+        print(f"{precision} was not written: {error.message}", file=sys.stderr)
+    if not outcome.refused:
+        return OK
+    return NO if outcome.twins else FAULT

@@ -52,7 +52,8 @@ class Sketch:
         """Return which digests the sketch can tell of: all, where it holds the whole set."""
         if self.count == len(self.smallest):
             return np.ones(len(digests), dtype=np.bool_)
-        return np.less_equal(digests, self.smallest[-1])
+        judged: NDArray[np.bool_] = digests <= self.smallest[-1]
+        return judged
 
     def holds(self, digests: Digests) -> NDArray[np.bool_]:
         """Return which digests stand in the sketch."""
