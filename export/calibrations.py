@@ -122,12 +122,7 @@ def calibrations_of_pairs(
         DataError: no genuine pair, no impostor pair, or too few of these for any rate.
         NotFinite, ZeroVector: an embedding that no metric can compare.
     """
-    if pairs.same.all() or not pairs.same.any():
-        raise DataError(
-            f"all {len(pairs.same)} pairs are {'the same' if pairs.same.any() else 'different'}, "
-            f"so there is no {'impostor' if pairs.same.any() else 'genuine'} pair; "
-            "calibration needs both kinds"
-        )
+    check_kinds(pairs.same)
     found = []
     for length in _dimensions(dimension, truncations):
         first, second = truncated(pairs.first, length), truncated(pairs.second, length)
@@ -151,6 +146,19 @@ def calibrations_of_pairs(
         )
         found.append(entry)
     return tuple(found)
+
+
+def check_kinds(same: NDArray[np.bool_]) -> None:
+    """Refuse pairs that are all of one kind.
+
+    Raises:
+        DataError: no genuine pair, or no impostor pair.
+    """
+    if same.all() or not same.any():
+        raise DataError(
+            f"all {len(same)} pairs are {'the same' if same.all() else 'different'}, so there is "
+            f"no {'impostor' if same.all() else 'genuine'} pair; calibration needs both kinds"
+        )
 
 
 def drawn_items(labels: IntArray, most: int = MAX_ITEMS) -> IntArray:

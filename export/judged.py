@@ -62,7 +62,7 @@ def of_table(path: Path, same_above: float | None) -> list[Judged]:
     first_line, head = rows[0]
     names = [cell.strip().lower() for cell in head]
     if set(names) & set(COLUMNS):
-        _check_columns(path, names, first_line)
+        _check_columns(f"line {first_line} of {path}", names)
         rows = rows[1:]
     else:
         _check_pair(path, head, first_line, same_above)
@@ -142,20 +142,20 @@ def _check_pair(path: Path, cells: Sequence[str], line: int, same_above: float |
         ) from error
 
 
-def _check_columns(path: Path, names: Sequence[str], line: int) -> None:
+def _check_columns(where: str, names: Sequence[str]) -> None:
     known = f"known ones are {', '.join(COLUMNS)}"
     for index, name in enumerate(names):
         if name not in COLUMNS:
-            raise DataError(f"line {line} of {path}: column {name!r:.60} is unknown; {known}")
+            raise DataError(f"{where}: column {name!r:.60} is unknown; {known}")
         if name in names[:index]:
-            raise DataError(f"line {line} of {path}: column {name!r} stands there twice")
+            raise DataError(f"{where}: column {name!r} stands there twice")
     missing = [name for name in ENDS if name not in names]
     if len({*JUDGEMENTS} & {*names}) != 1:
         missing.append("same (or score, and only one of them)")
     if len({*SUBJECTS} & {*names}) == 1:
         missing += [name for name in SUBJECTS if name not in names]
     if missing:
-        raise DataError(f"line {line} of {path}: column {missing[0]} is missing; {known}")
+        raise DataError(f"{where}: column {missing[0]} is missing; {known}")
 
 
 def _judgement(cell: str, same_above: float | None) -> float:
@@ -187,7 +187,7 @@ def of_arrays(
     """
     arrays = _arrays(path)
     names = list(arrays)
-    _check_columns(path, names, 1)
+    _check_columns(str(path), names)
     count = len(arrays["first"])
     for name, array in arrays.items():
         if len(array) != count:
@@ -226,7 +226,7 @@ def of_arrays(
         if SUBJECTS[0] in arrays:
             subjects = (str(arrays[SUBJECTS[0]][index]), str(arrays[SUBJECTS[1]][index]))
         judged.append(
-            Judged(f"row {index}", (ends["first"][index], ends["second"][index]), same, subjects)
+            Judged(f"row {index}", (ends["first"][index], ends["second"][index]), score, subjects)
         )
     refuse(path, faults, count, "rows")
     return judged, rows
@@ -235,7 +235,7 @@ def of_arrays(
 def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: np.asarray(archive[name]) for name in archive.files}
+            return {name: np.atleast_1d(archive[name]) for name in archive.files}
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give an npz of pairs") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
