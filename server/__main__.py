@@ -26,7 +26,7 @@ from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
 from twinserve.server import http, providers
 from twinserve.server.admission import Admission
-from twinserve.server.config import ServerConfig
+from twinserve.server.config import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, ServerConfig
 from twinserve.server.engine import Engine
 from twinserve.server.gallery import GalleryLimits
 from twinserve.server.gallery.galleries import Galleries
@@ -151,6 +151,10 @@ def _load(
 ) -> tuple[list[Engine], Admission]:
     """Load and warm every twin, one after the other: concurrent loading is not safe."""
     device = providers.choose(config.device, providers.Runtime.installed())
+    on_cpu = device.provider == providers.CPU
+    max_tokens = config.max_batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
+    # The preparers are the threads; the tokenizer library needs none of its own.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     engines: list[Engine] = []
     admission = Admission(
         config.limits.max_rows,
@@ -160,7 +164,7 @@ def _load(
         if not spec.path.is_file():
             raise ConfigError(f"--model {spec.path} is not a file; give the path of a twin.onnx")
         runner = Runner(spec.path, device, config.threads or count)
-        runner.warm(config.max_batch)
+        runner.warm(config.max_batch, max_tokens)
         manifest = runner.manifest
         name = spec.name or manifest.name
         engine = Engine(
@@ -172,6 +176,7 @@ def _load(
             observer=BatchObserver(metrics, name),
             limits=config.limits,
             max_batch=config.max_batch,
+            max_batch_tokens=max_tokens,
             runners=config.runners,
         )
         metrics.model_info.labels(engine.version, manifest.precision, device.provider).set(1)

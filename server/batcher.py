@@ -5,9 +5,11 @@ batch is bound when a runner is free, so that a lone call leaves at once and a l
 batches grow by themselves. A small model's run is shorter than the reading of a call, though, and
 would run row by row while many calls are under way; so a free runner lets in the jobs that the
 crowd of late makes likely, for at most `GATHER` seconds and `GATHER_RUNS` runs. Measured on two
-cores with 32 clients of a small conv net: twice the rows a run at the same throughput. All state
-belongs to the event loop; only `run` happens in threads. Work that nobody waits for any more is
-dropped when it would be taken, before it costs anything.
+cores with 32 clients of a small conv net: twice the rows a run at the same throughput. Texts of a
+run are padded to its longest; a batch of them is bound by the same turns, and then cut into runs of
+like lengths (`padding.cut`) that leave one after the other, the shortest first. All state belongs
+to the event loop; only `run` happens in threads. Work that nobody waits for any more is dropped
+when it would be taken, before it costs anything.
 """
 
 from __future__ import annotations
@@ -17,19 +19,20 @@ import enum
 import logging
 import math
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twinserve.errors import DeadlineExceeded, InternalFault
+from twinserve.feed import Row
+from twinserve.server import padding
 
-Row = NDArray[Any]
 Rows = Sequence[Row]
 Outputs = NDArray[np.float32]
 
@@ -86,17 +89,28 @@ class _Job:
     deadline: float | None
     submitted: float
     future: asyncio.Future[tuple[Outputs, Ride]]
+    lengths: Sequence[int] = ()  # of rows in tokens, rising; empty where length is no matter
     taken: int = 0
     done: int = 0
-    started: float = 0.0
+    started: float | None = None
     outputs: Outputs | None = None
     ride: Ride | None = None
+
+    def is_late(self, now: float) -> bool:
+        return self.deadline is not None and self.deadline <= now
 
 
 @dataclass(eq=False)
 class _Batch:
     parts: list[tuple[_Job, int, int]] = field(default_factory=list)  # job, first row, count
     rows: int = 0
+    tokens: int = 0  # without padding
+    full: bool = False
+
+    def add(self, job: _Job, first: int, count: int) -> None:
+        self.parts.append((job, first, count))
+        self.rows += count
+        self.tokens += sum(job.lengths[first : first + count])
 
 
 class Batcher:
@@ -108,6 +122,8 @@ class Batcher:
         max_batch: most rows of one run.
         runners: runs at a time.
         observer: told of batches and drops, on the loop.
+        max_tokens: most tokens of one run, padding included, where rows are texts; a longer text
+            runs alone. None where all rows have one shape.
         clock: seconds, monotonic; deadlines are points of it.
     """
 
@@ -119,16 +135,20 @@ class Batcher:
         max_batch: int,
         runners: int,
         observer: Observer,
+        max_tokens: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._executor = executor
         self._max_batch = max_batch
+        self._max_tokens = max_tokens
         self._free = runners
         self._observer = observer
         self._clock = clock
         # Clients in the order of their turns, each with its waiting jobs, oldest first.
         self._clients: OrderedDict[str, deque[_Job]] = OrderedDict()
+        # Runs cut from a batch that was bound, which go before all that is not bound yet.
+        self._bound: deque[tuple[_Batch, Reason]] = deque()
         self._waiting = 0
         self._unfinished = 0
         self._waiting_jobs = 0
@@ -147,7 +167,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Rows that no runner has taken yet."""
+        """Rows that are not bound yet."""
         return self._waiting
 
     @contextmanager
@@ -165,7 +185,7 @@ class Batcher:
         """Run some rows, together with whatever else is waiting.
 
         Args:
-            rows: at least one; all of the model's input shape.
+            rows: at least one; all of the model's input shape, or ids of texts.
             client: whose turn these rows take.
             deadline: point of `clock` after which nobody wants the answer.
 
@@ -180,7 +200,14 @@ class Batcher:
         if deadline is not None and deadline <= now:
             raise _expired()
         loop = asyncio.get_running_loop()
+        order = None
+        if self._max_tokens is not None and len(rows) > 1:
+            # Texts of like length come to share a run.
+            order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+            rows = [rows[i] for i in order]
         job = _Job(rows, client, deadline, now, loop.create_future())
+        if self._max_tokens is not None:
+            job.lengths = [len(row) for row in rows]
         self._clients.setdefault(client, deque()).append(job)
         self._waiting += len(rows)
         self._waiting_jobs += 1
@@ -191,13 +218,18 @@ class Batcher:
         self._idle.clear()
         self._gather(loop, deadline)
         try:
-            return await job.future
+            outputs, ride = await job.future
         finally:
             if job.future.cancelled():
                 self._drop(job, "cancelled")
             self._unfinished -= 1
             if not self._unfinished:
                 self._idle.set()
+        if order is None:
+            return outputs, ride
+        as_given = np.empty_like(outputs)
+        as_given[order] = outputs
+        return as_given, ride
 
     async def drained(self) -> None:
         """Return once every job is answered."""
@@ -244,18 +276,72 @@ class Batcher:
     def _pump(self, loop: asyncio.AbstractEventLoop, why: Reason) -> None:
         while self._free and self._clients:
             batch = self._take()
-            if not batch.parts:
-                return
-            self._free -= 1
-            reason = Reason.FULL if batch.rows >= self._max_batch else why
-            parts = [job.rows[first : first + count] for job, first, count in batch.parts]
+            reason = Reason.FULL if batch.full else why
+            self._bound.extend((run, reason) for run in self._cut(batch))
+            self._start(loop)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand bound runs to free runners."""
+        while self._free and self._bound:
+            batch, reason = self._bound.popleft()
             started = self._clock()
+            batch = self._still_wanted(batch, started)
+            if not batch.parts:
+                continue
+            self._free -= 1
+            for job, _, _ in batch.parts:
+                if job.started is None:
+                    job.started = started
+                    self._observer.queued(started - job.submitted)
+            parts = [job.rows[first : first + count] for job, first, count in batch.parts]
             running = loop.run_in_executor(self._executor, self._timed, parts)
             running.add_done_callback(
-                lambda done, batch=batch, started=started, reason=reason: self._finish(  # type: ignore[misc]
-                    loop, batch, started, reason, done
-                )
+                lambda done, batch=batch, reason=reason: self._finish(loop, batch, reason, done)  # type: ignore[misc]
             )
+
+    def _cut(self, batch: _Batch) -> list[_Batch]:
+        """Cut a batch of texts into runs of like lengths, the shortest first."""
+        if self._max_tokens is None or not batch.parts:
+            return [batch]
+        rows = sorted(
+            (
+                (job.lengths[i], job, i)
+                for job, first, n in batch.parts
+                for i in range(first, first + n)
+            ),
+            key=lambda row: row[0],
+        )
+        runs = []
+        begin = 0
+        for count in padding.cut([length for length, _, _ in rows], self._max_tokens):
+            # A job's rows rise in length, so what it has in one run is one part.
+            firsts: dict[_Job, int] = {}
+            counts: Counter[_Job] = Counter()
+            for _, job, i in rows[begin : begin + count]:
+                firsts.setdefault(job, i)
+                counts[job] += 1
+            run = _Batch()
+            for job, first in firsts.items():
+                run.add(job, first, counts[job])
+            runs.append(run)
+            begin += count
+        return runs
+
+    def _still_wanted(self, batch: _Batch, now: float) -> _Batch:
+        """Return a run without the parts that nobody waits for, or whose deadline has passed."""
+        if all(not job.future.done() and not job.is_late(now) for job, _, _ in batch.parts):
+            return batch
+        kept = _Batch()
+        for job, first, count in batch.parts:
+            if job.future.done():
+                continue
+            if job.is_late(now):
+                job.future.set_exception(_expired())
+                self._observer.dropped(count, "expired")
+                self._drop(job, "expired")
+                continue
+            kept.add(job, first, count)
+        return kept
 
     def _timed(self, parts: Sequence[Rows]) -> tuple[list[Outputs | Exception], float]:
         """Run the parts as one; where that fails, each alone, so that one fails for itself only."""
@@ -281,28 +367,31 @@ class Batcher:
         """Bind a batch: clients in turn, `QUANTUM` rows each, until it is full."""
         batch = _Batch()
         now = self._clock()
-        while batch.rows < self._max_batch and self._clients:
+        while not batch.full and self._clients:
             client, jobs = next(iter(self._clients.items()))
             quantum = QUANTUM
-            while jobs and quantum and batch.rows < self._max_batch:
+            while jobs and quantum and not batch.full:
                 job = jobs[0]
                 if job.future.done():
                     jobs.popleft()
                     continue
-                if job.deadline is not None and job.deadline <= now:
+                if job.is_late(now):
                     job.future.set_exception(_expired())
                     self._drop(job, "expired")
                     jobs.popleft()
                     continue
-                if not job.taken:
-                    job.started = now
-                    self._observer.queued(now - job.submitted)
-                count = min(len(job.rows) - job.taken, quantum, self._max_batch - batch.rows)
-                batch.parts.append((job, job.taken, count))
-                batch.rows += count
-                job.taken += count
-                self._waiting -= count
-                quantum -= count
+                count = min(len(job.rows) - job.taken, quantum)
+                fitting = self._fitting(batch, job, count)
+                batch.full = fitting < count or batch.rows + fitting >= self._max_batch
+                if not fitting:
+                    # Its turn is still to come: first in the next batch, where any length fits.
+                    if quantum < QUANTUM:
+                        self._clients.move_to_end(client)
+                    return batch
+                batch.add(job, job.taken, fitting)
+                job.taken += fitting
+                self._waiting -= fitting
+                quantum -= fitting
                 if job.taken == len(job.rows):
                     self._waiting_jobs -= 1
                     jobs.popleft()
@@ -311,6 +400,20 @@ class Batcher:
             else:
                 del self._clients[client]
         return batch
+
+    def _fitting(self, batch: _Batch, job: _Job, count: int) -> int:
+        """Return how many of a job's next `count` rows a batch has room for; the first always."""
+        count = min(count, self._max_batch - batch.rows)
+        if self._max_tokens is None:
+            return count
+        room = self._max_tokens - batch.tokens
+        fitting = 0
+        for length in job.lengths[job.taken : job.taken + count]:
+            room -= length
+            if room < 0 and batch.rows + fitting:
+                break
+            fitting += 1
+        return fitting
 
     def _drop(self, job: _Job, why: str) -> None:
         left = len(job.rows) - job.taken
@@ -324,11 +427,11 @@ class Batcher:
         self,
         loop: asyncio.AbstractEventLoop,
         batch: _Batch,
-        started: float,
         reason: Reason,
         running: asyncio.Future[tuple[list[Outputs | Exception], float]],
     ) -> None:
         self._free += 1
+        self._start(loop)
         self._gather(loop)
         results, seconds = running.result()
         self._seconds_per_run += 0.1 * (seconds - self._seconds_per_run)
@@ -343,6 +446,7 @@ class Batcher:
                 job.future.set_exception(fault)
                 self._drop(job, "failed")
                 continue
+            assert job.started is not None
             ride = Ride(job.started - job.submitted, seconds, batch.rows, reason)
             if job.ride is None or ride.rows > job.ride.rows:
                 job.ride = ride

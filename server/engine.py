@@ -22,12 +22,16 @@ from twinserve.errors import InternalFault, InvalidInput, TwinserveError, ZeroVe
 from twinserve.manifest import Manifest, truncated_space_id
 from twinserve.server import inputs
 from twinserve.server.admission import Admission
-from twinserve.server.batcher import Batcher, Observer, Ride, Row
+from twinserve.server.batcher import Batcher, Observer, Ride
 from twinserve.server.config import Limits
-from twinserve.server.inputs import RawInput, Ready, Vector
+from twinserve.server.inputs import ImageBytes, Prepared, RawInput, Ready, Text, Vector
 from twinserve.server.runner import Runner
 
 Outcome = Vector | TwinserveError
+
+# Characters of a call's texts from which they are tokenized in threads: some 500 tokens, which take
+# a tenth of a millisecond, as much as handing them over.
+_FEW_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,13 @@ class Embedded:
     space_id: str
     preprocess: float  # seconds
     ride: Ride | None  # of the largest batch; None when no model ran
+    token_counts: tuple[int, ...] = ()  # of texts before they were cut, 0 for other inputs
+    truncated: tuple[bool, ...] = ()
 
     @property
     def errors(self) -> dict[int, TwinserveError]:
         """The failed inputs by index."""
         return {i: o for i, o in enumerate(self.outcomes) if isinstance(o, TwinserveError)}
-
-
-@dataclass(frozen=True, eq=False)
-class _ToRun:
-    row: Row
 
 
 class Engine:
@@ -65,7 +66,7 @@ class Engine:
         runner: the twin.
         name: under which it is served.
         admission: shared by all engines of the server.
-        preparers: threads for decoding.
+        preparers: threads for decoding and tokenizing.
         preparer_count: how many they are.
         observer: told of batches.
     """
@@ -81,6 +82,7 @@ class Engine:
         observer: Observer,
         limits: Limits,
         max_batch: int,
+        max_batch_tokens: int,
         runners: int,
     ) -> None:
         self.runner = runner
@@ -91,7 +93,12 @@ class Engine:
         self._limits = limits
         self._executor = ThreadPoolExecutor(runners, thread_name_prefix=f"run-{name}")
         self.batcher = Batcher(
-            runner.run, self._executor, max_batch=max_batch, runners=runners, observer=observer
+            runner.run,
+            self._executor,
+            max_batch=max_batch,
+            runners=runners,
+            observer=observer,
+            max_tokens=None if runner.tokenizer is None else max_batch_tokens,
         )
 
     @property
@@ -104,22 +111,28 @@ class Engine:
         """The name@version that replies carry."""
         return f"{self.name}@{self.manifest.version}"
 
+    @property
+    def spaces(self) -> dict[str, int]:
+        """The spaces that this twin embeds into, each with its dimension; its full one first."""
+        manifest = self.manifest
+        cut = [d for d in manifest.truncations if d != manifest.dimension]
+        return {manifest.space_id: manifest.dimension} | {
+            truncated_space_id(manifest.space_id, dimension): dimension for dimension in cut
+        }
+
     def space_of(self, dimension: int) -> str:
         """Return the space of the first `dimension` coordinates.
 
         Raises:
             InvalidInput: a dimension that the twin was not trained for.
         """
-        manifest = self.manifest
-        if dimension == manifest.dimension:
-            return manifest.space_id
-        if dimension not in manifest.truncations:
-            allowed = sorted({*manifest.truncations, manifest.dimension})
-            raise InvalidInput(
-                f"dimensions is {dimension}; model {self.name} gives {allowed}",
-                field="options.dimensions",
-            )
-        return truncated_space_id(manifest.space_id, dimension)
+        for space_id, known in self.spaces.items():
+            if known == dimension:
+                return space_id
+        raise InvalidInput(
+            f"dimensions is {dimension}; model {self.name} gives {sorted(self.spaces.values())}",
+            field="options.dimensions",
+        )
 
     async def embed(
         self, raws: Sequence[RawInput], caller: Caller, dimension: int | None = None
@@ -142,8 +155,8 @@ class Engine:
             with self.batcher.expecting():
                 prepared = await self._prepare(raws, wanted, space_id)
             preprocess = time.perf_counter() - began
-            places = [i for i, one in enumerate(prepared) if isinstance(one, _ToRun)]
-            rows = [one.row for one in prepared if isinstance(one, _ToRun)]
+            places = [i for i, one in enumerate(prepared) if isinstance(one, Prepared)]
+            rows = [one.row for one in prepared if isinstance(one, Prepared)]
             ride = None
             finished: list[Outcome] = []
             if rows:
@@ -152,8 +165,14 @@ class Engine:
                 )
                 finished = self._finish(vectors, wanted)
         ran = dict(zip(places, finished, strict=True))
-        outcomes = [ran[i] if isinstance(one, _ToRun) else one for i, one in enumerate(prepared)]
-        return Embedded(tuple(outcomes), space_id, preprocess, ride)
+        return Embedded(
+            tuple(ran[i] if isinstance(one, Prepared) else one for i, one in enumerate(prepared)),
+            space_id,
+            preprocess,
+            ride,
+            tuple(one.token_count if isinstance(one, Prepared) else 0 for one in prepared),
+            tuple(isinstance(one, Prepared) and one.truncated for one in prepared),
+        )
 
     async def close(self) -> None:
         """Let running work finish, then free the threads."""
@@ -162,28 +181,30 @@ class Engine:
 
     async def _prepare(
         self, raws: Sequence[RawInput], dimension: int, space_id: str
-    ) -> list[_ToRun | Outcome]:
+    ) -> list[Prepared | Outcome]:
         """Return per input its row, or the ready vector, or what is wrong with it.
 
-        Pictures are decoded in threads, a call of many spread over all of them.
+        Pictures are decoded, and texts of some size tokenized, in threads; a call of many is spread
+        over all of them.
         """
 
-        def one(raw: RawInput) -> _ToRun | Outcome:
+        def one(raw: RawInput) -> Prepared | Outcome:
             try:
                 if isinstance(raw, Ready):
                     return inputs.check_ready(raw, dimension, space_id, self.manifest.metric)
-                return _ToRun(inputs.prepare(raw, self.manifest, self._limits))
+                return inputs.prepare(raw, self.manifest, self._limits, self.runner.tokenizer)
             except TwinserveError as error:
                 return error
 
-        if not any(isinstance(raw, inputs.ImageBytes) for raw in raws):
+        characters = sum(len(raw.text) for raw in raws if isinstance(raw, Text))
+        if characters <= _FEW_CHARACTERS and not any(isinstance(raw, ImageBytes) for raw in raws):
             return [one(raw) for raw in raws]
         size = -(-len(raws) // self._preparer_count)
         parts = [raws[at : at + size] for at in range(0, len(raws), size)]
         given_up = threading.Event()
 
-        def prepare(part: Sequence[RawInput]) -> list[_ToRun | Outcome]:
-            # A call that was cancelled is not decoded to its end: nobody counts it any more.
+        def prepare(part: Sequence[RawInput]) -> list[Prepared | Outcome]:
+            # A call that was cancelled is not prepared to its end: nobody counts it any more.
             return [one(raw) for raw in part if not given_up.is_set()]
 
         loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
 """What a call can hand in, free of the wire format, and how it becomes a row of a batch.
 
 A raw input is an encoded image, a text, an array or a ready vector. `prepare` checks it against the
-twin's input contract and the limits and gives the row that the graph takes; a ready vector skips
-the model and is only checked.
+twin's input contract and the limits and gives the row that the graph takes (of a text the ids of
+its tokens); a ready vector skips the model and is only checked.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from twinserve import distance
 from twinserve.distance import Metric
 from twinserve.errors import LimitExceeded, SpaceMismatch, WrongModality, WrongShape
+from twinserve.feed import Row
 from twinserve.manifest import ImageInput, Manifest, TensorInput
 from twinserve.preprocess import check_pixels, decode_image
-from twinserve.server.batcher import Row
 from twinserve.server.config import Limits
+from twinserve.tokens import Tokenizer
 
 Vector = NDArray[np.float32]
 
@@ -34,9 +35,11 @@ class ImageBytes:
 
 @dataclass(frozen=True)
 class Text:
-    """A sentence."""
+    """A sentence or passage, and what the caller wants done before it reaches the model."""
 
     text: str
+    prompt: str | None = None  # name of a prompt of the model; "" is none, None its default
+    truncate: bool | None = None  # whether a long one is cut; None is the model's own rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +61,13 @@ RawInput = ImageBytes | Text | Array | Ready
 
 
 def digest(raw: RawInput) -> bytes:
-    """Return what makes two inputs the same: a sha256 of kind and bytes."""
+    """Return what makes two inputs the same: a sha256 of kind, bytes, and of a text its options."""
     hasher = hashlib.sha256(type(raw).__name__.encode())
     match raw:
         case ImageBytes(data):
             hasher.update(data)
-        case Text(text):
+        case Text(text, prompt, truncate):
+            hasher.update(repr((prompt, truncate)).encode() + b"\0")
             hasher.update(text.encode())
         case Array(array):
             hasher.update(f"{array.dtype.str}{array.shape}".encode())
@@ -74,22 +78,46 @@ def digest(raw: RawInput) -> bytes:
     return hasher.digest()
 
 
-def prepare(raw: RawInput, manifest: Manifest, limits: Limits) -> Row:
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A row of the graph's input, with what a reply tells of a text."""
+
+    row: Row
+    token_count: int = 0  # of a text before it was cut; 0 for other inputs
+    truncated: bool = False
+
+
+def prepare(
+    raw: RawInput, manifest: Manifest, limits: Limits, tokenizer: Tokenizer | None = None
+) -> Prepared:
     """Turn a raw input (not a ready vector) into a row of the graph's input.
 
+    Args:
+        raw: the input.
+        manifest: of the twin.
+        limits: of one input.
+        tokenizer: of a text twin.
+
     Raises:
-        InvalidInput: undecodable, over a limit, or of another modality, dtype or shape.
+        InvalidInput: undecodable, over a limit, or of another modality, dtype or shape; its
+            field is set where the fault lies beside the content, as with an unknown prompt.
     """
     contract = manifest.input
     match raw, contract:
         case ImageBytes(data), ImageInput():
             if len(data) > limits.max_bytes:
                 raise _too_large("image", len(data), limits.max_bytes)
-            return decode_image(data, contract, limits.max_pixels)
+            return Prepared(decode_image(data, contract, limits.max_pixels))
         case Array(array), ImageInput():
-            return check_pixels(array, contract)
+            return Prepared(check_pixels(array, contract))
         case Array(array), TensorInput():
-            return _check_array(array, contract)
+            return Prepared(_check_array(array, contract))
+        case Text(text, prompt, truncate), _ if tokenizer is not None:
+            size = len(text.encode())
+            if size > limits.max_text_bytes:
+                raise _too_large("text", size, limits.max_text_bytes)
+            tokens = tokenizer.encode(text, prompt=prompt, truncate=truncate)
+            return Prepared(tokens.ids, tokens.count, tokens.truncated)
         case _:
             kind = {ImageBytes: "an image", Text: "a text", Array: "a tensor"}[type(raw)]
             takes = {"image": "images, or pixels as a tensor", "tensor": "tensors", "text": "texts"}

@@ -1,4 +1,9 @@
-"""The models that are served, by name, name@version or alias."""
+"""The models that are served, by name, name@version or alias, and by the space that they give.
+
+A request's name@version says which file runs, so no two files may share one; the precisions of one
+twin are told apart by names of their own. A gallery is bound to a space, not to a file: whichever
+precision of its twin is served embeds for it.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +27,9 @@ class Models:
         self._engines = tuple(sorted(engines, key=order))
         self._by_name: dict[str, Engine] = {}
         for engine in self._engines:
-            if engine.version in self._by_name:
-                raise FailedPrecondition(
-                    f"{engine.version} is given twice; give one of the two another name "
-                    "with --model NAME=twin.onnx"
-                )
+            other = self._by_name.get(engine.version)
+            if other is not None:
+                raise FailedPrecondition(_twice(other, engine))
             self._by_name[engine.version] = engine
             self._by_name[engine.name] = engine
 
@@ -55,7 +58,10 @@ class Models:
         return engine
 
     def of_space(self, name: str, space_id: str) -> Engine:
-        """Find the engine that embeds for a gallery of `space_id`, made with model `name`.
+        """Find the engine that embeds into `space_id`, made with model `name`.
+
+        The one served under that name goes first, in whatever precision it is; then any other that
+        gives the space, full or truncated, by name and version.
 
         Raises:
             SpaceMismatch: no served model gives that space any more; both are named.
@@ -63,11 +69,27 @@ class Models:
         by_name = self._by_name.get(name)
         candidates = [*([by_name] if by_name else []), *self._engines]
         for engine in candidates:
-            if engine.manifest.space_id == space_id:
+            if space_id in engine.spaces:
                 return engine
         raise SpaceMismatch(
             f"the gallery is of space {space_id} (model {name}), and the models served give "
             + ", ".join(f"{e.manifest.space_id} ({e.version})" for e in self._engines)
             + "; serve the gallery's model again, or enrol into a new gallery",
-            metadata={"space_id": space_id},
+            metadata={
+                "space_id": ", ".join(e.manifest.space_id for e in self._engines),
+                "wanted_space_id": space_id,
+            },
         )
+
+
+def _twice(some: Engine, other: Engine) -> str:
+    """Say what two files under one name@version have to do with each other, and the way out."""
+    precisions = some.manifest.precision, other.manifest.precision
+    if some.manifest.space_id != other.manifest.space_id:
+        wrong = "by two different twins; give one of them another name"
+    elif precisions[0] == precisions[1]:
+        wrong = "twice; leave one of the two out, or give it another name"
+    else:
+        wrong = f"in two precisions, {' and '.join(sorted(precisions))}; give one a name of its own"
+    example = f"--model {some.name}-{precisions[1]}=twin.{precisions[1]}.onnx"
+    return f"{some.version} is given {wrong}, such as {example}"

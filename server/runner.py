@@ -2,7 +2,8 @@
 
 The one seam to the runtime. What it hands on is a function from rows to embeddings that may be
 called from several threads at a time: onnxruntime shares no prepacked weights between Python
-sessions, so there is one session, and `run()` releases the GIL.
+sessions, so there is one session, and `run()` releases the GIL. A text twin brings the tokenizer
+that its file holds, and no text can reach an id that the graph does not know.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import numpy as np
 import onnxruntime
 
 from twinserve import manifest as manifests
-from twinserve.errors import ManifestError, NotBuilt, TwinserveError
-from twinserve.manifest import ImageInput, Manifest, TensorInput
+from twinserve.errors import ManifestError, TwinserveError
+from twinserve.feed import Row, Rows, feed, input_names
+from twinserve.manifest import ImageInput, InputContract, Manifest, TensorInput, TextInput
 from twinserve.preprocess import check_contract
 from twinserve.server import providers
-from twinserve.server.batcher import Outputs, Rows
+from twinserve.server.batcher import Outputs
 from twinserve.server.providers import Device
+from twinserve.tokens import Tokenizer
 
 log = logging.getLogger(__name__)
 
 _ONNX_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
+# Tokens of the short texts that a twin is warmed with.
+_SHORT = 8
 
 
 class Runner:
@@ -35,8 +40,8 @@ class Runner:
         threads: of one run.
 
     Raises:
-        ManifestError: not a twin, a graph that does not fit its manifest, or pictures that were
-            decoded otherwise than they are here.
+        ManifestError: not a twin, a graph that does not fit its manifest, a text twin without its
+            tokenizer, or pictures that were decoded otherwise than they are here.
         ProviderUnavailable: the device does not run.
     """
 
@@ -44,46 +49,65 @@ class Runner:
         self.path = path
         self.device = device
         self.manifest = _checked_manifest(path)
+        self.tokenizer = _tokenizer(path, self.manifest)
         self._session = _session(path, device, threads)
         providers.check(self._session, device)
-        self._input = _check_graph(self._session, self.manifest, path)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        contract = self.manifest.input
-        if isinstance(contract, ImageInput):
-            return (contract.height, contract.width, contract.channels)
-        assert isinstance(contract, TensorInput)
-        return contract.shape
-
-    @property
-    def input_type(self) -> np.dtype[np.generic]:
-        """Element type of one row."""
-        contract = self.manifest.input
-        name = contract.data_type if isinstance(contract, TensorInput) else "uint8"
-        return np.dtype(name)
+        _check_graph(self._session, self.manifest, path)
 
     def run(self, rows: Rows) -> Outputs:
-        """Embed rows, each of `input_shape` and `input_type`: float32 [len(rows), dimension]."""
-        batch = np.stack(rows)  # [batch, *input_shape]
-        outputs: Outputs = self._session.run([manifests.OUTPUT], {self._input: batch})[0]
+        """Embed rows prepared for the input contract: float32 [len(rows), dimension]."""
+        inputs = feed(rows, self.manifest.input)
+        outputs: Outputs = self._session.run([manifests.OUTPUT], inputs)[0]
         return outputs
 
-    def warm(self, max_batch: int) -> None:
-        """Run the smallest and the largest batch, so that no caller meets first-run costs.
+    def warm(self, max_batch: int, max_tokens: int) -> None:
+        """Run the smallest and the largest batches, so that no caller meets first-run costs.
+
+        Args:
+            max_batch: most rows of one run.
+            max_tokens: most tokens of one run, padding included.
 
         Raises:
-            ManifestError: the embeddings have another dimension than the manifest says.
+            ManifestError: the embeddings have another dimension than the manifest says, or the
+                tokenizer knows ids that the graph does not.
         """
-        row = np.zeros(self.input_shape, self.input_type)
-        for size in sorted({1, max_batch}):
-            outputs = self.run([row] * size)
-            if outputs.shape != (size, self.manifest.dimension):
-                raise ManifestError(
-                    f"{self.path} gives embeddings of shape {list(outputs.shape)} for a batch of "
-                    f"{size}, its manifest says dimension {self.manifest.dimension}; export again"
-                )
+        contract = self.manifest.input
+        if self.tokenizer is None or not isinstance(contract, TextInput):
+            row = _zeros(contract)
+            for size in sorted({1, max_batch}):
+                self._check_run([row] * size)
+            return
+        self._check_ids(self.tokenizer, contract)
+        for length in sorted({min(_SHORT, contract.max_tokens), contract.max_tokens}):
+            ids = np.full(length, contract.pad_id, np.int64)
+            for size in sorted({1, max(1, min(max_batch, max_tokens // length))}):
+                self._check_run([ids] * size)
+
+    def _check_run(self, rows: list[Row]) -> None:
+        try:
+            outputs = self.run(rows)
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            raise ManifestError(
+                f"{self.path} does not run on a batch of {len(rows)}, shape "
+                f"{list(rows[0].shape)} each: {str(error)[:300]}; export again"
+            ) from error
+        if outputs.shape != (len(rows), self.manifest.dimension):
+            raise ManifestError(
+                f"{self.path} gives embeddings of shape {list(outputs.shape)} for a batch of "
+                f"{len(rows)}, its manifest says dimension {self.manifest.dimension}; export again"
+            )
+
+    def _check_ids(self, tokenizer: Tokenizer, contract: TextInput) -> None:
+        """Look the largest id up in the graph's table, since a text may hold any."""
+        largest = max(tokenizer.largest_id, contract.pad_id)
+        try:
+            self.run([np.full(min(_SHORT, contract.max_tokens), largest, np.int64)])
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            raise ManifestError(
+                f"the tokenizer of {self.path} does not fit its graph, which cannot run on the id "
+                f"{largest} that it knows ({str(error)[:200]}); import the model with its own "
+                "tokenizer"
+            ) from error
 
 
 def _checked_manifest(path: Path) -> Manifest:
@@ -97,9 +121,25 @@ def _checked_manifest(path: Path) -> Manifest:
         )
     if isinstance(manifest.input, ImageInput):
         check_contract(manifest.input)
-    if manifest.modality == "text":
-        raise NotBuilt(f"{path} is a text twin; this server serves image and tensor twins so far")
     return manifest
+
+
+def _tokenizer(path: Path, manifest: Manifest) -> Tokenizer | None:
+    if not isinstance(manifest.input, TextInput):
+        return None
+    text = manifests.read_tokenizer(path)
+    if text is None:
+        raise ManifestError(
+            f"{path} is a text twin without a tokenizer in it; export or import it again"
+        )
+    return Tokenizer(text, manifest.input)
+
+
+def _zeros(contract: InputContract) -> Row:
+    if isinstance(contract, ImageInput):
+        return np.zeros((contract.height, contract.width, contract.channels), np.uint8)
+    assert isinstance(contract, TensorInput)
+    return np.zeros(contract.shape, contract.data_type)
 
 
 def _session(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
@@ -125,24 +165,35 @@ def _session(path: Path, device: Device, threads: int) -> onnxruntime.InferenceS
     return session
 
 
-def _check_graph(session: onnxruntime.InferenceSession, manifest: Manifest, path: Path) -> str:
-    """Compare the graph's input and output with the manifest; return the input's name."""
+def _check_graph(session: onnxruntime.InferenceSession, manifest: Manifest, path: Path) -> None:
+    """Compare the graph's inputs and output with the manifest."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [o.name for o in outputs] != [manifests.OUTPUT]:
         raise ManifestError(
             f"{path} has outputs {[o.name for o in outputs]}; a twin has one, "
             f"named {manifests.OUTPUT}; export again"
         )
+    if outputs[0].type != _ONNX_TYPES["float32"]:
+        raise ManifestError(
+            f"{path} gives {outputs[0].type}; a twin gives {_ONNX_TYPES['float32']} in every "
+            "precision; export again"
+        )
     contract = manifest.input
-    expected = _ONNX_TYPES[contract.data_type if isinstance(contract, TensorInput) else "uint8"]
-    if len(inputs) != 1 or inputs[0].type != expected:
+    kind = {ImageInput: "uint8", TextInput: "int64"}.get(type(contract))
+    expected = _ONNX_TYPES[contract.data_type if isinstance(contract, TensorInput) else str(kind)]
+    names = input_names(contract)
+    found = {i.name: i.type for i in inputs}
+    if found != dict.fromkeys(names, expected):
         raise ManifestError(
-            f"{path} takes {[(i.name, i.type) for i in inputs]}; its manifest says one input of "
-            f"{expected}; export again"
+            f"{path} takes {found}; its manifest says {', '.join(names)} of {expected}; export "
+            "again"
         )
-    if isinstance(inputs[0].shape[0], int):
-        raise ManifestError(
-            f"{path} fixes its batch at {inputs[0].shape[0]}; export it with a dynamic batch axis"
-        )
-    name: str = inputs[0].name
-    return name
+    # Axes that a call decides: how many items, and of texts how long.
+    dynamic = 2 if isinstance(contract, TextInput) else 1
+    for one in inputs:
+        for axis, what in zip(one.shape[:dynamic], ("batch", "length"), strict=False):
+            if isinstance(axis, int):
+                raise ManifestError(
+                    f"{path} fixes the {what} of {one.name} at {axis}; export it with a dynamic "
+                    f"{what} axis"
+                )

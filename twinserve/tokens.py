@@ -26,6 +26,7 @@ class Tokens:
 
     ids: Ids  # [length], special tokens included
     truncated: bool
+    count: int  # of the text before it was cut, special tokens included
 
 
 class Tokenizer:
@@ -36,8 +37,8 @@ class Tokenizer:
         contract: of the twin.
 
     Raises:
-        ManifestError: not a tokenizer that this build reads, or not the one that the contract
-            names.
+        ManifestError: not a tokenizer that this build reads, not the one that the contract
+            names, or one whose special tokens fill the limit.
     """
 
     def __init__(self, tokenizer_json: str, contract: TextInput) -> None:
@@ -58,6 +59,12 @@ class Tokenizer:
         self._contract = contract
         # Special tokens stay when a text is cut, so the cut is made before they are added.
         self._special = self._tokenizer.num_special_tokens_to_add(False)
+        if self._special >= contract.max_tokens:
+            raise ManifestError(
+                f"the tokenizer adds {self._special} special tokens to every text and the limit is "
+                f"{contract.max_tokens} tokens, which leaves none for the text; import again with "
+                "a larger limit"
+            )
 
     @property
     def largest_id(self) -> int:
@@ -67,7 +74,7 @@ class Tokenizer:
     def encode(
         self, text: str, *, prompt: str | None = None, truncate: bool | None = None
     ) -> Tokens:
-        """Tokenize one text.
+        """Tokenize one text, without holding the GIL.
 
         Args:
             text: in Unicode, not blank.
@@ -75,8 +82,9 @@ class Tokenizer:
             truncate: whether a text above the limit is cut; None takes the contract's rule.
 
         Raises:
-            EmptyInput: nothing but blanks.
-            InvalidInput: an unknown prompt, or half a surrogate pair.
+            EmptyInput: nothing but blanks, or nothing that the tokenizer keeps.
+            InvalidInput: an unknown prompt (its field is "prompt"), half a surrogate pair, or a
+                word without an id where the tokenizer has none for unknown words.
             LimitExceeded: too many tokens, and not to be cut; both numbers are named.
         """
         if not text.strip():
@@ -84,12 +92,22 @@ class Tokenizer:
         name = self._contract.default_prompt if prompt is None else prompt
         if name and name not in self._contract.prompts:
             known = ", ".join(sorted(self._contract.prompts)) or "none"
-            raise InvalidInput(f"prompt {name!r:.80} is unknown; the model has: {known}")
+            raise InvalidInput(
+                f"prompt {name!r:.80} is unknown; the model has: {known}", field="prompt"
+            )
         try:
             whole = f"{self._contract.prompts[name]}{text}" if name else text
-            encoding = self._tokenizer.encode(whole, add_special_tokens=False)
+            # Unlike `encode`, this lets other threads run meanwhile, and tracks no offsets.
+            (encoding,) = self._tokenizer.encode_batch_fast([whole], add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:  # the library says TypeError
             raise InvalidInput("the text holds half a surrogate pair; send valid UTF-8") from error
+        except Exception as error:  # the library raises plain Exception
+            raise InvalidInput(
+                f"the model's tokenizer cannot read the text ({str(error)[:200]}); send other "
+                "words, or import the model with a tokenizer that has an unknown token"
+            ) from error
+        if not encoding.ids:
+            raise EmptyInput("the tokenizer keeps nothing of the text; send at least one word")
         most = self._contract.max_tokens
         length = len(encoding.ids) + self._special
         beyond = length > most
@@ -102,7 +120,7 @@ class Tokenizer:
                 )
             encoding.truncate(most - self._special)
         finished = self._tokenizer.post_process(encoding)
-        return Tokens(np.array(finished.ids, dtype=np.int64), beyond)
+        return Tokens(np.array(finished.ids, dtype=np.int64), beyond, length)
 
 
 def digest(tokenizer_json: str) -> str:

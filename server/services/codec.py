@@ -89,9 +89,20 @@ def check_count(count: int, field: str, limits: Limits) -> None:
         )
 
 
-def raw_input(message: shared.Input, field: str, limits: Limits) -> RawInput | TwinserveError:
-    """Read one input; what is wrong with it comes back as the error, with its field's path."""
+def raw_input(
+    message: shared.Input, field: str, limits: Limits, truncate: bool | None = None
+) -> RawInput | TwinserveError:
+    """Read one input; what is wrong with it comes back as the error, with its field's path.
+
+    `truncate` is the call's word on long texts, where it has one.
+    """
     kind = message.WhichOneof("kind")
+    if message.HasField("prompt") and kind not in ("text", None):
+        return InvalidInput(
+            f"a prompt ({message.prompt!r:.80}) was given with the {kind}, and only texts take "
+            "one; leave it out",
+            field=f"{field}.prompt",
+        )
     try:
         if kind == "image":
             if not message.image:
@@ -100,7 +111,8 @@ def raw_input(message: shared.Input, field: str, limits: Limits) -> RawInput | T
         if kind == "text":
             if not message.text:
                 raise EmptyInput("the text is empty; send at least one character")
-            return Text(message.text)
+            prompt = message.prompt if message.HasField("prompt") else None
+            return Text(message.text, prompt, truncate)
         if kind == "tensor":
             return Array(_array(message.tensor, limits))
         if kind == "embedding":

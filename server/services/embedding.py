@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from twinserve import decision
 from twinserve.errors import InvalidInput, LimitExceeded, TwinserveError
 from twinserve.server import comparing
 from twinserve.server.config import Limits
+from twinserve.server.engine import Engine
 from twinserve.server.gate import Gate
 from twinserve.server.inputs import Vector
 from twinserve.server.metrics import Metrics
@@ -56,12 +57,14 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             )
         engine = self.models.resolve(request.model)
         dimension = options.dimensions if options.HasField("dimensions") else None
+        truncate = options.truncate if options.HasField("truncate") else None
         embedded = await embed_messages(
             engine,
             [(f"inputs[{i}]", message) for i, message in enumerate(request.inputs)],
             caller_of(context),
             self.limits,
             dimension,
+            truncate,
         )
         self.metrics.preprocess.labels(engine.name).observe(embedded.preprocess)
         check_items(embedded.errors, len(request.inputs), atomic=request.atomic)
@@ -73,8 +76,10 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             timing=codec.timing_message(embedded.ride, embedded.preprocess),
         )
         packed = options.encoding != shared.ENCODING_UNSPECIFIED
-        for outcome in embedded.outcomes:
-            result = response.results.add()
+        for outcome, count, truncated in zip(
+            embedded.outcomes, embedded.token_counts, embedded.truncated, strict=True
+        ):
+            result = response.results.add(token_count=count, truncated=truncated)
             if isinstance(outcome, TwinserveError):
                 result.error.CopyFrom(status_of(outcome))
             elif not packed:
@@ -95,7 +100,8 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
         sides: list[tuple[str, shared.Input]] = []
         for i, pair in enumerate(request.pairs):
             sides += [(f"pairs[{i}].first", pair.first), (f"pairs[{i}].second", pair.second)]
-        embedded = await embed_messages(engine, sides, caller_of(context), self.limits)
+        dimension = _dimension_of(engine, sides)
+        embedded = await embed_messages(engine, sides, caller_of(context), self.limits, dimension)
         self.metrics.preprocess.labels(engine.name).observe(embedded.preprocess)
         errors: dict[int, TwinserveError] = {}
         whole: dict[int, tuple[Vector, Vector]] = {}
@@ -114,7 +120,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             [first for first, _ in whole.values()],
             [second for _, second in whole.values()],
             manifest.metric,
-            decision.usable(manifest.calibration(manifest.dimension), manifest.metric),
+            decision.usable(manifest.calibration(dimension), manifest.metric),
             rule,
             prior,
         )
@@ -142,3 +148,17 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
         await not_built(context, "EmbedStream", "send calls of Embed with several inputs each")
         return
         yield  # makes this the asynchronous generator that grpc expects
+
+
+def _dimension_of(engine: Engine, sides: Sequence[tuple[str, shared.Input]]) -> int:
+    """Return the dimension in which a Compare is done: full, or that of its ready embeddings.
+
+    The first ready embedding of one of the twin's spaces decides for the call; whatever is of
+    another space is refused in its place.
+    """
+    for _, message in sides:
+        if message.WhichOneof("kind") == "embedding":
+            found = engine.spaces.get(message.embedding.space_id)
+            if found is not None:
+                return found
+    return engine.manifest.dimension

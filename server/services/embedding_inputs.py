@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from twinserve.errors import TwinserveError
 from twinserve.server import inputs
@@ -19,6 +20,7 @@ async def embed_messages(
     caller: Caller,
     limits: Limits,
     dimension: int | None = None,
+    truncate: bool | None = None,
 ) -> Embedded:
     """Embed the inputs of a call.
 
@@ -30,8 +32,9 @@ async def embed_messages(
         caller: whose call it is.
         limits: of one input.
         dimension: of the embeddings; None is the twin's full one.
+        truncate: whether long texts are cut; None is the twin's own rule.
     """
-    read = [codec.raw_input(message, field, limits) for field, message in messages]
+    read = [codec.raw_input(message, field, limits, truncate) for field, message in messages]
     # Which of the distinct usable inputs each message is; None where it cannot be read.
     place: dict[bytes, int] = {}
     distinct: list[RawInput] = []
@@ -58,6 +61,11 @@ async def embed_messages(
         assert at is not None
         outcome = embedded.outcomes[at]
         if isinstance(outcome, TwinserveError):
-            outcome = outcome.at(f"{field}.{message.WhichOneof('kind')}")
+            outcome = outcome.at(f"{field}.{outcome.field or message.WhichOneof('kind')}")
         outcomes.append(outcome)
-    return Embedded(tuple(outcomes), embedded.space_id, embedded.preprocess, embedded.ride)
+    return replace(
+        embedded,
+        outcomes=tuple(outcomes),
+        token_counts=tuple(0 if at is None else embedded.token_counts[at] for at in origin),
+        truncated=tuple(at is not None and embedded.truncated[at] for at in origin),
+    )

@@ -7,14 +7,20 @@ from typing import Any
 
 import pytest
 
-from twinserve.errors import FailedPrecondition, ModelNotFound
+from twinserve.errors import FailedPrecondition, ModelNotFound, SpaceMismatch
 from twinserve.server.models import Models
 
 
-def engine(name: str, version: str) -> Any:
-    """What Models asks of an engine."""
-    manifest = SimpleNamespace(version=version, space_id=f"sp_{name}_{version}")
-    return SimpleNamespace(name=name, version=f"{name}@{version}", manifest=manifest)
+def engine(name: str, version: str, precision: str = "fp32", space: str = "") -> Any:
+    """What Models asks of an engine; one truncation to 8 dimensions."""
+    space = space or f"sp_{name}_{version}"
+    manifest = SimpleNamespace(version=version, space_id=space, precision=precision)
+    return SimpleNamespace(
+        name=name,
+        version=f"{name}@{version}",
+        manifest=manifest,
+        spaces={space: 16, f"{space}_8": 8},
+    )
 
 
 def test_the_bare_name_is_the_newest_version_by_its_numbers() -> None:
@@ -31,6 +37,43 @@ def test_no_name_is_the_only_model_and_else_asks_for_one() -> None:
     assert refused.value.field == "gallery.model"
 
 
-def test_the_same_version_twice_is_refused() -> None:
-    with pytest.raises(FailedPrecondition, match="given twice"):
-        Models([engine("a", "1"), engine("a", "1")])
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (engine("a", "1"), "twice; leave one of the two out"),
+        (engine("a", "1", "int8"), "in two precisions, fp32 and int8; .* --model a-int8="),
+        (engine("a", "1", space="sp_else"), "by two different twins"),
+    ],
+)
+def test_two_files_of_one_name_and_version_are_refused_with_the_way_out(
+    other: Any, says: str
+) -> None:
+    with pytest.raises(FailedPrecondition, match=f"a@1 is given {says}"):
+        Models([engine("a", "1"), other])
+
+
+def test_precisions_under_names_of_their_own_are_served_side_by_side() -> None:
+    models = Models([engine("a", "1"), engine("a-int8", "1", "int8", "sp_a_1")])
+    assert models.resolve("a").manifest.precision == "fp32"
+    assert models.resolve("a-int8").manifest.precision == "int8"
+
+
+def test_a_gallery_is_served_by_any_precision_of_its_twin_its_own_name_first() -> None:
+    full, small = engine("a", "1"), engine("a-int8", "1", "int8", "sp_a_1")
+    both = Models([full, small])
+    assert both.of_space("a", "sp_a_1") is full
+    assert both.of_space("a-int8", "sp_a_1") is small
+    assert Models([small]).of_space("a", "sp_a_1") is small
+    newer = engine("a", "2")
+    assert Models([full, newer]).of_space("a", "sp_a_1") is full, "the name moved on, not the space"
+
+
+def test_a_truncated_space_is_given_by_the_twin_that_was_trained_for_it() -> None:
+    one = engine("a", "1")
+    assert Models([engine("b", "1"), one]).of_space("a", "sp_a_1_8") is one
+
+
+def test_a_space_that_nobody_gives_any_more_is_refused_with_both_ids() -> None:
+    with pytest.raises(SpaceMismatch, match="sp_old.*sp_a_1") as refused:
+        Models([engine("a", "1")]).of_space("a", "sp_old")
+    assert refused.value.metadata == {"space_id": "sp_a_1", "wanted_space_id": "sp_old"}
