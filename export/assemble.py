@@ -17,12 +17,21 @@ from typing import Any
 
 import onnxruntime
 
-from twinserve.calibration import pair_distances
+from twinserve.calibration import PairDistances, pair_distances
 from twinserve.distance import Embeddings
-from twinserve.errors import ConfigError, TwinserveError
+from twinserve.errors import ConfigError, DataError, TwinserveError
 from twinserve.export import overlap, parity
-from twinserve.export.calibrations import MAX_ITEMS, calibrations_for, drawn_items
+from twinserve.export.calibrations import (
+    MAX_ITEMS,
+    JudgedPairs,
+    calibrations_for,
+    calibrations_of_pairs,
+    drawn_items,
+    judged_distances,
+)
+from twinserve.export.dependence import vertices
 from twinserve.export.evidence import Evidence, Facts, Reference, Source
+from twinserve.export.pairs import Pairs
 from twinserve.export.results import results
 from twinserve.export.session import PROVIDER, GraphSession, embed_all
 from twinserve.export.signature import check_graph, check_tokenizer
@@ -116,11 +125,10 @@ def assemble(
 
     progress("calibrating")
     reference = _reference(session, facts, evidence)
-    setting = reference.calibrate
-    if setting is not None and reference.calibrate_embeddings is not None:
+    if reference.calibrate_rows is not None and reference.calibrate_embeddings is not None:
         report["decisions"] = parity.check_decisions(
-            pair_distances(source.embed(setting.rows), setting.labels, facts.metric),
-            pair_distances(reference.calibrate_embeddings, setting.labels, facts.metric),
+            reference.distances(source.embed(reference.calibrate_rows)),
+            reference.distances(reference.calibrate_embeddings),
             reference.calibrations[0].points,
             facts.metric,
             largest_coordinate=vectors.largest_coordinate,
@@ -208,33 +216,58 @@ def write(outcome: Outcome, out: Path) -> dict[str, Path]:
 
 
 def _reference(session: GraphSession, facts: Facts, evidence: Evidence) -> Reference:
-    setting = evidence.calibrate
+    labelled, pairs = evidence.calibrate, evidence.pairs
+    settings: dict[str, Any] = {
+        "metric": facts.metric,
+        "dimension": facts.dimension,
+        "truncations": facts.truncations,
+        "default_far": evidence.default_far,
+    }
+
+    def distances(embeddings: Embeddings) -> PairDistances:
+        if labelled is not None:
+            return pair_distances(embeddings, labelled.labels, facts.metric)
+        return judged_distances(_judged(pairs, embeddings), facts.metric)
 
     def recalibrated(embeddings: Embeddings, precision: str) -> tuple[Calibration, ...]:
-        if setting is None:
-            return ()
-        return calibrations_for(
-            embeddings,
-            setting.labels,
-            metric=facts.metric,
-            dimension=facts.dimension,
-            truncations=facts.truncations,
-            precision=precision,
-            data_digest=setting.digest,
-            evidence=evidence.kind,
-            default_far=evidence.default_far,
+        if labelled is not None:
+            return calibrations_for(
+                embeddings,
+                labelled.labels,
+                precision=precision,
+                data_digest=labelled.digest,
+                evidence=evidence.kind,
+                **settings,
+            )
+        digest = "" if pairs is None else pairs.digest
+        return calibrations_of_pairs(
+            _judged(pairs, embeddings), precision=precision, data_digest=digest, **settings
         )
 
-    embeddings = None if setting is None else embed_all(session, setting.rows)
+    rows = labelled.rows if labelled is not None else None if pairs is None else pairs.rows
+    embeddings = None if rows is None else embed_all(session, rows)
     return Reference(
         facts=facts,
         gate=evidence.gate,
         gate_embeddings=embed_all(session, evidence.gate),
         ranges=evidence.gate if evidence.ranges is None else evidence.ranges,
-        calibrate=setting,
+        calibrate=labelled,
+        calibrate_rows=rows,
         calibrate_embeddings=embeddings,
         calibrations=() if embeddings is None else recalibrated(embeddings, "fp32"),
+        distances=distances,
         recalibrated=recalibrated,
+    )
+
+
+def _judged(pairs: Pairs | None, embeddings: Embeddings) -> JudgedPairs:
+    if pairs is None:
+        raise DataError("without labelled items or judged pairs there are no thresholds to set")
+    return JudgedPairs(
+        first=embeddings[pairs.first],
+        second=embeddings[pairs.second],
+        same=pairs.same,
+        vertices=vertices(pairs.first, pairs.second, pairs.same, pairs.subjects),
     )
 
 
@@ -246,11 +279,10 @@ def _lowered(
     lowered = lower(precision, graph, reference)
     check_graph(lowered.model, facts.contract, facts.dimension)
     calibrations: tuple[Calibration, ...] = ()
-    if reference.calibrate is not None:
+    if reference.calibrate_rows is not None:
         session = GraphSession(lowered.model, facts.contract)
-        calibrations = reference.recalibrated(
-            embed_all(session, reference.calibrate.rows), precision
-        )
+        embeddings = embed_all(session, reference.calibrate_rows)
+        calibrations = reference.recalibrated(embeddings, precision)
     report = {
         "source": f"fp32 graph, onnxruntime {onnxruntime.__version__} {PROVIDER}",
         "candidate": f"onnxruntime {onnxruntime.__version__} {PROVIDER}",

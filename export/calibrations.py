@@ -125,16 +125,10 @@ def calibrations_of_pairs(
     check_kinds(pairs.same)
     found = []
     for length in _dimensions(dimension, truncations):
-        first, second = truncated(pairs.first, length), truncated(pairs.second, length)
-        check_vectors(first, metric)
-        check_vectors(second, metric)
-        distances = paired(first, second, metric)
-        measured = PairDistances(
-            genuine=distances[pairs.same],
-            genuine_class=pairs.vertices[pairs.same, 0],
-            impostor=distances[~pairs.same],
-            impostor_classes=pairs.vertices[~pairs.same],
+        cut = dataclasses.replace(
+            pairs, first=truncated(pairs.first, length), second=truncated(pairs.second, length)
         )
+        measured = judged_distances(cut, metric)
         entry = calibrate(
             measured,
             precision=precision,
@@ -146,6 +140,23 @@ def calibrations_of_pairs(
         )
         found.append(entry)
     return tuple(found)
+
+
+def judged_distances(pairs: JudgedPairs, metric: Metric) -> PairDistances:
+    """Measure judged pairs, genuine and impostor apart.
+
+    Raises:
+        NotFinite, ZeroVector: an embedding that no metric can compare.
+    """
+    check_vectors(pairs.first, metric)
+    check_vectors(pairs.second, metric)
+    distances = paired(pairs.first, pairs.second, metric)
+    return PairDistances(
+        genuine=distances[pairs.same],
+        genuine_class=pairs.vertices[pairs.same, 0],
+        impostor=distances[~pairs.same],
+        impostor_classes=pairs.vertices[~pairs.same],
+    )
 
 
 def check_kinds(same: NDArray[np.bool_]) -> None:

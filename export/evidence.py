@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from twinserve.calibration import PairDistances
 from twinserve.distance import Embeddings, Metric
+from twinserve.export.pairs import Pairs
 from twinserve.feed import Rows
 from twinserve.manifest import Calibration, InputContract
 from twinserve.train.data import Labelled
@@ -60,8 +62,10 @@ class Evidence:
 
     gate: Rows  # real held-out rows, at least one; those of `calibrate` and `report` will do
     samples: str = "held out"  # where they are from, for the manifest's reader
-    calibrate: Labelled | None = None  # sets the thresholds; without it there are none
-    kind: str = "run"  # run: the run's calibrate part; labels: the user's own
+    # Labelled items or judged pairs set the thresholds; with neither there are none.
+    calibrate: Labelled | None = None
+    pairs: Pairs | None = None
+    kind: str = "run"  # of `calibrate`: the run's own part, or labels that the user gave
     default_far: float = 0.01
     report: Labelled | None = None  # only measured
     one_shot: OneShotSettings = OneShotSettings()
@@ -78,9 +82,13 @@ class Reference:
     gate_embeddings: Embeddings  # of the fp32 graph
     ranges: Rows
     calibrate: Labelled | None
+    # Of labelled items or judged pairs alike, where there are any.
+    calibrate_rows: Rows | None
     calibrate_embeddings: Embeddings | None  # of the fp32 graph
     calibrations: Sequence[Calibration]  # of the fp32 graph; empty without calibrating data
-    # Sets thresholds on a candidate's own embeddings of `calibrate`, with its precision's name.
+    # Both take a candidate's own embeddings of `calibrate_rows`: the distances of their pairs, and
+    # thresholds, with the precision's name.
+    distances: Callable[[Embeddings], PairDistances]
     recalibrated: Callable[[Embeddings, str], tuple[Calibration, ...]]
 
 
