@@ -8,7 +8,7 @@ the evidence carries. What it does not carry is left out, so that nobody decides
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,7 @@ def calibrations_of_pairs(
     check_kinds(pairs.same)
     found = []
     for length in _dimensions(dimension, truncations):
-        cut = dataclasses.replace(
+        cut = replace(
             pairs, first=truncated(pairs.first, length), second=truncated(pairs.second, length)
         )
         measured = judged_distances(cut, metric)
