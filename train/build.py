@@ -1,4 +1,4 @@
-"""From a config to a fresh twin: which network, and under which input contract."""
+"""From a config to a fresh twin: which network, under which input contract."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from twinserve.manifest import ImageInput
 from twinserve.preprocess import DECODER
 from twinserve.train.config import TrainConfig
 from twinserve.train.conv4 import conv4
+from twinserve.train.resnet import resnet
 from twinserve.train.twins import Twin
 
 
@@ -29,6 +30,18 @@ def build(
     config: TrainConfig, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> Twin:
     """Build the twin that a config names, with the torch seed's fresh weights."""
+    if config.twin.startswith("resnet"):
+        return resnet(
+            int(config.twin.removeprefix("resnet")),
+            contract_of(config),
+            dimension=config.dimension,
+            stem=config.stem,
+            metric=Metric(config.metric),
+            normalized=config.normalized,
+            ink_inverted=config.ink_inverted,
+            mean=mean,
+            std=std,
+        )
     return conv4(
         contract_of(config),
         dimension=config.dimension,

@@ -20,11 +20,22 @@ from twinserve.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 
+# Which twins take which modality.
+TWINS = {
+    "image": ("conv4", "resnet18", "resnet34", "resnet50"),
+    "tensor": ("mlp",),
+    "text": ("words",),
+}
+# Twins that can begin with weights from a file.
+WITH_WEIGHTS = ("resnet18", "resnet34", "resnet50", "words")
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "color_order": ("L", "RGB"),
     "resize": ("stretch", "crop", "pad"),
     "resample": ("nearest", "box", "bilinear", "bicubic", "lanczos"),
-    "twin": ("conv4",),
+    "twin": tuple(twin for twins in TWINS.values() for twin in twins),
+    "stem": ("imagenet", "small"),
+    "mean_std": ("data", "imagenet"),
     "metric": tuple(metric.value for metric in Metric),
     "loss": ("contrastive", "triplet", "supervised_contrastive"),
     "mining": ("random", "batch_hard"),
@@ -40,7 +51,7 @@ class TrainConfig:
     """
 
     # Where from, where to.
-    data: str = ""  # folder or zip of images, class = innermost folder
+    data: str = ""  # folder or zip of images (class = innermost folder), .csv of texts, .npz
     out: str = ""  # run folder
     max_broken_images: int = 0  # so many undecodable images are left out; one more stops the run
 
@@ -51,16 +62,28 @@ class TrainConfig:
     calibrate_fraction: float = 0.2  # of the classes, where no groups are named
     report_fraction: float = 0.2
 
-    # The input contract, which serving repeats.
+    # The columns of a CSV of texts: a name in its header, or a number, from 1.
+    text_column: str = ""  # "": the one named text, else the first
+    label_column: str = ""  # "": the one named label, category, class or intent, else the second
+
+    # The input contract, which serving repeats. Of pictures:
     image_size: int = 28  # pixels, height and width
     color_order: str = "L"
     resize: str = "stretch"
     resample: str = "bilinear"
     ink_inverted: bool = False  # dark ink on white becomes bright on black, so that paper is zero
+    mean_std: str = "data"  # that pixels are normalised by: the training part's, or imagenet's
+    # Of texts:
+    max_tokens: int = 128  # a longer text is cut
 
     # The twin.
     twin: str = "conv4"
-    width: int = 64  # channels of each conv block
+    weights: str = ""  # resnet: file with torchvision's names; words: word vectors as text
+    width: int = 64  # conv4: channels of each block
+    stem: str = "imagenet"  # resnet: "small" is for pictures of 28 to 64 pixels
+    hidden: int = 256  # mlp: units of the hidden layer
+    word_dimension: int = 256  # words: coordinates of a word's vector, unless a file gives it
+    vocabulary: int = 8000  # words: entries that the tokenizer keeps at most
     dimension: int = 64
     normalized: bool = True
     metric: str = "cosine"
@@ -83,6 +106,9 @@ class TrainConfig:
     shear: float = 0.0
     shift: float = 0.0  # share of the picture's side
 
+    # Augmentation of texts: so many of their tokens are left out at random.
+    word_dropout: float = 0.1
+
     # The run.
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
@@ -99,7 +125,10 @@ class TrainConfig:
         for key, allowed in _CHOICES.items():
             value = getattr(self, key)
             _require(value in allowed, key, value, f"one of {', '.join(allowed)}")
-        for key in ("image_size", "width", "dimension", "max_steps", "evaluate_every"):
+        for key in (
+            *("image_size", "max_tokens", "width", "hidden", "word_dimension"),
+            *("vocabulary", "dimension", "max_steps", "evaluate_every"),
+        ):
             value = getattr(self, key)
             _require(value >= 1, key, value, "at least 1")
         _require(self.image_size >= 16, "image_size", self.image_size, "at least 16 pixels")
@@ -119,11 +148,29 @@ class TrainConfig:
         ):
             value = getattr(self, key)
             _require(0 <= value < float("inf"), key, value, "0 or more")
-        for key in ("one_group_share", "calibrate_fraction", "report_fraction", "scale", "shift"):
+        for key in (
+            *("one_group_share", "calibrate_fraction", "report_fraction"),
+            *("scale", "shift", "word_dropout"),
+        ):
             value = getattr(self, key)
             _require(0 <= value <= 1, key, value, "between 0 and 1")
         _require(self.scale < 1, "scale", self.scale, "below 1")
+        _require(
+            0 <= self.word_dropout < 1, "word_dropout", self.word_dropout, "0 or more, below 1"
+        )
         _require(self.one_shot_trials >= 1, "one_shot_trials", self.one_shot_trials, "at least 1")
+        if self.mean_std == "imagenet" and (self.color_order != "RGB" or self.ink_inverted):
+            raise ConfigError(
+                "mean_std is 'imagenet', which is of RGB photographs as they are; set "
+                "color_order=RGB and ink_inverted=false, or mean_std=data"
+            )
+        if self.rotations and self.modality != "image":
+            raise ConfigError(f"rotations turn pictures; twin={self.twin} takes none")
+        if self.weights and self.twin not in WITH_WEIGHTS:
+            raise ConfigError(
+                f"weights is set, which twin={self.twin} cannot begin with; "
+                f"those that can are {', '.join(WITH_WEIGHTS)}"
+            )
         held_out = self.calibrate_fraction + self.report_fraction
         if held_out >= 1:
             raise ConfigError(
@@ -143,6 +190,11 @@ class TrainConfig:
                 f"group {twice[0]!r} is named twice in the split; "
                 "a class that trains must neither calibrate nor report"
             )
+
+    @property
+    def modality(self) -> str:
+        """What the twin takes: image, tensor or text."""
+        return next(modality for modality, twins in TWINS.items() if self.twin in twins)
 
     @property
     def channels(self) -> int:

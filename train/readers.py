@@ -1,22 +1,32 @@
 """Readers: from a data set on disk to labelled rows, exactly as serving prepares them.
 
-In: a folder or zip of pictures, whose innermost folder is the class. Out: `Labelled`.
+In: a folder or zip of pictures whose innermost folder is the class, a CSV of labelled texts, or an
+npz of labelled vectors. Out: `Labelled`. Data that cannot be meant is refused with its place in the
+file, since a label that is none would become a class, and a class calibrates.
 """
 
 from __future__ import annotations
 
+import csv
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twinserve.errors import DataError, InvalidInput
-from twinserve.manifest import ImageInput
+from twinserve.manifest import ImageInput, TensorInput
 from twinserve.preprocess import Pixels, decode_image
-from twinserve.train.data import Labelled
+from twinserve.tokens import Tokenizer
+from twinserve.train.data import IntArray, Labelled
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+# What the columns of a CSV are usually called, the likeliest first.
+TEXT_NAMES = ("text", "sentence", "question", "query")
+LABEL_NAMES = ("label", "category", "class", "intent", "subject")
 
 
 def load_images(path: Path | str, contract: ImageInput, max_broken_images: int = 0) -> Labelled:
@@ -61,14 +71,155 @@ def load_images(path: Path | str, contract: ImageInput, max_broken_images: int =
             f"{names[classes.index('')]} in {path} lies in no class folder; "
             "put each class's images into a folder of its own"
         )
-    class_names = tuple(sorted(set(classes)))
-    position = {name: index for index, name in enumerate(class_names)}
+    class_names, labels = _classes(classes)
     return Labelled(
         rows=np.stack(pixels),
-        labels=np.array([position[name] for name in classes], dtype=np.int64),
+        labels=labels,
         class_names=class_names,
         names=tuple("/".join(name.parts[shared:]) for name in names),
     )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Labelled texts as they were written: what a tokenizer is trained on, and then cuts."""
+
+    texts: tuple[str, ...]  # [n]
+    labels: IntArray  # [n]
+    class_names: tuple[str, ...]  # [classes]
+
+    def of_classes(self, class_names: Sequence[str]) -> tuple[str, ...]:
+        """Return the texts of some classes, in the file's order."""
+        wanted = set(class_names)
+        return tuple(
+            text
+            for text, label in zip(self.texts, self.labels.tolist(), strict=True)
+            if self.class_names[label] in wanted
+        )
+
+    def encoded(self, tokenizer: Tokenizer) -> Labelled:
+        """Cut the texts into tokens; a text too long is cut short, whatever the contract says.
+
+        Raises:
+            DataError: a text that the tokenizer cannot take.
+        """
+        rows = []
+        for text in self.texts:
+            try:
+                rows.append(tokenizer.encode(text, truncate=True).ids)
+            except InvalidInput as error:
+                raise DataError(f"the text {text!r:.80} cannot be used: {error.message}") from error
+        return Labelled(rows, self.labels, self.class_names, self.texts)
+
+
+def load_texts(
+    path: Path | str, tokenizer: Tokenizer, *, text_column: str = "", label_column: str = ""
+) -> Labelled:
+    """Read a CSV of labelled texts as token ids; see `read_texts`."""
+    return read_texts(path, text_column=text_column, label_column=label_column).encoded(tokenizer)
+
+
+def read_texts(path: Path | str, *, text_column: str = "", label_column: str = "") -> Texts:
+    """Read a CSV (or, named .tsv, a file with tabs) of one text and its label a line.
+
+    The first line is a header if it holds a column's name: one asked for here, or one of
+    `TEXT_NAMES` and `LABEL_NAMES`. Without a header the text stands first and the label second.
+
+    Args:
+        path: of a UTF-8 file.
+        text_column: a name in the header, or a number from 1; "" finds it by its usual names.
+        label_column: likewise.
+
+    Raises:
+        DataError: not a CSV, no such column, a line without one of the two, an empty text, a label
+            that is none (empty or NaN).
+    """
+    path = Path(path)
+    lines = list(_lines(path))
+    if not lines:
+        raise DataError(f"{path} holds no lines; give one text and its label a line")
+    first = [cell.strip() for cell in lines[0][1]]
+    columns = tuple(
+        _column(path, first, *asked)
+        for asked in (
+            ("text_column", text_column, TEXT_NAMES, 0),
+            ("label_column", label_column, LABEL_NAMES, 1),
+        )
+    )
+    if columns[0] == columns[1]:
+        raise DataError(
+            f"text and label would both be column {columns[0] + 1} of {path}; set text_column and "
+            "label_column"
+        )
+    known = {text_column, label_column, *TEXT_NAMES, *LABEL_NAMES} - {""}
+    if any(cell in known or cell.lower() in known for cell in first if not cell.isdigit()):
+        lines = lines[1:]
+    texts: list[str] = []
+    labels: list[str] = []
+    for number, cells in lines:
+        if len(cells) <= max(columns):
+            raise DataError(
+                f"line {number} of {path} has {len(cells)} columns, and needs "
+                f"{max(columns) + 1}; write a text and its label, quoted where they hold commas"
+            )
+        text, label = (cells[column].strip() for column in columns)
+        if not text:
+            raise DataError(f"line {number} of {path} has an empty text; leave the line out")
+        texts.append(text)
+        labels.append(_label(label, f"line {number} of {path}"))
+    if not texts:
+        raise DataError(f"{path} holds a header alone; give one text and its label a line")
+    class_names, indices = _classes(labels)
+    return Texts(tuple(texts), indices, class_names)
+
+
+def load_vectors(path: Path | str, contract: TensorInput | None = None) -> Labelled:
+    """Read an npz with `vectors`, float32 [n, *shape], and `labels`, integers or words [n].
+
+    Args:
+        path: of the npz.
+        contract: the shape and type that they must have; None takes any shape of float32.
+
+    Raises:
+        DataError: not an npz, an array missing, of another type or shape, or with NaN in it, or
+            labels that are none.
+    """
+    vectors, labels = _arrays(Path(path))
+    kind = "float32" if contract is None else contract.data_type
+    if vectors.dtype != kind:
+        raise DataError(
+            f"vectors in {path} are {vectors.dtype}, they must be {kind}; "
+            f"save vectors.astype(numpy.{kind})"
+        )
+    if vectors.ndim < 2 or 0 in vectors.shape:
+        raise DataError(f"vectors in {path} have shape {vectors.shape}; give [items, coordinates]")
+    if contract is not None and vectors.shape[1:] != contract.shape:
+        raise DataError(
+            f"vectors in {path} have shape {vectors.shape[1:]} each, the twin takes "
+            f"{contract.shape}; give the vectors that it was made for"
+        )
+    if labels.shape != (len(vectors),):
+        raise DataError(
+            f"labels in {path} have shape {labels.shape} for {len(vectors)} vectors; "
+            "give one label a vector"
+        )
+    if labels.dtype.kind not in "iuUS":
+        raise DataError(
+            f"labels in {path} are {labels.dtype}, which is no type of a label; "
+            "give whole numbers or words"
+        )
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    broken = np.flatnonzero(~np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1))
+    if len(broken):
+        raise DataError(
+            f"{len(broken)} of the vectors in {path} hold NaN or infinity, the first is row "
+            f"{broken[0]}; leave them out"
+        )
+    class_names, indices = _classes(
+        [_label(str(label), f"row {row} of {path}") for row, label in enumerate(labels.tolist())]
+    )
+    return Labelled(vectors, indices, class_names, tuple(map(str, range(len(vectors)))))
 
 
 def _files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -105,3 +256,78 @@ def _shared_folders(parents: Sequence[PurePosixPath]) -> int:
     while shared < min(len(first), len(last)) and first[shared] == last[shared]:
         shared += 1
     return shared
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of its last line, cells) of every record that is not blank."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    yield reader.line_num, cells
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; give a CSV of texts and labels") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 at byte {error.start}; give a CSV of texts and labels in UTF-8"
+        ) from error
+    except (OSError, csv.Error) as error:
+        raise DataError(
+            f"{path} cannot be read as a CSV ({error}); give one text and its label a line, "
+            "quoted where they hold commas"
+        ) from error
+
+
+def _column(
+    path: Path, first: Sequence[str], key: str, asked: str, usual: Sequence[str], place: int
+) -> int:
+    """Return the index of a column: as asked for, by a usual name, or by its place."""
+    if asked.isdigit() and int(asked) >= 1:
+        return int(asked) - 1
+    lowered = [cell.lower() for cell in first]
+    if asked:
+        if asked not in first:
+            raise DataError(
+                f"{key} is {asked!r}, which is no column of {path}; its first line is "
+                f"{', '.join(map(repr, first))[:200]}"
+            )
+        return first.index(asked)
+    return next((lowered.index(name) for name in usual if name in lowered), place)
+
+
+def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["vectors"], arrays["labels"]
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; give an npz of vectors and labels") from error
+    except KeyError as error:
+        raise DataError(
+            f"{path} has no array {error.args[0].split()[0]!r}; save it with "
+            "numpy.savez(path, vectors=vectors, labels=labels)"
+        ) from error
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} cannot be read as an npz of plain arrays ({str(error)[:200]}); save it with "
+            "numpy.savez(path, vectors=vectors, labels=labels)"
+        ) from error
+
+
+def _label(label: str, place: str) -> str:
+    """Return a label's class name, refusing what is none; a slash makes a group, as folders do."""
+    name = label.strip()
+    if not name or name.lower() == "nan":
+        raise DataError(
+            f"{place} has {'an empty label' if not name else 'NaN as its label'}; "
+            "name the class, or leave it out"
+        )
+    return name
+
+
+def _classes(labels: Sequence[str]) -> tuple[tuple[str, ...], IntArray]:
+    """Return the distinct classes, sorted, and the index of each label: int64 [n]."""
+    class_names = tuple(sorted(set(labels)))
+    position = {name: index for index, name in enumerate(class_names)}
+    return class_names, np.array([position[label] for label in labels], dtype=np.int64)
