@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.export.text_twins import make_text_twin
 from twinserve.distance import Metric
 from twinserve.export.to_onnx import to_onnx
 from twinserve.manifest import ImageInput
@@ -65,6 +66,12 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model() -> bytes:
     """The graph of `make_twin()`."""
     return to_onnx(make_twin())
+
+
+@pytest.fixture(scope="session")
+def text_model() -> bytes:
+    """The graph of `make_text_twin()`."""
+    return to_onnx(make_text_twin())
 
 
 @pytest.fixture
