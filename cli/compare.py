@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="FIRST", help="picture, or text")
     parser.add_argument("second", metavar="SECOND", help="picture, or text")
     inputs.add_text_flag(parser)
+    inputs.add_prompt_flag(parser)
     parser.add_argument("--model", default="", help="name, name@version or alias")
     decisions.add_rule_flags(parser)
     decisions.add_prior_flag(parser)
@@ -30,13 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare the two."""
+    inputs.check_prompt(arguments)
     pair = (
         inputs.one(arguments.first, text=arguments.text),
         inputs.one(arguments.second, text=arguments.text),
     )
     with connection.connect(arguments) as client:
         results = client.compare(
-            [pair], arguments.far, arguments.threshold, arguments.prior, model=arguments.model
+            [pair],
+            arguments.far,
+            arguments.threshold,
+            arguments.prior,
+            model=arguments.model,
+            prompt=arguments.prompt,
         )
     (comparison,) = results.checked()
     if arguments.json:

@@ -18,7 +18,7 @@ DESCRIPTION = "Turn pictures (or texts) into vectors. A folder stands for all pi
 EXAMPLES = """
   twinserve embed face.jpg --json
   twinserve embed photos/ --out vectors.npy
-  twinserve embed --text "where is my card?"
+  twinserve embed --text "where is my card?" --prompt query
 """
 
 
@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, or text")
     inputs.add_text_flag(parser)
+    inputs.add_prompt_flag(parser)
+    parser.add_argument(
+        "--truncate",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="cut texts over the model's limit, or refuse them (the model's own rule)",
+    )
     parser.add_argument("--model", default="", help="name, name@version or alias")
     parser.add_argument(
         "--dimensions", type=inputs.positive, metavar="N", help="one of the model's truncations"
@@ -44,14 +51,23 @@ def run(arguments: argparse.Namespace) -> int:
     """Embed all inputs, batch by batch."""
     if arguments.out is not None and arguments.out.suffix != ".npy":
         raise ConfigError(f"--out is {arguments.out}; give a name that ends in .npy")
+    inputs.check_prompt(arguments)
     named = inputs.several(arguments.inputs, text=arguments.text)
     found: list[Vector | TwinserveError] = []
     versions: set[str] = set()
+    cut: list[Path | str] = []
     with connection.connect(arguments) as client, Progress(len(named), "inputs") as progress:
 
         def embed(batch: Sequence[Path | str]) -> list[Vector | TwinserveError]:
-            reply = client.embed(batch, arguments.model, arguments.dimensions)
+            reply = client.embed(
+                batch,
+                arguments.model,
+                arguments.dimensions,
+                prompt=arguments.prompt,
+                truncate=arguments.truncate,
+            )
             versions.add(reply.model_version)
+            cut.extend(name for name, was in zip(batch, reply.truncated, strict=True) if was)
             return [error or reply[i] for i, error in enumerate(reply.errors)]
 
         for batch in inputs.batches(named, arguments.batch):
@@ -73,13 +89,18 @@ def run(arguments: argparse.Namespace) -> int:
             np.stack([a.values if isinstance(a, Vector) else missing for a in found]),
         )
     if arguments.json:
-        _print_json(arguments.out, named, found, vectors[0], versions)
+        _print_json(arguments.out, named, found, vectors[0], versions, cut)
     else:
         print(f"model {', '.join(sorted(versions))}, space {vectors[0].space_id}")
         if arguments.out is not None:
             print(f"wrote float32 [{len(found)}, {len(vectors[0].values)}] to {arguments.out}")
         else:
             _print_vectors(named, found)
+        if cut:
+            print(
+                f"{len(cut)} of {len(named)} texts are over the model's limit and were cut; "
+                "--no-truncate refuses them"
+            )
         _complain(named, found)
     return inputs.exit_code(found)
 
@@ -90,6 +111,7 @@ def _print_json(
     found: Sequence[Vector | TwinserveError],
     first: Vector,
     versions: set[str],
+    cut: Sequence[Path | str],
 ) -> None:
     results = []
     for name, answer in zip(named, found, strict=True):
@@ -103,6 +125,7 @@ def _print_json(
             "space_id": first.space_id,
             "dimension": len(first.values),
             "file": None if out is None else str(out),
+            "truncated": [str(name) for name in cut],
             "results": results,
         }
     )

@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="one item per row")
     parser.add_argument("--subject", help="of all items, in place of their subfolders")
     inputs.add_text_flag(parser)
+    inputs.add_prompt_flag(parser)
     parser.add_argument("--create", action="store_true", help="make the gallery if it is missing")
     parser.add_argument("--model", default="", help="with --create: the twin of the new gallery")
     inputs.add_batch_flag(parser)
@@ -52,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Enrol all items, batch by batch."""
+    if arguments.csv is None:
+        inputs.check_prompt(arguments)
     items = list(_items(arguments))
     if not items:
         raise DataError("nothing to enrol; name a folder, pictures, or a --csv file")
@@ -63,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             client.create_gallery(arguments.gallery, model=arguments.model)
 
         def enroll(batch: Sequence[EnrollItem]) -> Results[Enrolled]:
-            return client.enroll(arguments.gallery, batch)
+            return client.enroll(arguments.gallery, batch, prompt=arguments.prompt)
 
         for batch in inputs.batches(items, arguments.batch):
             answers = inputs.answers(enroll, batch)

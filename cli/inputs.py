@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from twinserve.cli.exit_codes import FAULT, NO, OK
-from twinserve.errors import DataError, TwinserveError
+from twinserve.errors import ConfigError, DataError, TwinserveError
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -28,6 +28,29 @@ def add_text_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", action="store_true", help="the inputs are texts, not paths of pictures"
     )
+
+
+def add_prompt_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --prompt, the name of the prompt that is put before texts."""
+    parser.add_argument(
+        "--prompt",
+        metavar="NAME",
+        help="with texts: one of the model's prompts, put before each; '' for none (the model's "
+        "default)",
+    )
+
+
+def check_prompt(arguments: argparse.Namespace) -> None:
+    """Refuse a prompt without texts to put it before.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if arguments.prompt is not None and not arguments.text:
+        raise ConfigError(
+            f"--prompt {arguments.prompt!r} was given without --text, and only texts take one; "
+            "leave it out, or give --text"
+        )
 
 
 def add_batch_flag(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("gallery", metavar="GALLERY")
     parser.add_argument("probes", nargs="+", metavar="PROBE", help="picture, folder, or text")
     inputs.add_text_flag(parser)
+    inputs.add_prompt_flag(parser)
     parser.add_argument(
         "--top-k", type=inputs.positive, default=10, metavar="K", help="most hits (%(default)s)"
     )
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Search for every probe, batch by batch."""
+    inputs.check_prompt(arguments)
     named = inputs.several(arguments.probes, text=arguments.text)
     found: list[Hits | TwinserveError] = []
     with connection.connect(arguments) as client, Progress(len(named), "probes") as progress:
@@ -56,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.far,
                 arguments.threshold,
                 arguments.fpir,
+                prompt=arguments.prompt,
                 max_distance=arguments.max_distance,
                 by_item=arguments.by == "item",
                 exact=arguments.exact,
@@ -81,7 +84,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_hits(name: str, hits: Hits) -> None:
     facts = [hits.outcome.value]
     if hits.threshold is not None:
-        facts.append(f"threshold {hits.threshold:.4f}")
+        source = f" (by the {hits.evidence})" if hits.evidence else ""
+        facts.append(f"threshold {hits.threshold:.4f}{source}")
+    rate = hits.false_positive_identification_rate
+    if rate is not None:
+        upper = hits.false_positive_identification_rate_upper
+        bound = "" if upper is None else f" (at most {upper:.2g})"
+        facts.append(f"a stranger matches somebody at a rate of {rate:.2g}{bound}")
     if hits.expected_false_matches is not None:
         facts.append(f"{hits.expected_false_matches:.2g} false matches expected by chance")
     print(f"{name}: {', '.join(facts)}")

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("subject", metavar="SUBJECT")
     parser.add_argument("probe", metavar="PROBE", help="picture, or text")
     inputs.add_text_flag(parser)
+    inputs.add_prompt_flag(parser)
     decisions.add_rule_flags(parser)
     decisions.add_prior_flag(parser)
     connection.add_arguments(parser)
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Verify the probe."""
+    inputs.check_prompt(arguments)
     probe = inputs.one(arguments.probe, text=arguments.text)
     with connection.connect(arguments) as client:
         verification = client.verify(
@@ -40,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.far,
             arguments.threshold,
             arguments.prior,
+            prompt=arguments.prompt,
         )
     if arguments.json:
         print_json(verification)

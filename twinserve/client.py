@@ -1,10 +1,11 @@
 """The Python client: one connection, blocking calls, typed results with numpy.
 
-In: pictures, texts, arrays or ready vectors. Out: the dataclasses of `twinserve.messages`, or the
-exceptions of `twinserve.errors`, of the very class that the server raised (told by its reason,
-never by its text). A call has one deadline that covers all its attempts: UNAVAILABLE is tried again
-with a growing pause, and RESOURCE_EXHAUSTED after the delay that the server names. Every write
-carries a request_id that its retries repeat, so that none is done twice. No torch, no onnxruntime.
+In: pictures, texts (with the name of a prompt where the model has some), arrays or ready vectors.
+Out: the dataclasses of `twinserve.messages`, or the exceptions of `twinserve.errors`, of the very
+class that the server raised (told by its reason, never by its text). A call has one deadline that
+covers all its attempts: UNAVAILABLE is tried again with a growing pause, and RESOURCE_EXHAUSTED
+after the delay that the server names. Every write carries a request_id that its retries repeat, so
+that none is done twice. No torch, no onnxruntime.
 
     with Client("127.0.0.1:50051") as client:
         for hits in client.search("people", [Path("probe.png")]).checked():
@@ -43,6 +44,7 @@ from twinserve.messages import (
     Model,
     Removed,
     Results,
+    Text,
     Timing,
     Vector,
     Verification,
@@ -72,6 +74,7 @@ __all__ = [
     "Model",
     "Removed",
     "Results",
+    "Text",
     "Timing",
     "Vector",
     "Verification",
@@ -154,6 +157,7 @@ class Client:
         model: str = "",
         dimensions: int | None = None,
         *,
+        prompt: str | None = None,
         truncate: bool | None = None,
         atomic: bool = False,
         raise_for_errors: bool = False,
@@ -165,6 +169,8 @@ class Client:
             inputs: 1 to the server's limit of items.
             model: name, name@version or alias; "" is the only one served.
             dimensions: one of the model's truncations; None is the full dimension.
+            prompt: name of the model's prompt put before each text that names none itself (a
+                `Text` may); "" is none, None the model's default.
             truncate: whether a text over the limit is cut; None is the model's own rule.
             atomic: let the server refuse the whole call for one item's error.
             raise_for_errors: raise the first item's error instead of leaving it in `errors`.
@@ -175,7 +181,7 @@ class Client:
             options = embedding_service_pb2.EmbedOptions(dimensions=dimensions, truncate=truncate)
         request = embedding_service_pb2.EmbedRequest(
             model=model,
-            inputs=[messages.to_input(value) for value in inputs],
+            inputs=[messages.to_input(value, prompt) for value in inputs],
             options=options,
             atomic=atomic,
         )
@@ -196,11 +202,15 @@ class Client:
         prior: float | None = None,
         *,
         model: str = "",
+        prompt: str | None = None,
         atomic: bool = False,
         raise_for_errors: bool = False,
         timeout: float | None = None,
     ) -> Results[Comparison]:
         """Say of each pair whether both inputs show the same subject.
+
+        Where a pair holds a ready vector of one of the model's truncations, the call is done in
+        that space, with its own calibration.
 
         Args:
             pairs: 1 to the server's limit of items.
@@ -208,6 +218,7 @@ class Client:
             threshold: match iff distance <= threshold; neither: the model's default.
             prior: probability of "same" before looking, in (0, 1); None is 0.5.
             model: as for `embed`.
+            prompt: as for `embed`.
             atomic: let the server refuse the whole call for one pair's error.
             raise_for_errors: raise the first pair's error instead of leaving it in its place.
             timeout: seconds, in place of the client's own.
@@ -216,7 +227,8 @@ class Client:
             model=model,
             pairs=[
                 embedding_service_pb2.Pair(
-                    first=messages.to_input(first), second=messages.to_input(second)
+                    first=messages.to_input(first, prompt),
+                    second=messages.to_input(second, prompt),
                 )
                 for first, second in pairs
             ],
@@ -312,6 +324,7 @@ class Client:
         gallery: str,
         items: Sequence[EnrollItem],
         *,
+        prompt: str | None = None,
         atomic: bool = False,
         raise_for_errors: bool = False,
         request_id: str | None = None,
@@ -322,6 +335,7 @@ class Client:
         Args:
             gallery: name or alias.
             items: 1 to the server's limit; each id at most once.
+            prompt: as for `embed`.
             atomic: all items or none.
             raise_for_errors: raise the first item's error; the others stay enrolled.
             request_id: a UUID; None makes one. Repeating a call with the same id and items within
@@ -330,7 +344,7 @@ class Client:
         """
         request = gallery_service_pb2.EnrollRequest(
             gallery=gallery,
-            items=[messages.to_enroll_item(item) for item in items],
+            items=[messages.to_enroll_item(item, prompt) for item in items],
             request_id=request_id or _new_id(),
             atomic=atomic,
         )
@@ -425,6 +439,7 @@ class Client:
         threshold: float | None = None,
         fpir: float | None = None,
         *,
+        prompt: str | None = None,
         filter: Filter | None = None,
         max_distance: float | None = None,
         by_item: bool = False,
@@ -444,6 +459,7 @@ class Client:
             far: pairwise false accept rate of the decision; or
             threshold: match iff distance <= threshold; or
             fpir: the chance that a probe of nobody in the gallery gets any match.
+            prompt: as for `embed`.
             filter: only items with these metadata values.
             max_distance: drop hits farther than this.
             by_item: a hit is an item, not a subject by its nearest item.
@@ -456,7 +472,7 @@ class Client:
         """
         request = gallery_service_pb2.SearchRequest(
             gallery=gallery,
-            probes=[messages.to_input(probe) for probe in probes],
+            probes=[messages.to_input(probe, prompt) for probe in probes],
             top_k=top_k,
             filter=messages.to_filter(filter),
             max_distance=max_distance,
@@ -483,10 +499,13 @@ class Client:
         threshold: float | None = None,
         prior: float | None = None,
         *,
+        prompt: str | None = None,
         at_least: str = "",
         timeout: float | None = None,
     ) -> Verification:
         """Say whether a probe is a subject; `far` holds for the subject as a whole.
+
+        `prompt` is as for `embed`.
 
         Raises:
             SubjectNotFound: nobody of that name in the gallery.
@@ -494,7 +513,7 @@ class Client:
         request = gallery_service_pb2.VerifyRequest(
             gallery=gallery,
             subject=subject,
-            probe=messages.to_input(probe),
+            probe=messages.to_input(probe, prompt),
             rule=messages.to_rule(far, threshold),
             at_least=at_least,
             prior=prior,

@@ -1,9 +1,9 @@
 """Typed inputs and results of the client, and their form in the contract's messages.
 
-In: what a caller has at hand (bytes of a picture, a path, a text, an array, a ready vector).
-Out: frozen dataclasses with numpy arrays. No channel is opened here, so that a client of any kind
-(blocking today, asyncio later) shares every conversion. An item that failed stands in its place as
-the exception it is, neither raised nor dropped.
+In: what a caller has at hand (bytes of a picture, a path, a text, perhaps with a prompt's name, an
+array, a ready vector). Out: frozen dataclasses with numpy arrays. No channel is opened here, so
+that a client of any kind (blocking today, asyncio later) shares every conversion. An item that
+failed stands in its place as the exception it is, neither raised nor dropped.
 """
 
 from __future__ import annotations
@@ -69,8 +69,16 @@ class Vector:
     space_id: str = ""
 
 
-# bytes or Path: a picture; str: a text; an array: one item's tensor, without a batch axis.
-InputLike = bytes | Path | str | NDArray[Any] | Vector
+@dataclass(frozen=True)
+class Text:
+    """A text with a prompt of its own, where those of one call differ: a question, an answer."""
+
+    text: str
+    prompt: str | None = None  # name of one of the model's prompts; "" is none, None the call's
+
+
+# bytes or Path: a picture; str or Text: a text; an array: one item's tensor, without a batch axis.
+InputLike = bytes | Path | str | Text | NDArray[Any] | Vector
 
 
 @dataclass(frozen=True)
@@ -83,30 +91,54 @@ class EnrollItem:
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
 
 
-def to_input(value: InputLike) -> shared_pb2.Input:
+def to_input(value: InputLike, prompt: str | None = None) -> shared_pb2.Input:
     """Return the contract's form of one input.
+
+    Args:
+        value: the input.
+        prompt: name of the prompt that is put before a text which names none itself; "" is none,
+            None the model's default. A ready vector passes by it.
 
     Raises:
         WrongShape: an array of another element type than uint8, float32 or int64, or a vector
             with more than one axis.
-        InvalidInput: something that is no input at all.
+        InvalidInput: something that is no input at all, half a surrogate pair in a text, or a
+            prompt for a picture or an array.
         OSError: a path that cannot be read.
     """
     match value:
         case str():
-            return shared_pb2.Input(text=value)
+            return _to_text(value, prompt)
+        case Text():
+            return _to_text(value.text, prompt if value.prompt is None else value.prompt)
+        case Vector():
+            return shared_pb2.Input(embedding=to_embedding(value))
+    if prompt is not None:
+        raise InvalidInput(
+            f"prompt {prompt!r:.80} was given for a {type(value).__name__}, and only texts take "
+            "one; leave it out",
+            field="prompt",
+        )
+    match value:
         case bytes() | bytearray() | memoryview():
             return shared_pb2.Input(image=bytes(value))
         case Path():
             return shared_pb2.Input(image=value.read_bytes())
-        case Vector():
-            return shared_pb2.Input(embedding=to_embedding(value))
         case np.ndarray():
             return shared_pb2.Input(tensor=_to_tensor(value))
     raise InvalidInput(
-        f"{type(value).__name__} is no input; give bytes or a Path (a picture), a str (a text), "
-        "a numpy array (a tensor) or a Vector (a ready embedding)"
+        f"{type(value).__name__} is no input; give bytes or a Path (a picture), a str or a "
+        "Text, a numpy array (a tensor) or a Vector (a ready embedding)"
     )
+
+
+def _to_text(text: str, prompt: str | None) -> shared_pb2.Input:
+    try:
+        return shared_pb2.Input(text=text, prompt=prompt)
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            "the text or the prompt's name holds half a surrogate pair; give valid Unicode"
+        ) from error
 
 
 def to_embedding(vector: Vector) -> shared_pb2.Embedding:
@@ -210,8 +242,8 @@ def to_filter(
     return shared_pb2.Filter(all=shared_pb2.FilterList(filters=clauses))
 
 
-def to_enroll_item(item: EnrollItem) -> gallery_service_pb2.EnrollItem:
-    """Return the contract's form of one item to enrol."""
+def to_enroll_item(item: EnrollItem, prompt: str | None = None) -> gallery_service_pb2.EnrollItem:
+    """Return the contract's form of one item to enrol; `prompt` is as for `to_input`."""
     message = gallery_service_pb2.EnrollItem(
         item=shared_pb2.Item(
             id=item.id,
@@ -220,7 +252,7 @@ def to_enroll_item(item: EnrollItem) -> gallery_service_pb2.EnrollItem:
         )
     )
     if item.input is not None:
-        message.input.CopyFrom(to_input(item.input))
+        message.input.CopyFrom(to_input(item.input, prompt))
     return message
 
 
@@ -379,8 +411,11 @@ class Hits(Sequence[Hit]):
     hits: tuple[Hit, ...]
     outcome: Outcome
     threshold: float | None
-    expected_false_matches: float | None  # strangers that a probe would match by chance
+    expected_false_matches: float | None  # subjects that a probe of nobody matches by chance
     exact: bool  # provably the nearest
+    false_positive_identification_rate: float | None = None  # a probe of nobody matches anybody
+    false_positive_identification_rate_upper: float | None = None  # upper 95 % bound
+    evidence: str = ""  # the threshold's: request, model or gallery; "" where there is none
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -632,6 +667,11 @@ def _hits(message: gallery_service_pb2.Hits) -> Hits:
         threshold=message.threshold if calibrated else None,
         expected_false_matches=_optional(message, "expected_false_matches"),
         exact=message.exact,
+        false_positive_identification_rate=_optional(message, "false_positive_identification_rate"),
+        false_positive_identification_rate_upper=_optional(
+            message, "false_positive_identification_rate_upper"
+        ),
+        evidence=_word(shared_pb2.Evidence, message.evidence),
     )
 
 
