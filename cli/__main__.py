@@ -22,6 +22,7 @@ VERBS = {
     "demo": "train, export, serve and search real handwriting, in a few minutes",
     "train": "train a twin on labelled pictures",
     "export": "write a trained twin as one ONNX file with its thresholds",
+    "calibrate": "set a twin's thresholds from labelled data or judged pairs of yours",
     "inspect": "show what a twin file says of itself",
     "serve": "serve twins over gRPC",
     "embed": "turn inputs into vectors",
@@ -33,7 +34,7 @@ VERBS = {
     "model": "list and show the models of a server",
     "health": "ask whether a server is serving",
 }
-NOT_BUILT = ("import", "calibrate", "doctor")
+NOT_BUILT = ("import", "doctor")
 
 _EXIT_CODES = "0 done; 1 some of the items failed; 2 wrong usage, an error, or all items failed"
 

@@ -39,6 +39,11 @@ class Progress:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
 
+    def reach(self, done: int, total: int) -> None:
+        """Say how many are done by now, of how many: for who learns the total late."""
+        self._total = total
+        self.advance(done - self._done)
+
     def advance(self, count: int) -> None:
         """Count some more as done."""
         self._done += count

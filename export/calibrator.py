@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from twinserve import manifest as manifests
-from twinserve.calibration import required
 from twinserve.distance import Embeddings, Metric
 from twinserve.errors import ConfigError, DataError, ManifestError
 from twinserve.export import overlap
@@ -28,7 +27,8 @@ from twinserve.export.calibrations import (
     drawn_items,
 )
 from twinserve.export.dependence import vertices
-from twinserve.export.labelled import read_labelled
+from twinserve.export.evidence_text import shortfall
+from twinserve.export.labelled import Columns, read_labelled
 from twinserve.export.pairs import read_pairs
 from twinserve.export.session import GraphSession, embed_all
 from twinserve.feed import Rows
@@ -54,6 +54,7 @@ class Wishes:
     rates: tuple[float, ...] = ()  # FARs that single pairs must carry, or nothing is written
     default_far: float | None = None  # used when a request has no rule
     same_above: float | None = None  # pairs from this score on are the same
+    columns: Columns = field(default_factory=Columns)  # of labelled texts
 
     def __post_init__(self) -> None:
         asked = self.rates if self.default_far is None else (*self.rates, self.default_far)
@@ -70,7 +71,7 @@ def calibrate_file(
     data: Path | None = None,
     pairs: Path | None = None,
     out: Path | None = None,
-    wishes: Wishes | None = None,
+    wishes: Wishes = Wishes(),
     threads: int | None = None,
     stage: Stage = lambda _: None,
     advance: Advance = lambda _done, _total: None,
@@ -96,7 +97,6 @@ def calibrate_file(
             carry a rate asked for.
         ConfigError: neither or both kinds of evidence.
     """
-    wishes = Wishes() if wishes is None else wishes
     if (data is None) == (pairs is None):
         raise ConfigError("give either --data or --pairs: labelled items, or judged pairs")
     if out is not None and not out.parent.is_dir():
@@ -117,7 +117,7 @@ def calibrate_file(
     if pairs is not None:
         evidence = _of_pairs(manifest, tokenizer, pairs, wishes.same_above, default_far)
     elif data is not None:
-        evidence = _of_labelled(manifest, tokenizer, data, default_far)
+        evidence = _of_labelled(manifest, tokenizer, data, wishes.columns, default_far)
 
     stage("embedding")
     session = GraphSession(content, manifest.input, threads)
@@ -149,23 +149,6 @@ def check_carried(calibration: Calibration, wishes: Wishes) -> None:
                 f"{smallest:.2g}. {short}; nothing was written",
                 metadata={"smallest_far": f"{smallest:.6g}"},
             )
-
-
-def shortfall(calibration: Calibration, rate: float) -> str | None:
-    """Say in a sentence what it would take to carry a rate, or None where it is carried."""
-    need = required(calibration, rate)
-    if need is None:
-        return None
-    if calibration.evidence == "pairs":
-        return (
-            f"It would take about {need.impostor_pairs:,} pairs that are not the same "
-            f"(there are {calibration.impostor_pairs:,})"
-        )
-    return (
-        f"It would take about {need.classes:,} classes of as many items (there are "
-        f"{calibration.classes:,}), hence {need.impostor_pairs:,} impostor pairs "
-        f"(there are {calibration.impostor_pairs:,})"
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,9 +193,13 @@ def _of_pairs(
 
 
 def _of_labelled(
-    manifest: Manifest, tokenizer: Tokenizer | None, path: Path, default_far: float
+    manifest: Manifest,
+    tokenizer: Tokenizer | None,
+    path: Path,
+    columns: Columns,
+    default_far: float,
 ) -> _Evidence:
-    labelled = read_labelled(path, manifest.input, tokenizer)
+    labelled = read_labelled(path, manifest.input, tokenizer, columns)
     _check_labels(labelled, path)
     overlap.check(manifest, labelled)
     items = labelled.of_items(drawn_items(labelled.labels))

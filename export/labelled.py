@@ -6,6 +6,7 @@ In: a folder or zip of pictures, a CSV of labelled texts, or an npz of labelled 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from twinserve.errors import DataError
@@ -18,8 +19,19 @@ _TABLES = (".csv", ".tsv")
 _ARRAYS = (".npz",)
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Of a CSV of labelled texts, by name or number from 1; "" finds them by their usual names."""
+
+    text: str = ""
+    label: str = ""
+
+
 def read_labelled(
-    path: Path | str, contract: InputContract, tokenizer: Tokenizer | None = None
+    path: Path | str,
+    contract: InputContract,
+    tokenizer: Tokenizer | None = None,
+    columns: Columns = Columns(),
 ) -> Labelled:
     """Read labelled items for a twin.
 
@@ -27,6 +39,7 @@ def read_labelled(
         path: of the kind that the twin's modality has.
         contract: of the twin.
         tokenizer: of a text twin.
+        columns: of a CSV.
 
     Raises:
         DataError: another kind of data than the twin takes, or data that cannot be used.
@@ -48,7 +61,9 @@ def read_labelled(
             )
         if tokenizer is None:
             raise DataError("a text twin's data needs its tokenizer, and the file holds none")
-        return readers.load_texts(path, tokenizer)
+        return readers.load_texts(
+            path, tokenizer, text_column=columns.text, label_column=columns.label
+        )
     if suffix not in _ARRAYS or path.is_dir():
         raise DataError(
             f"{path} is no .npz; this twin takes vectors, so give an npz with the arrays vectors "
