@@ -74,7 +74,10 @@ class Sketch:
         try:
             packed = base64.b64decode(values["smallest"], validate=True)
             smallest = np.frombuffer(packed, dtype=">u8").astype(np.uint64)
-            return Sketch(smallest, int(values["count"]))
+            count = int(values["count"])
+            if len(smallest) != min(count, SIZE):
+                raise ValueError(f"{len(smallest)} digests of {count}")
+            return Sketch(smallest, count)
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise ManifestError(
                 f"the manifest is damaged: training.{KEY} is no sketch ({error}); export again"
