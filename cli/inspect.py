@@ -25,6 +25,8 @@ EXAMPLES = """
 """
 EXIT_CODES = "0 done; 2 wrong usage, or not a twin"
 _TERMINAL = "-"
+# As many curves as can be told apart.
+_CURVES_OF_TEXT, _CURVES_OF_PICTURE = 3, 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read and print."""
     found = manifest.read(arguments.file)
-    chosen = det.curves(found.calibrations, found.dimension)
     picture = None if arguments.det in (None, _TERMINAL) else Path(arguments.det)
+    most = _CURVES_OF_TEXT if picture is None else _CURVES_OF_PICTURE
+    chosen = det.curves(found.calibrations, found.dimension, most)
     if arguments.det is not None and not chosen:
         raise ConfigError(
             f"{arguments.file} holds no calibration to draw; run `twinserve calibrate` first"

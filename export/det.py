@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
 
-from twinserve.manifest import Calibration, OperatingPoint
+from twinserve.manifest import ITEM, Calibration, OperatingPoint
 
 MARKS = "ox+*#@"
 BOUND = "."
@@ -24,20 +24,26 @@ _LEAST = 1e-6
 _probit = NormalDist().inv_cdf
 
 
-def curves(calibrations: Sequence[Calibration], full: int) -> dict[str, Calibration]:
-    """Choose what is worth a curve, by the name of its curve: at most as many as there are marks.
+def curves(calibrations: Sequence[Calibration], full: int, most: int) -> dict[str, Calibration]:
+    """Choose the calibrations that are worth a curve, by the name of their curve.
+
+    Single items of the full dimension come first, then the largest subjects, then truncations.
 
     Args:
         calibrations: of one manifest; those without points have no curve.
         full: its dimension.
+        most: how many curves, up to the number of marks.
     """
-    named = {
-        f"{entry.precision}, {_aggregation(entry)}"
-        + ("" if entry.dimension == full else f", first {entry.dimension} numbers"): entry
-        for entry in calibrations
-        if entry.points
-    }
-    return dict(list(named.items())[: len(MARKS)])
+    ordered = sorted(
+        (entry for entry in calibrations if entry.points),
+        key=lambda entry: (
+            entry.dimension != full and entry.aggregation != ITEM,
+            -entry.dimension,
+            entry.aggregation != ITEM,
+            -_size(entry),
+        ),
+    )
+    return {_name(entry, full): entry for entry in ordered[:most]}
 
 
 def plot(chosen: dict[str, Calibration], width: int = 64, height: int = 18) -> str:
@@ -122,9 +128,17 @@ def save_png(chosen: dict[str, Calibration], path: Path, title: str) -> None:
     figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
 
 
-def _aggregation(calibration: Calibration) -> str:
+def _name(calibration: Calibration, full: int) -> str:
+    size = _size(calibration)
+    name = f"{calibration.precision}, " + ("single items" if size == 1 else f"nearest of {size}")
+    cut = "" if calibration.dimension == full else f", first {calibration.dimension} numbers"
+    return name + cut
+
+
+def _size(calibration: Calibration) -> int:
+    """Return how many items a subject has."""
     size = calibration.aggregation.removeprefix("nearest_of_")
-    return "single items" if size == calibration.aggregation else f"nearest of {size}"
+    return int(size) if size.isdigit() else 1
 
 
 def _points(chosen: dict[str, Calibration]) -> list[OperatingPoint]:

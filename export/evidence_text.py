@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twinserve.calibration import required
-from twinserve.export.layout import percent, rows, section, sentence, table
+from twinserve.export.layout import percent, rows, section, table
 from twinserve.manifest import ITEM, Calibration, OperatingPoint
 
 SHOWN_RATES = (0.1, 0.01, 0.001, 0.0001)
@@ -77,7 +77,7 @@ def point_at(points: Sequence[OperatingPoint], rate: float) -> OperatingPoint | 
 
 
 def _single(calibration: Calibration, rates: Sequence[float]) -> list[str]:
-    vertices = "independent groups" if calibration.evidence == "pairs" else "classes"
+    vertices = "groups" if calibration.evidence == "pairs" else "classes"
     facts = [
         (
             "measured on",
@@ -102,11 +102,25 @@ def _single(calibration: Calibration, rates: Sequence[float]) -> list[str]:
         return lines
     smallest = calibration.points[-1].false_accept_rate
     text = f"The smallest rate that the evidence carries is FAR {smallest:.2g}."
-    # Of the rates that it does not carry, the largest: the next step for whoever wants more.
-    missing = next((short for rate in rates if (short := shortfall(calibration, rate))), None)
-    if missing is None:
-        missing = shortfall(calibration, min(rates) / 10)
-    return [*lines, "", *sentence(text), *(sentence(f"{missing}.") if missing else [])]
+    return [*lines, "", text, *_smaller(calibration, rates)]
+
+
+def _smaller(calibration: Calibration, rates: Sequence[float]) -> list[str]:
+    """Say what the rates that are not carried would take, and a decade below those shown."""
+    body = []
+    for rate in (*rates, min(rates) / 10):
+        need = required(calibration, rate)
+        if need is not None:
+            body.append((f"{rate:g}", f"{need.impostor_pairs:,}", f"{need.classes:,}"))
+    if not body:
+        return []
+    head = ("FAR", "impostor pairs", "classes")
+    count = f"{calibration.impostor_pairs:,} impostor pairs"
+    if calibration.evidence == "pairs":
+        head, body = head[:2], [row[:2] for row in body]
+    else:
+        count += f" of {calibration.classes:,} classes"
+    return [f"Instead of the {count}, smaller rates would take about:", "", *table(head, body)]
 
 
 def _even(calibration: Calibration) -> str:
@@ -130,9 +144,9 @@ def _row(rate: float, calibration: Calibration) -> tuple[str, ...]:
 
 def _subjects(calibrations: Sequence[Calibration]) -> list[str]:
     shown = SHOWN_RATES[1:3]
-    head = ["nearest of", "classes", "EER", "smallest FAR"]
+    head = ["items", "classes", "EER", "least FAR"]
     for rate in shown:
-        head += [f"TAR at {rate:g}", "bound", "threshold"]
+        head += [f"TAR at {rate:.0e}".replace("e-0", "e-"), "bound", "threshold"]
     body = []
     for entry in calibrations:
         smallest = f"{entry.points[-1].false_accept_rate:.2g}" if entry.points else "none"

@@ -36,11 +36,6 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def sentence(text: str) -> list[str]:
-    """Break a sentence into lines."""
-    return textwrap.wrap(text, WIDTH - _INDENT)
-
-
 def percent(value: object) -> str:
     """Return a share as a percentage."""
     return f"{100 * value:.2f} %" if isinstance(value, int | float) else "unknown"
