@@ -334,6 +334,8 @@ class Batcher:
         kept = _Batch()
         for job, first, count in batch.parts:
             if job.future.done():
+                if job.future.cancelled():
+                    self._observer.dropped(count, "cancelled")
                 continue
             if job.is_late(now):
                 job.future.set_exception(_expired())

@@ -296,3 +296,169 @@ def test_a_model_that_fails_fails_each_job_with_an_error_of_its_own_and_the_next
             await asyncio.wait_for(batcher.drained(), 1)
 
     asyncio.run(main())
+
+
+class LengthRun:
+    """A model of texts: remembers the lengths of every run, and gives each row's sum."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.seen: list[list[int]] = []
+
+    def __call__(self, batch: Rows) -> Outputs:
+        self.seen.append([len(row) for row in batch])
+        assert self.gate.wait(10)
+        return np.array([[row.sum()] for row in batch], np.float32)
+
+
+def texts(*lengths: int) -> list[np.ndarray]:
+    return [np.full(length, 1000 + length) for length in lengths]
+
+
+def sums(*lengths: int) -> list[float]:
+    return [float(length * (1000 + length)) for length in lengths]
+
+
+def check_texts(
+    body: Callable[[LengthRun, Record, Batcher], Awaitable[None]],
+    max_batch: int = 64,
+    max_tokens: int = 1000,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Run a test's body on a loop with a held model of texts."""
+
+    async def main() -> None:
+        run, record = LengthRun(), Record()
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(
+                run,
+                pool,
+                max_batch=max_batch,
+                runners=1,
+                observer=record,
+                max_tokens=max_tokens,
+                clock=clock,
+            )
+            try:
+                await body(run, record, batcher)
+            finally:
+                run.gate.set()
+
+    asyncio.run(main())
+
+
+def test_a_long_text_does_not_make_the_short_ones_pay_for_its_padding() -> None:
+    async def body(run: LengthRun, record: Record, batcher: Batcher) -> None:
+        first = asyncio.create_task(batcher.submit(texts(3)))
+        await until(lambda: len(run.seen) == 1)
+        others = [
+            asyncio.create_task(batcher.submit(texts(length), client=str(i)))
+            for i, length in enumerate([5, 6, 300, 7, 5])
+        ]
+        await until(lambda: batcher.waiting == 5)
+        run.gate.set()
+        answers = await asyncio.gather(first, *others)
+        assert [float(outputs[0, 0]) for outputs, _ in answers] == sums(3, 5, 6, 300, 7, 5)
+        assert run.seen == [[3], [5, 5, 6, 7], [300]], "the short ones first, the long one alone"
+        assert [ride.rows for _, ride in answers] == [1, 4, 4, 1, 4, 4]
+
+    check_texts(body)
+
+
+def test_texts_of_one_job_come_back_in_the_order_they_were_given() -> None:
+    async def body(run: LengthRun, record: Record, batcher: Batcher) -> None:
+        run.gate.set()
+        lengths = [200, 4, 90, 5, 4, 199, 90, 3]
+        outputs, _ = await batcher.submit(texts(*lengths))
+        assert outputs.ravel().tolist() == sums(*lengths)
+        assert len(run.seen) > 1
+        assert all(max(seen) * len(seen) <= 1000 for seen in run.seen)
+
+    check_texts(body)
+
+
+def test_jobs_of_many_texts_from_many_clients_all_get_their_own() -> None:
+    async def body(run: LengthRun, record: Record, batcher: Batcher) -> None:
+        run.gate.set()
+        generator = np.random.default_rng(4)
+        calls = [generator.integers(1, 120, generator.integers(1, 40)).tolist() for _ in range(60)]
+        answers = await asyncio.gather(
+            *(batcher.submit(texts(*call), client=str(i % 7)) for i, call in enumerate(calls))
+        )
+        for call, (outputs, _) in zip(calls, answers, strict=True):
+            assert outputs.ravel().tolist() == sums(*call)
+        assert batcher.waiting == 0
+        assert sum(map(len, run.seen)) == sum(map(len, calls))
+        assert all(max(seen) * len(seen) <= 1000 and len(seen) <= 16 for seen in run.seen)
+
+    check_texts(body, max_batch=16)
+
+
+def test_a_batch_is_full_when_its_tokens_are_and_a_longer_text_runs_alone() -> None:
+    async def body(run: LengthRun, record: Record, batcher: Batcher) -> None:
+        run.gate.set()
+        await batcher.submit(texts(*[40] * 30, 5000))
+        assert run.seen == [[40] * 25, [40] * 5, [5000]]
+        assert [reason for _, reason in record.batches] == [
+            Reason.FULL,
+            Reason.FULL,
+            Reason.RUNNER_FREE,
+        ]
+
+    check_texts(body)
+
+
+def test_a_client_whose_text_did_not_fit_is_first_in_the_next_batch() -> None:
+    async def body(run: LengthRun, record: Record, batcher: Batcher) -> None:
+        first = asyncio.create_task(batcher.submit(texts(1)))
+        await until(lambda: len(run.seen) == 1)
+        flood = [
+            asyncio.create_task(batcher.submit(texts(90), client=f"short{i % 3}"))
+            for i in range(60)
+        ]
+        await until(lambda: batcher.waiting == 60)
+        long = asyncio.create_task(batcher.submit(texts(950), client="long"))
+        await until(lambda: batcher.waiting == 61)
+        run.gate.set()
+        await asyncio.gather(first, long, *flood)
+        place = next(i for i, seen in enumerate(run.seen) if 950 in seen)
+        assert place <= 3, f"run {place} of {len(run.seen)}"
+
+    check_texts(body)
+
+
+def test_a_bound_run_that_nobody_waits_for_any_more_is_not_run() -> None:
+    async def body(run: LengthRun, record: Record, batcher: Batcher) -> None:
+        short = asyncio.create_task(batcher.submit(texts(4), client="a"))
+        long = asyncio.create_task(batcher.submit(texts(400), client="b"))
+        # Both are bound together; the short one's run holds the runner.
+        await until(lambda: len(run.seen) == 1)
+        assert batcher.waiting == 0
+        long.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await long
+        run.gate.set()
+        await short
+        await asyncio.wait_for(batcher.drained(), 1)
+        assert run.seen == [[4]]
+        assert record.drops == [(1, "cancelled")]
+
+    check_texts(body)
+
+
+def test_a_bound_run_whose_deadline_has_passed_is_dropped_with_its_error() -> None:
+    now = [100.0]
+
+    async def body(run: LengthRun, record: Record, batcher: Batcher) -> None:
+        short = asyncio.create_task(batcher.submit(texts(4), client="a"))
+        long = asyncio.create_task(batcher.submit(texts(400), client="b", deadline=101.0))
+        await until(lambda: len(run.seen) == 1)
+        now[0] = 102.0
+        run.gate.set()
+        await short
+        with pytest.raises(DeadlineExceeded):
+            await long
+        assert run.seen == [[4]]
+        assert record.drops == [(1, "expired")]
+
+    check_texts(body, clock=lambda: now[0])

@@ -1,0 +1,164 @@
+"""Twins that a server must not serve, each refused with a sentence; and those that it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests import twins
+from twinserve import manifest as manifests
+from twinserve.errors import ManifestError
+from twinserve.manifest import ImageInput, TextInput
+from twinserve.server.providers import CPU, Device
+from twinserve.server.runner import Runner
+from twinserve.tokens import digest
+
+
+def load(path: Path, twin: bytes) -> Runner:
+    path.write_bytes(twin)
+    return Runner(path, Device(CPU, {}), 1)
+
+
+def warmed(path: Path, twin: bytes) -> Runner:
+    runner = load(path, twin)
+    runner.warm(16, 64)
+    return runner
+
+
+def edited(twin: bytes, edit: Callable[[onnx.ModelProto], None]) -> bytes:
+    """A twin with another graph, and a manifest that vouches for it."""
+    model = onnx.load_model_from_string(twin)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    edit(model)
+    data = model.SerializeToString(deterministic=True)
+    manifest = manifests.Manifest.from_json(entries[manifests.KEY])
+    manifest = replace(manifest, graph_digest=manifests.digest_of_graph(data))
+    return manifests.attach(data, manifest, entries.get(manifests.TOKENIZER_KEY))
+
+
+def with_contract(twin: bytes, tokenizer: str | None, **changed: object) -> bytes:
+    """A twin whose manifest says something else of its input."""
+    model = onnx.load_model_from_string(twin)
+    text = next(entry.value for entry in model.metadata_props if entry.key == manifests.KEY)
+    manifest = manifests.Manifest.from_json(text)
+    return manifests.attach(
+        twin,
+        replace(manifest, input=replace(manifest.input, **changed)),  # type: ignore[arg-type]
+        tokenizer,
+    )
+
+
+@pytest.mark.parametrize("lengths", [[5], [3, 9, 1, 16], [16] * 7])
+def test_a_text_twin_gives_each_row_what_it_gives_alone(tmp_path: Path, lengths: list[int]) -> None:
+    runner = warmed(tmp_path / "texts.onnx", twins.small_text_twin())
+    generator = np.random.default_rng(2)
+    rows = [generator.integers(4, len(twins.vocabulary()), n) for n in lengths]
+    together = runner.run(rows)
+    alone = np.concatenate([runner.run([row]) for row in rows])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    expected = [twins.word_table()[row].mean(axis=0) for row in rows]
+    np.testing.assert_allclose(together, expected, atol=1e-5)
+
+
+def test_a_text_twin_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    twin = with_contract(twins.small_text_twin(calibrated=False), None)
+    with pytest.raises(ManifestError, match="text twin without a tokenizer"):
+        load(tmp_path / "texts.onnx", twin)
+
+
+def test_a_tokenizer_other_than_the_manifests_is_refused(tmp_path: Path) -> None:
+    other = twins.text_tokenizer({**twins.vocabulary(), "new": len(twins.vocabulary())})
+    twin = with_contract(twins.small_text_twin(calibrated=False), other)
+    with pytest.raises(ManifestError, match="not the one that the manifest describes"):
+        load(tmp_path / "texts.onnx", twin)
+    agreed = with_contract(twin, other, tokenizer_digest=digest(other))
+    with pytest.raises(ManifestError, match=f"the id {len(twins.vocabulary())} "):
+        warmed(tmp_path / "texts.onnx", agreed)
+
+
+def test_a_table_too_short_for_the_tokenizers_ids_is_refused(tmp_path: Path) -> None:
+    rows = len(twins.vocabulary()) - 1
+    twin = twins.small_text_twin(calibrated=False, rows=rows)
+    with pytest.raises(ManifestError, match=f"does not fit its graph, .* id {rows} "):
+        warmed(tmp_path / "texts.onnx", twin)
+
+
+def test_a_padding_id_outside_the_table_is_refused(tmp_path: Path) -> None:
+    twin = twins.small_text_twin(calibrated=False, pad_id=9999)
+    with pytest.raises(ManifestError, match="id 9999"):
+        warmed(tmp_path / "texts.onnx", twin)
+
+
+def test_inputs_that_the_manifest_does_not_name_are_refused(tmp_path: Path) -> None:
+    tokenizer = twins.text_tokenizer()
+    twin = with_contract(
+        twins.small_text_twin(calibrated=False), tokenizer, inputs=("input_ids", "token_type_ids")
+    )
+    with pytest.raises(ManifestError, match="input_ids, token_type_ids of"):
+        load(tmp_path / "texts.onnx", twin)
+    listed = twins.small_text_twin(
+        calibrated=False, inputs=("input_ids", "attention_mask", "token_type_ids")
+    )
+    assert isinstance(warmed(tmp_path / "texts.onnx", listed).manifest.input, TextInput)
+
+
+@pytest.mark.parametrize(("axis", "what"), [(0, "batch"), (1, "length")])
+def test_a_graph_that_fixes_an_axis_of_the_calls_is_refused(
+    tmp_path: Path, axis: int, what: str
+) -> None:
+    def fix(model: onnx.ModelProto) -> None:
+        for one in model.graph.input:
+            one.type.tensor_type.shape.dim[axis].dim_value = 4
+
+    twin = edited(twins.small_text_twin(calibrated=False), fix)
+    with pytest.raises(ManifestError, match=f"fixes the {what} of input_ids at 4"):
+        load(tmp_path / "texts.onnx", twin)
+
+
+def second_output(model: onnx.ModelProto) -> None:
+    model.graph.output.append(onnx.helper.make_tensor_value_info("scaled", 1, None))
+
+
+def half_output(model: onnx.ModelProto) -> None:
+    model.graph.node[-1].output[0] = "full"
+    model.graph.node.append(onnx.helper.make_node("Cast", ["full"], ["embedding"], to=10))
+    model.graph.output[0].type.tensor_type.elem_type = 10
+
+
+def other_name(model: onnx.ModelProto) -> None:
+    model.graph.input[0].name = "pixels"
+    model.graph.node[0].input[0] = "pixels"
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (second_output, "a twin has one, named embedding"),
+        (half_output, "float16.*; a twin gives tensor.float."),
+        (other_name, "pixels.*; its manifest says image of tensor.uint8."),
+    ],
+)
+def test_a_graph_unlike_its_manifest_is_refused(
+    tmp_path: Path, edit: Callable[[onnx.ModelProto], None], says: str
+) -> None:
+    with pytest.raises(ManifestError, match=says):
+        load(tmp_path / "twin.onnx", edited(twins.small_image_twin(calibrated=False), edit))
+
+
+def test_a_picture_twin_that_cannot_run_its_own_size_is_refused(tmp_path: Path) -> None:
+    twin = with_contract(twins.small_image_twin(calibrated=False), None, height=14)
+    with pytest.raises(ManifestError, match=r"does not run on a batch of 1, shape \[14, 28, 1\]"):
+        warmed(tmp_path / "twin.onnx", twin)
+
+
+def test_a_picture_twin_takes_a_batch_as_it_is(tmp_path: Path) -> None:
+    runner = warmed(tmp_path / "twin.onnx", twins.small_image_twin(calibrated=False))
+    assert isinstance(runner.manifest.input, ImageInput)
+    assert runner.tokenizer is None
+    pixels, _ = twins.classes_of_pixels(3, 2)
+    np.testing.assert_allclose(runner.run(pixels), twins.embed_pixels(pixels), atol=1e-5)
