@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ VERBS = {
     "train": "train a twin on labelled pictures",
     "export": "write a trained twin as one ONNX file with its thresholds",
     "calibrate": "set a twin's thresholds from labelled data or judged pairs of yours",
+    "import": "make a twin of a model made elsewhere",
     "inspect": "show what a twin file says of itself",
     "serve": "serve twins over gRPC",
     "embed": "turn inputs into vectors",
@@ -34,7 +36,7 @@ VERBS = {
     "model": "list and show the models of a server",
     "health": "ask whether a server is serving",
 }
-NOT_BUILT = ("import", "doctor")
+NOT_BUILT = ("doctor",)
 
 _EXIT_CODES = "0 done; 1 some of the items failed; 2 wrong usage, an error, or all items failed"
 
@@ -78,7 +80,7 @@ def _dispatch(argv: list[str]) -> int:
         return FAULT
     if name not in VERBS:
         return _overview(argv or ["--help"])
-    verb = cast(Verb, importlib.import_module(f"twinserve.cli.{name}"))
+    verb = cast(Verb, importlib.import_module(f"twinserve.cli.{_module_of(name)}"))
     parser = argparse.ArgumentParser(
         prog=f"twinserve {name}",
         description=verb.DESCRIPTION,
@@ -89,6 +91,11 @@ def _dispatch(argv: list[str]) -> int:
     )
     verb.add_arguments(parser)
     return verb.run(parser.parse_args(argv[1:]))
+
+
+def _module_of(verb: str) -> str:
+    # No module can be imported by the name of a keyword.
+    return f"{verb}_" if keyword.iskeyword(verb) else verb
 
 
 def _overview(argv: list[str]) -> int:
@@ -118,7 +125,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return (
             f"the package {error.name} is missing; install what this verb needs: "
-            "twinserve[train] for train, export and demo, twinserve[cpu] or [gpu] for serve"
+            "twinserve[train] for train, export, import and demo, twinserve[cpu] or [gpu] for serve"
         )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"

@@ -243,7 +243,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    with _quiet():
+    with quiet():
         try:
             return AutoConfig.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # whatever a foreign configuration may cause
@@ -256,7 +256,7 @@ def _config(folder: Path) -> Any:
 def _load(folder: Path, class_name: str, *, needs_pooler: bool = False) -> nn.Module:
     import transformers
 
-    with _quiet():
+    with quiet():
         try:
             model, report = getattr(transformers, class_name).from_pretrained(
                 folder,
@@ -289,7 +289,8 @@ def _load(folder: Path, class_name: str, *, needs_pooler: bool = False) -> nn.Mo
 
 def _without_pooler(model: nn.Module) -> None:
     """Drop a layer that no embedding passes through; where weights lack it, it is random."""
-    if isinstance(getattr(model, "pooler", None), nn.Module):
+    pooler = getattr(model, "pooler", None)
+    if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
         model.pooler = None  # type: ignore[assignment]
 
 
@@ -299,10 +300,11 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the library's progress and advice off the user's terminal; errors still raise."""
-    from transformers.utils import logging as library
+    from transformers.utils import logging as of_library
 
+    library: Any = of_library
     shown = library.is_progress_bar_enabled()
     library.disable_progress_bar()
     before = logging.root.manager.disable
