@@ -1,7 +1,8 @@
-"""Augmentation: other drawings of the same character, made from the one at hand.
+"""Augmentation: other drawings of the same character, other wordings of the same question.
 
-In: uint8 pixels and quarter turns. Out: uint8 pixels of the same shape, since the twin takes in
-training what it takes in serving. One affine map per picture, one grid_sample per batch.
+In: the rows of a batch. Out: the twin's inputs, of the same kind, since the twin takes in training
+what it takes in serving. Pictures get one affine map each, by one grid_sample per batch; texts lose
+some of their tokens; vectors stay as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +13,49 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from twinserve.feed import Rows
+from twinserve.manifest import ImageInput, InputContract, TextInput
 from twinserve.train.config import TrainConfig
+from twinserve.train.data import Batch, take
+from twinserve.train.evaluate import tensors
+
+
+class Augmented:
+    """Batches of a training part as the twin's inputs, each row a little changed.
+
+    Args:
+        rows: of the training part.
+        contract: of the twin.
+        config: gives the limits.
+    """
+
+    def __init__(self, rows: Rows, contract: InputContract, config: TrainConfig) -> None:
+        self._rows = rows
+        self._contract = contract
+        self._config = config
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the twin's inputs for a batch; the generator draws the changes."""
+        chosen = take(self._rows, batch.items)
+        if isinstance(self._contract, TextInput):
+            chosen = drop_tokens(chosen, self._config.word_dropout, generator)
+        inputs = tensors(chosen, self._contract)
+        if isinstance(self._contract, ImageInput):
+            turns = torch.from_numpy(batch.turns)
+            return (augment(inputs[0], turns, self._config, generator),)
+        return inputs
+
+
+def drop_tokens(rows: Rows, share: float, generator: torch.Generator) -> Rows:
+    """Leave each token out with probability `share`, but never all of a text."""
+    if share == 0.0:
+        return rows
+    kept = []
+    for row in rows:
+        draws = torch.rand(len(row), generator=generator).numpy()
+        # The luckiest token stays whatever it drew.
+        kept.append(row[(draws >= share) | (draws == draws.max())])
+    return kept
 
 
 def augment(

@@ -1,12 +1,14 @@
 """The run folder's checkpoint.pt: everything that a twin is and came from, in one file.
 
-It holds the config, the weights, the split, the results and the digest of the data, and is written
-whole or not at all, so that a training stopped at any moment leaves the best twin so far. It loads
-with `weights_only=True`: a checkpoint from elsewhere cannot run code.
+It holds the config, the input contract with its tokenizer, the weights, the split, the results and
+the digest of the data, and is written whole or not at all, so that a training stopped at any moment
+leaves the best twin so far. It loads with `weights_only=True`: a checkpoint from elsewhere cannot
+run code.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 from dataclasses import dataclass
@@ -16,15 +18,21 @@ from typing import Any
 import torch
 
 from twinserve.errors import DataError
-from twinserve.manifest import write_atomically
-from twinserve.train.build import build, contract_of
+from twinserve.manifest import ImageInput, InputContract, TensorInput, TextInput, write_atomically
+from twinserve.train.build import build
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import PARTS, Labelled, Splits
-from twinserve.train.readers import load_images
+from twinserve.train.material import image_contract, read_again
 from twinserve.train.twins import Twin
 
 FILE = "checkpoint.pt"
-FORMAT = 1
+# 2 adds the contract and the tokenizer; in format 1 all is pictures, as the config says.
+FORMAT = 2
+_CONTRACTS: dict[str, type[InputContract]] = {
+    "image": ImageInput,
+    "text": TextInput,
+    "tensor": TensorInput,
+}
 
 
 @dataclass(frozen=True)
@@ -47,16 +55,14 @@ class Run:
         """
         if part not in PARTS:
             raise DataError(f"there is no part {part!r}; parts are {', '.join(PARTS)}")
-        images = load_images(
-            self.config.data, contract_of(self.config), self.config.max_broken_images
-        )
-        if images.digest != self.data_digest:
+        labelled = read_again(self.config, self.twin.contract, self.twin.tokenizer)
+        if labelled.digest != self.data_digest:
             raise DataError(
                 f"{self.config.data} has changed since the run in {self.folder} was trained "
-                f"(digest {images.digest[:12]}, was {self.data_digest[:12]}); "
+                f"(digest {labelled.digest[:12]}, was {self.data_digest[:12]}); "
                 "bring the data back, or train again"
             )
-        return images.of_classes(getattr(self.splits, part))
+        return labelled.of_classes(getattr(self.splits, part))
 
 
 def save(
@@ -75,6 +81,9 @@ def save(
     document = {
         "format": FORMAT,
         "config": config.to_dict(),
+        "modality": config.modality,
+        "contract": dataclasses.asdict(twin.contract),
+        "tokenizer": twin.tokenizer,
         "state": {
             name: tensor.detach().cpu().contiguous() for name, tensor in twin.state_dict().items()
         },
@@ -112,7 +121,10 @@ def load(folder: Path | str) -> Run:
             "upgrade twinserve"
         )
     config = TrainConfig.from_dict(document["config"])
-    twin = build(config)
+    contract: InputContract = image_contract(config)
+    if document["format"] > 1:
+        contract = _CONTRACTS[document["modality"]](**document["contract"])
+    twin = build(config, contract, document.get("tokenizer"))
     twin.load_state_dict(document["state"])
     return Run(
         folder=folder,

@@ -236,6 +236,23 @@ def pixel_vectors(pixels: Rows) -> Embeddings:
     return np.asarray(pixels).reshape(len(pixels), -1).astype(np.float32) / 255.0
 
 
+def bags_of_words(rows: Rows) -> Embeddings:
+    """Count each text's tokens, rare ones for more (TF-IDF), as the baseline without a twin.
+
+    Args:
+        rows: int64 [tokens] of each text.
+
+    Returns:
+        float32 [n, distinct tokens].
+    """
+    known, columns = np.unique(np.concatenate(list(rows)), return_inverse=True)
+    counts = np.zeros((len(rows), len(known)), dtype=np.float32)
+    np.add.at(counts, (np.repeat(np.arange(len(rows)), [len(row) for row in rows]), columns), 1.0)
+    rarity = np.log((1 + len(rows)) / (1 + (counts > 0).sum(axis=0))) + 1.0
+    weighted: Embeddings = counts * rarity.astype(np.float32)
+    return weighted
+
+
 def wilson_interval(correct: int, trials: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson, 1927)."""
     z = 1.959963984540054

@@ -1,4 +1,4 @@
-"""The training loop: labelled images in, a run folder out.
+"""The training loop: labelled rows in, a run folder out.
 
 The folder holds checkpoint.pt (the best twin on the calibrate classes so far, written whole each
 time), splits.json, log.csv, and in the end report.json, roc.png and distances.png. The report
@@ -12,20 +12,18 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from twinserve.errors import ConfigError, NotFinite
-from twinserve.preprocess import Pixels
 from twinserve.train import checkpoint
-from twinserve.train.augment import augment
-from twinserve.train.build import build, contract_of
+from twinserve.train.augment import Augmented
+from twinserve.train.build import begin, build, put_channels_last
 from twinserve.train.checkpoint import Run
 from twinserve.train.config import TrainConfig
-from twinserve.train.data import Batches, Labelled, split
+from twinserve.train.data import Batches, Labelled
+from twinserve.train.material import prepare
 from twinserve.train.objective import Figures, Objective
-from twinserve.train.readers import load_images
 from twinserve.train.record import Keeper, write_json, write_report
 
 
@@ -46,10 +44,9 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
         NotFinite: the loss became NaN or infinite; failed_batch.json tells where.
     """
     folder = _run_folder(config)
-    images = load_images(config.data, contract_of(config), config.max_broken_images)
-    splits = split(images, config)
-    write_json(folder / "splits.json", splits.to_dict())
-    training = images.of_classes(splits.train)
+    material = prepare(config)
+    write_json(folder / "splits.json", material.splits.to_dict())
+    training = material.labelled.of_classes(material.splits.train)
     batches = Batches(
         training,
         classes_per_batch=config.classes_per_batch,
@@ -59,21 +56,22 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
         seed=config.seed,
     )
     torch.manual_seed(config.seed)
-    twin = build(config, *_mean_and_std(np.asarray(training.rows), config.ink_inverted))
-    _put_channels_last(twin)
+    twin = build(config, material.contract, material.tokenizer)
+    begin(twin, config, training)
+    put_channels_last(twin)
     objective = Objective(config)
     optimizer = torch.optim.Adam(
         twin.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.max_steps)
-    pixels = torch.from_numpy(np.asarray(training.rows))
+    augmented = Augmented(training.rows, twin.contract, config)
     generator = torch.Generator()
     # A log file gets a line now and then, a terminal a bar that moves.
     pause = 0.1 if sys.stderr.isatty() else 15.0
     bar = tqdm(
         total=config.max_steps, disable=not progress, unit="step", desc="train", mininterval=pause
     )
-    keeper = Keeper(folder, twin, config, splits, images)
+    keeper = Keeper(folder, twin, config, material)
     started = time.monotonic()
     stopped = "max_steps"
 
@@ -83,11 +81,9 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
                 batch = batches[step]
                 # Each step draws from its own seed, so that a resumed run repeats it.
                 generator.manual_seed(config.seed * 1_000_003 + step)
-                moved = augment(
-                    pixels[batch.items], torch.from_numpy(batch.turns), config, generator
-                )
+                inputs = augmented(batch, generator)
                 labels = torch.from_numpy(batch.labels)
-                loss, figures = objective(twin.train()(moved), labels, generator)
+                loss, figures = objective(twin.train()(*inputs), labels, generator)
                 if not math.isfinite(figures.loss):
                     raise _not_finite(folder, training, batch.items.tolist(), step, figures)
                 optimizer.zero_grad()
@@ -111,7 +107,7 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
             stopped = "interrupted"
         if keeper.best_step is None:
             keeper.evaluate(keeper.steps)
-    write_report(folder, images, stopped, keeper.steps, time.monotonic() - started)
+    write_report(folder, material.labelled, stopped, keeper.steps, time.monotonic() - started)
     return checkpoint.load(folder)
 
 
@@ -130,36 +126,13 @@ def _run_folder(config: TrainConfig) -> Path:
     return folder
 
 
-def _mean_and_std(pixels: Pixels, ink_inverted: bool) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of pixels in [0, 1], as the twin normalises them."""
-    # Counts per value instead of a float copy of all pixels.
-    values = np.arange(256) / 255.0
-    if ink_inverted:
-        values = 1.0 - values
-    mean, std = [], []
-    for channel in range(pixels.shape[-1]):
-        share = np.bincount(pixels[..., channel].ravel(), minlength=256).astype(float)
-        share /= share.sum()
-        mean.append(float(share @ values))
-        # A set of one colour has no deviation to divide by.
-        std.append(max(float(np.sqrt(share @ (values - mean[-1]) ** 2)), 1e-3))
-    return mean, std
-
-
-def _put_channels_last(twin: torch.nn.Module) -> None:
-    """Lay the convolutions out as the pixels come: a step on a CPU takes a third less time."""
-    for parameter in twin.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
 def _not_finite(
-    folder: Path, images: Labelled, items: list[int], step: int, figures: Figures
+    folder: Path, training: Labelled, items: list[int], step: int, figures: Figures
 ) -> NotFinite:
-    names = [images.names[item] for item in items]
+    names = [training.names[item] for item in items]
     write_json(folder / "failed_batch.json", {"step": step, "items": names})
     return NotFinite(
         f"the loss is {figures.loss} at step {step}; its batch is in {folder}/failed_batch.json. "
-        "Lower learning_rate or gradient_clip, or look for a picture that is out of place",
+        "Lower learning_rate or gradient_clip, or look for an item that is out of place",
         metadata={"step": str(step)},
     )

@@ -19,23 +19,26 @@ import numpy as np
 
 from twinserve.calibration import pair_distances
 from twinserve.distance import Metric
-from twinserve.manifest import write_atomically
+from twinserve.manifest import TensorInput, TextInput, write_atomically
 from twinserve.train import checkpoint, plots
+from twinserve.train.checkpoint import Run
 from twinserve.train.config import TrainConfig
-from twinserve.train.data import Labelled, Splits
+from twinserve.train.data import Labelled
 from twinserve.train.evaluate import (
     Report,
+    bags_of_words,
     embed,
     evaluate,
     one_shot_accuracy,
     one_shot_trials,
     pixel_vectors,
 )
+from twinserve.train.material import Material
 from twinserve.train.objective import Figures
 from twinserve.train.twins import Twin
 
 FIGURES = tuple(field.name for field in dataclasses.fields(Figures))
-LOG_FIELDS = ("step", *FIGURES, "images_per_second", "one_shot", "equal_error_rate")
+LOG_FIELDS = ("step", *FIGURES, "items_per_second", "one_shot", "equal_error_rate")
 
 
 class Keeper:
@@ -46,20 +49,19 @@ class Keeper:
         folder: Path,
         twin: Twin,
         config: TrainConfig,
-        splits: Splits,
-        images: Labelled,
+        material: Material,
     ) -> None:
         self.best_step: int | None = None  # None until the first evaluation
         self.steps = 0
         self._folder = folder
         self._twin = twin
         self._config = config
-        self._splits = splits
-        self._digest = images.digest
-        self._calibrating = images.of_classes(splits.calibrate)
+        self._splits = material.splits
+        self._digest = material.labelled.digest
+        self._calibrating = material.labelled.of_classes(material.splits.calibrate)
         self._best: tuple[float, float] | None = None
         self._window: list[Figures] = []
-        self._window_images = 0
+        self._window_items = 0
         self._window_started = time.monotonic()
 
     def __enter__(self) -> Keeper:
@@ -76,15 +78,15 @@ class Keeper:
     ) -> None:
         self._log.close()
 
-    def note(self, figures: Figures, images: int) -> None:
+    def note(self, figures: Figures, items: int) -> None:
         """Take in the figures of one step."""
         self.steps += 1
         self._window.append(figures)
-        self._window_images += images
+        self._window_items += items
 
     def evaluate(self, step: int) -> str:
         """Measure the calibrate classes, log, keep the twin if it is the best; return a line."""
-        speed = self._window_images / max(time.monotonic() - self._window_started, 1e-9)
+        speed = self._window_items / max(time.monotonic() - self._window_started, 1e-9)
         report = evaluate_part(self._twin, self._calibrating, self._config)
         accuracy, eer = report.one_shot.accuracy, report.equal_error_rate
         means = dict.fromkeys(FIGURES, float("nan"))
@@ -107,12 +109,12 @@ class Keeper:
                 step=step,
             )
         self._window.clear()
-        self._window_images = 0
+        self._window_items = 0
         self._window_started = time.monotonic()
         return (
             f"loss {means['loss']:.3f}, active {means['active']:.0%}, "
             f"genuine {means['genuine']:.3f}, impostor {means['impostor']:.3f}, "
-            f"{speed:.0f} images/s, one-shot {accuracy:.1%}, EER {eer:.1%}"
+            f"{speed:.0f} items/s, one-shot {accuracy:.1%}, EER {eer:.1%}"
         )
 
     def out_of_patience(self, step: int) -> bool:
@@ -122,12 +124,12 @@ class Keeper:
         return step - self.best_step >= self._config.patience * self._config.evaluate_every
 
 
-def evaluate_part(twin: Twin, images: Labelled, config: TrainConfig) -> Report:
+def evaluate_part(twin: Twin, part: Labelled, config: TrainConfig) -> Report:
     """Embed a part of the split and measure it, with the config's one-shot trials."""
     return evaluate(
-        embed(twin, images.rows),
-        images.labels,
-        images.groups,
+        embed(twin, part.rows),
+        part.labels,
+        part.groups,
         twin.metric,
         ways=config.one_shot_ways,
         trials=config.one_shot_trials,
@@ -135,24 +137,26 @@ def evaluate_part(twin: Twin, images: Labelled, config: TrainConfig) -> Report:
     )
 
 
-def write_report(folder: Path, images: Labelled, stopped: str, steps: int, seconds: float) -> None:
+def write_report(
+    folder: Path, labelled: Labelled, stopped: str, steps: int, seconds: float
+) -> None:
     """Measure the best twin on the report classes, draw, and complete the checkpoint's results.
 
     Args:
         folder: of the run, with its checkpoint.
-        images: the whole data set of the run.
+        labelled: the whole data set of the run.
         stopped: why the training ended: max_steps, max_seconds, patience or interrupted.
         steps: how many were done.
         seconds: how long they took, evaluations included.
     """
     run = checkpoint.load(folder)
-    part = images.of_classes(run.splits.report)
+    part = labelled.of_classes(run.splits.report)
     embeddings = embed(run.twin, part.rows)
     report = evaluate_part(run.twin, part, run.config)
     results: dict[str, Any] = {
         **run.results,
         "report": report.to_dict(),
-        "pixels_one_shot": _pixel_one_shot(part, report, run.config),
+        **_baseline_one_shot(run, part, report),
         "stopped": stopped,
         "steps": steps,
         "seconds": round(seconds, 1),
@@ -178,13 +182,20 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     write_atomically(path, text.encode())
 
 
-def _pixel_one_shot(part: Labelled, report: Report, config: TrainConfig) -> float:
-    """One-shot accuracy of 1-nearest-neighbour on raw pixels, on the trials of the report."""
+def _baseline_one_shot(run: Run, part: Labelled, report: Report) -> dict[str, float]:
+    """One-shot accuracy of 1-nearest-neighbour without a twin, on the trials of the report."""
     trials = one_shot_trials(
         part.labels,
         ways=report.one_shot.ways,
         trials=report.one_shot.trials,
-        seed=config.seed,
+        seed=run.config.seed,
         groups=part.groups,
     )
-    return one_shot_accuracy(pixel_vectors(part.rows), trials, Metric.EUCLIDEAN)
+    if isinstance(run.twin.contract, TextInput):
+        found = one_shot_accuracy(bags_of_words(part.rows), trials, Metric.COSINE)
+        return {"bag_of_words_one_shot": found}
+    if isinstance(run.twin.contract, TensorInput):
+        found = one_shot_accuracy(np.asarray(part.rows, np.float32), trials, run.twin.metric)
+        return {"vectors_one_shot": found}
+    found = one_shot_accuracy(pixel_vectors(part.rows), trials, Metric.EUCLIDEAN)
+    return {"pixels_one_shot": found}

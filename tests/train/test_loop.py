@@ -59,7 +59,7 @@ def quick(data: Path, out: Path, **changes: object) -> TrainConfig:
 def test_training_improves_on_unseen_classes_over_the_start(run: Run) -> None:
     report = run.part("report")
     torch.manual_seed(run.config.seed)
-    start = evaluate_part(build(run.config), report, run.config)
+    start = evaluate_part(build(run.config, run.twin.contract), report, run.config)
     trained = evaluate_part(run.twin, report, run.config)
     assert trained.one_shot.accuracy > start.one_shot.accuracy + 0.1
     assert trained.equal_error_rate < start.equal_error_rate - 0.05

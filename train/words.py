@@ -1,0 +1,212 @@
+"""Averaged word vectors as a text twin, trained on the spot.
+
+In: the texts of the training classes, and perhaps a file of word vectors. Out: a tokenizer, and a
+twin whose embedding is a projection of the mean of its tokens' vectors. The order of words is lost,
+which short questions bear. Equal texts give equal tokenizers, in any process: of the trainers in
+the tokenizers library that holds for BPE, and not for WordPiece.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+from twinserve.distance import Metric
+from twinserve.errors import ConfigError, DataError
+from twinserve.feed import Rows
+from twinserve.manifest import TEXT_INPUTS, TextInput
+from twinserve.tokens import digest
+from twinserve.train.twins import TextTwin
+
+PAD, UNKNOWN = "[PAD]", "[UNK]"
+PAD_ID, UNKNOWN_ID = 0, 1
+
+WordVectors = dict[str, NDArray[np.float32]]
+
+
+class WordTable(nn.Module):
+    """Token ids and mask, int64 [batch, length] -> float32 [batch, length, width]."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(vocabulary, width)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Look the tokens' vectors up."""
+        vectors: Tensor = self.table(ids)
+        return vectors
+
+
+def words(
+    contract: TextInput,
+    tokenizer: str,
+    *,
+    width: int = 256,
+    dimension: int = 64,
+    metric: Metric = Metric.COSINE,
+    normalized: bool = True,
+) -> TextTwin:
+    """Build the twin with random vectors, and a projection that keeps their angles at first."""
+    vocabulary: int = Tokenizer.from_str(tokenizer).get_vocab_size()
+    projection = nn.Linear(width, dimension)
+    nn.init.orthogonal_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    return TextTwin(
+        WordTable(vocabulary, width),
+        contract=contract,
+        tokenizer=tokenizer,
+        dimension=dimension,
+        metric=metric,
+        normalized=normalized,
+        pooling=("mean",),
+        head=projection,
+    )
+
+
+def contract_for(tokenizer: str, max_tokens: int) -> TextInput:
+    """Return the input contract of a words twin."""
+    return TextInput(
+        max_tokens=max_tokens,
+        inputs=TEXT_INPUTS[:2],
+        pad_id=PAD_ID,
+        tokenizer_digest=digest(tokenizer),
+    )
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> str:
+    """Learn pieces of words from texts: byte pair encoding (Sennrich et al., 2016), lower case.
+
+    Args:
+        texts: of the training classes alone.
+        vocabulary: so many entries at most, the two special ones included.
+
+    Returns:
+        tokenizer.json.
+    """
+    tokenizer = _lower_case(models.BPE(unk_token=UNKNOWN, continuing_subword_prefix="##"))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, UNKNOWN],
+        continuing_subword_prefix="##",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return str(tokenizer.to_str())
+
+
+def whole_words(texts: Sequence[str], vectors: WordVectors, vocabulary: int) -> str:
+    """Make a tokenizer of whole words: those of a vectors file.
+
+    Those that the texts hold come first, the most frequent first, and then the file's in its
+    order, until `vocabulary` entries are full.
+    """
+    splitter = _lower_case(models.WordLevel(vocab={UNKNOWN: 0}, unk_token=UNKNOWN))
+    counts: Counter[str] = Counter()
+    for text in texts:
+        normal = splitter.normalizer.normalize_str(text)
+        counts.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(normal))
+    seen = sorted((w for w in counts if w in vectors), key=lambda w: (-counts[w], w))
+    entries = dict.fromkeys([PAD, UNKNOWN, *seen, *vectors])
+    table = {word: index for index, word in enumerate(list(entries)[:vocabulary])}
+    return str(_lower_case(models.WordLevel(vocab=table, unk_token=UNKNOWN)).to_str())
+
+
+def read_word_vectors(path: Path | str, width: int) -> WordVectors:
+    """Read word vectors as text: a word and its coordinates a line, as GloVe and word2vec write.
+
+    A first line of two numbers (how many, how wide) is passed over.
+
+    Args:
+        path: of a UTF-8 file.
+        width: coordinates that every word must have.
+
+    Raises:
+        ConfigError: no such file, or vectors of another width.
+        DataError: a line that is none of a word and numbers.
+    """
+    vectors: WordVectors = {}
+    for number, line in _lines(Path(path)):
+        word, _, rest = line.rstrip().partition(" ")
+        values = rest.split()
+        if number == 1 and len(values) == 1 and word.isdigit():
+            continue
+        if len(values) != width:
+            raise ConfigError(
+                f"word_dimension is {width}, and line {number} of {path} has {len(values)} "
+                f"coordinates; set word_dimension={len(values)}"
+            )
+        try:
+            vector = np.array(values, dtype=np.float32)
+        except ValueError as error:
+            raise DataError(
+                f"line {number} of {path} is not a word and {width} numbers ({error}); "
+                "give word vectors as text"
+            ) from error
+        if not np.isfinite(vector).all():
+            raise DataError(f"line {number} of {path} holds NaN or infinity; leave it out")
+        vectors.setdefault(word, vector)
+    if not vectors:
+        raise DataError(f"{path} holds no word vectors; give a word and its coordinates a line")
+    return vectors
+
+
+def begin(twin: TextTwin, rows: Rows, vectors: WordVectors | None) -> None:
+    """Set the table's vectors before the first step: from a file, and rare words longer.
+
+    Words weigh by the logarithm of their rarity (Spärck Jones, 1972), so that the mean begins as a
+    random projection of TF-IDF, and training improves on that.
+
+    Args:
+        twin: of `words`.
+        rows: token ids of the training part.
+        vectors: by word; None begins with random ones.
+    """
+    encoder = twin.encoder
+    assert isinstance(encoder, WordTable)
+    weight = encoder.table.weight.detach()
+    size, width = weight.shape
+    weight.mul_(1.0 / math.sqrt(width))
+    if vectors is not None:
+        # Brought to the length that random vectors have.
+        mean_length = float(np.mean([np.linalg.norm(vector) for vector in vectors.values()]))
+        for word, index in Tokenizer.from_str(twin.tokenizer).get_vocab().items():
+            if word in vectors:
+                weight[index] = torch.from_numpy(vectors[word]) / max(mean_length, 1e-6)
+    holding = np.zeros(size)
+    for row in rows:
+        holding[np.unique(row)] += 1
+    rarity = np.log((1 + len(rows)) / (1 + holding)) + 1.0
+    # What no text of the training part held tells nothing of its weight, except that it is known.
+    rarity[holding == 0] = np.median(rarity[holding > 0]) if (holding > 0).any() else 1.0
+    rarity[[PAD_ID, UNKNOWN_ID]] = 0.0
+    weight.mul_(torch.from_numpy(rarity.astype(np.float32)).unsqueeze(1))
+
+
+def _lower_case(model: models.Model) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError as error:
+        raise ConfigError(f"weights is {str(path)!r}, which does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} cannot be read as text ({error}); give word vectors, a word and its "
+            "coordinates a line"
+        ) from error
