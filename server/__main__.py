@@ -205,6 +205,11 @@ def _watch(metrics: Metrics, engines: list[Engine], galleries: Galleries) -> Non
     metrics.watch("gallery_count", "Galleries.", lambda: len(galleries.list("", 1_000_000)))
     metrics.watch("gallery_items", "Live items of all galleries.", lambda: total("item_count"))
     metrics.watch("gallery_index_debt", "Rows not yet in HNSW.", lambda: total("index_debt"))
+    metrics.watch(
+        "gallery_measuring_seconds",
+        "Time spent in the background on measuring how strangers fare in large galleries.",
+        lambda: galleries.measuring_seconds,
+    )
 
 
 def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:

@@ -65,6 +65,9 @@ class Metrics:
             buckets=DISTANCES,
             registry=self.registry,
         )
+        self.search_decisions = self._counter(
+            "search_decisions", "Probes searched, by what their threshold stood on.", ("evidence",)
+        )
         self.batches = self._counter("batches", "Runs, by why they left.", ("model", "reason"))
         self.rejections = self._counter("rejections", "Errors answered, by reason.", ("reason",))
         self.dropped = self._counter(

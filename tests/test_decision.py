@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 
 from twinserve.decision import (
+    DEFAULT_FPIR,
     NOT_CALIBRATED,
+    Evidence,
     Limit,
+    NearestOf,
     Outcome,
     Rule,
+    SearchLimit,
     check_prior,
     check_rule,
     likelihood,
     limit,
+    nearest_of,
     search_limit,
     usable,
 )
@@ -41,6 +47,30 @@ CALIBRATION = Calibration(
     genuine_pairs=4000,
     impostor_pairs=100_000,
 )
+
+
+@dataclass(frozen=True)
+class Point:
+    threshold: float
+    rate: float
+    rate_upper: float
+
+
+class Gallery:
+    """Strangers who match at thresholds in proportion: FPIR = share * threshold, from `least`."""
+
+    def __init__(self, share: float, least: float, factor: float = 1.5) -> None:
+        self.share, self.least, self.factor = share, least, factor
+
+    def at_rate(self, rate: float) -> Point | None:
+        return self.at_threshold(rate / self.share)
+
+    def at_threshold(self, threshold: float) -> Point | None:
+        rate = min(1.0, self.share * threshold)
+        return None if rate < self.least else Point(threshold, rate, rate * self.factor)
+
+    def expected_matches(self, threshold: float) -> float:
+        return 2.0 * self.share * threshold
 
 
 def test_a_distance_at_the_threshold_is_a_match_and_the_next_float_is_not() -> None:
@@ -105,20 +135,109 @@ def test_the_correction_keeps_tiny_rates_exact() -> None:
     assert limit(Rule(false_accept_rate=0.99e-12), deep) is NOT_CALIBRATED
 
 
-def test_search_divides_the_rate_among_the_subjects() -> None:
+def test_a_search_is_decided_by_the_gallerys_own_evidence_where_it_reaches() -> None:
+    gallery = Gallery(share=0.1, least=0.02)
+    rule = Rule(false_positive_identification_rate=0.02)
+    for calibration in (CALIBRATION, None):
+        found = search_limit(rule, calibration, 1000, 500, gallery)
+        assert found.evidence is Evidence.GALLERY
+        assert found.threshold == pytest.approx(0.2)
+        assert found.false_positive_identification_rate == pytest.approx(0.02)
+        assert found.false_positive_identification_rate_upper == pytest.approx(0.03)
+        assert found.expected_false_matches == pytest.approx(0.04)
+
+
+def test_without_a_rule_the_default_rate_is_read_as_the_rate_of_the_search() -> None:
+    gallery = Gallery(share=0.1, least=0.001)
+    assert search_limit(Rule(), CALIBRATION, 10, 10, gallery).threshold == pytest.approx(0.1)
+    low = replace(CALIBRATION, default_far=0.002)
+    assert search_limit(Rule(), low, 10, 10, gallery).threshold == pytest.approx(0.02)
+    uncalibrated = search_limit(Rule(), None, 10, 10, gallery)
+    assert uncalibrated.threshold == pytest.approx(DEFAULT_FPIR / 0.1)
+    assert uncalibrated.evidence is Evidence.GALLERY
+
+
+def test_beyond_the_gallerys_evidence_the_models_rate_is_divided_among_the_items() -> None:
     rule = Rule(false_positive_identification_rate=0.1)
-    assert search_limit(rule, CALIBRATION, items=1).threshold == 0.50
-    assert search_limit(rule, CALIBRATION, items=10).threshold == 0.30
-    assert search_limit(rule, CALIBRATION, items=100).threshold == 0.20
-    assert search_limit(rule, CALIBRATION, items=1000) is NOT_CALIBRATED
-    assert search_limit(Rule(), CALIBRATION, items=10).threshold == 0.20
-    assert search_limit(rule, None, items=1) is NOT_CALIBRATED
+    for gallery in (None, Gallery(share=0.1, least=0.5)):
+        thresholds = [
+            search_limit(rule, CALIBRATION, items, items, gallery).threshold
+            for items in (1, 10, 100, 1000)
+        ]
+        assert thresholds == [0.50, 0.30, 0.20, None]
+    assert search_limit(Rule(), CALIBRATION, 10, 10, None).threshold == 0.20
+    assert search_limit(rule, None, 1, 1, None) == SearchLimit(None)
 
 
-def test_a_pairwise_rule_in_a_search_stays_pairwise() -> None:
+def test_the_models_evidence_states_at_most_its_rate_times_the_items() -> None:
+    rule = Rule(false_positive_identification_rate=0.1)
+    found = search_limit(rule, CALIBRATION, items=10, subjects=5, strangers=None)
+    assert found.evidence is Evidence.MODEL
+    assert found.false_positive_identification_rate == pytest.approx(10 * 0.01)
+    assert found.false_positive_identification_rate_upper == pytest.approx(10 * 0.02)
+    assert found.expected_false_matches == pytest.approx(5 * 0.01)
+    rate = found.false_positive_identification_rate
+    assert rate is not None
+    assert rate <= 0.1 * (1 + 1e-9)
+
+
+def test_a_gallery_that_contradicts_the_model_leaves_the_search_without_a_threshold() -> None:
+    # The model promises 10 % at 0.30; the gallery's own items meet others there in 60 % or 12 %.
+    rule = Rule(false_positive_identification_rate=0.1)
+    contradicting = Gallery(share=2.0, least=0.3)
+    assert search_limit(rule, CALIBRATION, 10, 10, contradicting) == SearchLimit(None)
+    by_chance = Gallery(share=0.4, least=0.11)
+    found = search_limit(rule, CALIBRATION, 10, 10, by_chance)
+    assert (found.threshold, found.evidence) == (0.30, Evidence.MODEL)
+    assert found.false_positive_identification_rate == pytest.approx(0.12)
+
+
+def test_a_pairwise_rule_in_a_search_stays_pairwise_and_says_what_it_lets_in() -> None:
     rule = Rule(false_accept_rate=0.01)
-    assert search_limit(rule, CALIBRATION, items=10_000).threshold == 0.30
-    assert search_limit(Rule(threshold=0.4), None, items=10_000).threshold == 0.4
+    assert search_limit(rule, CALIBRATION, 10_000, 10_000, None) == SearchLimit(
+        0.30, Evidence.MODEL, 1.0, 1.0, 100.0
+    )
+    measured = search_limit(rule, CALIBRATION, 10_000, 10_000, Gallery(share=1.0, least=0.01))
+    assert (measured.threshold, measured.evidence) == (0.30, Evidence.MODEL)
+    assert measured.false_positive_identification_rate == pytest.approx(0.3)
+    assert measured.expected_false_matches == pytest.approx(0.6)
+    assert search_limit(rule, None, 10, 10, Gallery(1.0, 0.01)) == SearchLimit(None)
+
+
+def test_a_threshold_of_the_requests_own_says_what_it_lets_in() -> None:
+    rule = Rule(threshold=0.4)
+    assert search_limit(rule, None, 9, 9, None) == SearchLimit(0.4, Evidence.REQUEST)
+    measured = search_limit(rule, None, 9, 9, Gallery(share=1.0, least=0.01))
+    assert (measured.threshold, measured.evidence) == (0.4, Evidence.REQUEST)
+    assert measured.false_positive_identification_rate == pytest.approx(0.4)
+    by_model = search_limit(rule, CALIBRATION, 9, 5, Gallery(share=1.0, least=0.9))
+    assert by_model.false_positive_identification_rate == pytest.approx(0.9)  # 9 items at 0.1
+    assert by_model.expected_false_matches == pytest.approx(0.5)
+
+
+def test_a_search_is_decided_at_its_threshold_like_a_pair() -> None:
+    assert SearchLimit(0.3).outcome(0.3) is Outcome.MATCH
+    assert SearchLimit(0.3).outcome(math.nextafter(0.3, 1)) is Outcome.NO_MATCH
+    assert SearchLimit(None).outcome(0.0) is Outcome.NOT_CALIBRATED
+
+
+def test_a_subject_of_several_items_is_judged_by_the_nearest_of_at_least_as_many() -> None:
+    of_2, of_8 = (replace(CALIBRATION, aggregation=f"nearest_of_{k}") for k in (2, 8))
+    known = [of_8, CALIBRATION, of_2]
+    assert nearest_of(known, Metric.COSINE, 1) == NearestOf(CALIBRATION, 1, CALIBRATION)
+    assert nearest_of(known, Metric.COSINE, 2) == NearestOf(of_2, 1, of_2)
+    assert nearest_of(known, Metric.COSINE, 3) == NearestOf(of_8, 1, of_8)
+    assert nearest_of(known, Metric.COSINE, 8) == NearestOf(of_8, 1, of_8)
+
+
+def test_more_items_than_were_measured_divide_the_rate_and_have_no_likelihood_ratio() -> None:
+    of_2 = replace(CALIBRATION, aggregation="nearest_of_2")
+    judged = nearest_of([CALIBRATION, of_2], Metric.COSINE, 3)
+    assert judged == NearestOf(CALIBRATION, 3, None)
+    rule = Rule(false_accept_rate=0.01)
+    assert limit(rule, judged.calibration, judged.compared).threshold == 0.20
+    assert nearest_of([CALIBRATION, of_2], Metric.EUCLIDEAN, 2) == NearestOf(None, 2, None)
+    assert nearest_of([], Metric.COSINE, 1) == NearestOf(None, 1, None)
 
 
 def test_a_calibration_of_another_metric_is_not_used() -> None:

@@ -2,17 +2,26 @@
 
 The server's Compare, Verify and Search all decide here, and nowhere else. Nothing is extrapolated:
 a rate below the smallest with evidence gives NOT_CALIBRATED, never a guessed threshold.
+
+Evidence is of two kinds: held-out classes, as the twin's file carries them (`Calibration`), and for
+a search the gallery's own items against those of all other subjects in it (`Strangers`).
 """
 
 from __future__ import annotations
 
 import enum
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from twinserve.distance import Metric
 from twinserve.errors import InvalidInput
-from twinserve.manifest import Calibration, OperatingPoint
+from twinserve.manifest import ITEM, Calibration, OperatingPoint
+
+# The rate of strangers with a match that a search without a rule and without a calibration keeps.
+DEFAULT_FPIR = 0.01
 
 
 class Outcome(enum.Enum):
@@ -47,15 +56,93 @@ class Limit:
         return Outcome.MATCH if distance <= self.threshold else Outcome.NO_MATCH
 
 
+NOT_CALIBRATED = Limit(threshold=None)
+
+
+class Evidence(enum.Enum):
+    """What the threshold of a search was derived from."""
+
+    NONE = "none"
+    REQUEST = "request"
+    MODEL = "model"
+    GALLERY = "gallery"
+
+
+class StrangersRate(Protocol):
+    """A threshold, and the rate at which it lets strangers in (FPIR)."""
+
+    @property
+    def threshold(self) -> float:
+        """A distance."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """As measured."""
+        ...
+
+    @property
+    def rate_upper(self) -> float:
+        """Its upper 95 % bound."""
+        ...
+
+
+class Strangers(Protocol):
+    """How a probe of nobody fares in a gallery, as far as the gallery itself can tell."""
+
+    def at_rate(self, rate: float) -> StrangersRate | None:
+        """The largest threshold that keeps FPIR at `rate`; None where evidence does not reach."""
+        ...
+
+    def at_threshold(self, threshold: float) -> StrangersRate | None:
+        """The FPIR of a threshold; None where too few subjects tell."""
+        ...
+
+    def expected_matches(self, threshold: float) -> float:
+        """How many subjects a probe of nobody matches on average."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchLimit:
+    """A search's threshold with what is known of it; None = NOT_CALIBRATED, or not known.
+
+    With a filter, figures of evidence GALLERY are those of the whole gallery: a probe of nobody
+    meets fewer items, so its chances are at most these.
+    """
+
+    threshold: float | None
+    evidence: Evidence = Evidence.NONE
+    false_positive_identification_rate: float | None = None
+    false_positive_identification_rate_upper: float | None = None
+    expected_false_matches: float | None = None
+
+    def outcome(self, distance: float) -> Outcome:
+        """Decide one distance: match iff distance <= threshold, in float64."""
+        return Limit(self.threshold).outcome(distance)
+
+
+@dataclass(frozen=True)
+class NearestOf:
+    """What the distance to the nearest of a subject's m items is judged by.
+
+    Attributes:
+        calibration: for the threshold.
+        compared: among how many items its rate has yet to be divided.
+        likelihood: for the likelihood ratio; None where none is known for such a distance.
+    """
+
+    calibration: Calibration | None
+    compared: int
+    likelihood: Calibration | None
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """What a distance says about "same subject"; both absent when not calibrated."""
 
     log_likelihood_ratio: float | None
     probability: float | None
-
-
-NOT_CALIBRATED = Limit(threshold=None)
 
 
 def check_rule(rule: Rule, *, search: bool) -> None:
@@ -124,22 +211,86 @@ def limit(rule: Rule, calibration: Calibration | None, compared: int = 1) -> Lim
     return NOT_CALIBRATED if point is None else _of_point(point)
 
 
-def search_limit(rule: Rule, calibration: Calibration | None, items: int) -> Limit:
-    """Derive the threshold of a search over `items` items.
+def nearest_of(calibrations: Iterable[Calibration], metric: Metric, items: int) -> NearestOf:
+    """Choose what judges the distance to the nearest of a subject's `items` items.
 
-    A search meets an impostor per item, so a rule on the probe as a whole (FPIR) asks for a
-    pairwise rate of about FPIR / N, and is NOT_CALIBRATED where evidence does not reach that far.
-    Without a rule, the default operating point's rate is read as an FPIR.
+    The more items, the nearer the nearest: of anybody's, not only of the own subject's. Distances
+    to the nearest of k, with the smallest k >= items that was measured, say how near, for fewer
+    items come no nearer. Else the rate of single items is divided among them.
+
+    The likelihood ratio comes from those distances too. That of single items would take a
+    nearest-of-m distance for one that came about at the first try, and overstate "same"; so where
+    only that is there, m > 1 items have no likelihood ratio.
+
+    Args:
+        calibrations: of the twin in the precision served and the gallery's dimension.
+        metric: the gallery's.
+        items: m, at least 1.
+    """
+    single: Calibration | None = None
+    several: dict[int, Calibration] = {}
+    for calibration in calibrations:
+        if usable(calibration, metric) is None:
+            continue
+        if calibration.aggregation == ITEM:
+            single = calibration
+        elif found := re.fullmatch(r"nearest_of_(\d+)", calibration.aggregation):
+            several[int(found[1])] = calibration
+    if items <= 1:
+        return NearestOf(single, 1, single)
+    enough = [k for k in several if k >= items]
+    if enough:
+        nearest = several[min(enough)]
+        return NearestOf(nearest, 1, nearest)
+    return NearestOf(single, items, None)
+
+
+def search_limit(
+    rule: Rule,
+    calibration: Calibration | None,
+    items: int,
+    subjects: int,
+    strangers: Strangers | None,
+) -> SearchLimit:
+    """Derive the threshold of a search, and what it lets in.
+
+    A rule on the probe as a whole (FPIR), or none, is answered by the gallery's own evidence where
+    that reaches; else by the model's at FAR = FPIR / items, unless the gallery contradicts the
+    model: where at that threshold its own items meet others significantly more often, the model's
+    figures do not hold here. Else the search is NOT_CALIBRATED.
+
+    Args:
+        rule: of the request; without one, the model's default rate (`DEFAULT_FPIR` without
+            calibration) is read as an FPIR.
+        calibration: of single items, in this precision, dimension and metric, or None.
+        items: that are searched.
+        subjects: of those.
+        strangers: the gallery's own evidence, or None.
     """
     if rule.threshold is not None or rule.false_accept_rate is not None:
-        return limit(rule, calibration)
-    if calibration is None:
-        return NOT_CALIBRATED
+        pairwise = limit(rule, calibration)
+        if pairwise.threshold is None:
+            return SearchLimit(None)
+        own = rule.threshold is not None
+        return _described(
+            pairwise, Evidence.REQUEST if own else Evidence.MODEL, items, subjects, strangers
+        )
     rate = rule.false_positive_identification_rate
     if rate is None:
-        rate = calibration.default_far
-    point = _point_at(calibration, -math.expm1(math.log1p(-rate) / max(items, 1)))
-    return NOT_CALIBRATED if point is None else _of_point(point)
+        rate = DEFAULT_FPIR if calibration is None else calibration.default_far
+    measured = None if strangers is None else strangers.at_rate(rate)
+    if strangers is not None and measured is not None:
+        return SearchLimit(
+            measured.threshold,
+            Evidence.GALLERY,
+            measured.rate,
+            measured.rate_upper,
+            strangers.expected_matches(measured.threshold),
+        )
+    point = None if calibration is None else _point_at(calibration, rate / max(items, 1))
+    if point is None or _contradicts(strangers, point.threshold, rate):
+        return SearchLimit(None)
+    return _described(_of_point(point), Evidence.MODEL, items, subjects, strangers)
 
 
 def likelihood(distance: float, calibration: Calibration | None, prior: float) -> Likelihood:
@@ -154,6 +305,38 @@ def likelihood(distance: float, calibration: Calibration | None, prior: float) -
     else:
         probability = math.exp(odds) / (1.0 + math.exp(odds))
     return Likelihood(ratio, probability)
+
+
+def _described(
+    pairwise: Limit,
+    evidence: Evidence,
+    items: int,
+    subjects: int,
+    strangers: Strangers | None,
+) -> SearchLimit:
+    """State what a threshold lets in: as the gallery measures it, else as the model's FAR says."""
+    threshold = pairwise.threshold
+    assert threshold is not None
+    measured = None if strangers is None else strangers.at_threshold(threshold)
+    if strangers is not None and measured is not None:
+        expected = strangers.expected_matches(threshold)
+        return SearchLimit(threshold, evidence, measured.rate, measured.rate_upper, expected)
+    far, upper = pairwise.false_accept_rate, pairwise.false_accept_rate_upper
+    if far is None or upper is None:
+        return SearchLimit(threshold, evidence)
+    # The chance of any match is at most the sum of the chances with each.
+    return SearchLimit(
+        threshold, evidence, min(1.0, items * far), min(1.0, items * upper), subjects * far
+    )
+
+
+def _contradicts(strangers: Strangers | None, threshold: float, rate: float) -> bool:
+    """Whether the gallery's own rate at a threshold lies above `rate` beyond chance."""
+    measured = None if strangers is None else strangers.at_threshold(threshold)
+    if measured is None:
+        return False
+    # On the scale of logarithms, where the bound was drawn, the lower one lies as far below.
+    return measured.rate**2 / measured.rate_upper > rate
 
 
 def _of_point(point: OperatingPoint) -> Limit:

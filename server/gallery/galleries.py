@@ -1,4 +1,4 @@
-"""The folder of galleries: one lock, one catalogue, one writer, one builder, many galleries.
+"""The folder of galleries: one lock, catalogue, writer, builder and refresher, many galleries.
 
     data_dir/lock                      held while a server runs; a second one is refused
     data_dir/catalog.db                which galleries there are (catalog.py)
@@ -42,6 +42,7 @@ from twinserve.errors import (
 from twinserve.server.gallery import metadata, store
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.catalog import Catalog, Entry
+from twinserve.server.gallery.estimator import Refresher
 from twinserve.server.gallery.gallery import MAX_REQUEST_ID_BYTES, Gallery
 from twinserve.server.gallery.types import GalleryLimits, GallerySettings, GalleryStatus
 from twinserve.server.gallery.writer import Writer
@@ -65,6 +66,7 @@ class Galleries:
         self._catalog: Catalog | None = None
         self._writer: Writer | None = None
         self._builder: Builder | None = None
+        self._refresher: Refresher | None = None
 
     def open(self) -> None:
         """Take the folder and open every gallery in it.
@@ -84,6 +86,7 @@ class Galleries:
             self._catalog = Catalog(self._root / "catalog.db")
             self._writer = Writer(self._limits.max_waiting_rows)
             self._builder = Builder(self._limits.build_threads)
+            self._refresher = Refresher()
             entries = self._catalog.entries()
             self._sweep(self._catalog, {entry.folder for entry in entries})
             for entry in entries:
@@ -195,6 +198,8 @@ class Galleries:
     def close(self) -> None:
         """Finish the writes that wait, close all files, and give the folder back."""
         with self._lock:
+            if self._refresher is not None:
+                self._refresher.close()
             if self._builder is not None:
                 self._builder.close()
             if self._writer is not None:
@@ -205,10 +210,15 @@ class Galleries:
             self._refused = {}
             if self._catalog is not None:
                 self._catalog.close()
-            self._builder = self._writer = self._catalog = None
+            self._builder = self._refresher = self._writer = self._catalog = None
             if self._lock_file is not None:
                 self._lock_file.close()
                 self._lock_file = None
+
+    @property
+    def measuring_seconds(self) -> float:
+        """Time spent so far, in the background, on measuring how strangers fare."""
+        return 0.0 if self._refresher is None else self._refresher.seconds
 
     # -- parts ------------------------------------------------------------------------------------
 
@@ -237,9 +247,16 @@ class Galleries:
     def _opened(self, entry: Entry) -> Gallery:
         assert self._writer is not None
         assert self._builder is not None
+        assert self._refresher is not None
         folder = self._root / "galleries" / entry.folder
         return Gallery(
-            entry.settings, entry.created, folder, self._limits, self._writer, self._builder
+            entry.settings,
+            entry.created,
+            folder,
+            self._limits,
+            self._writer,
+            self._builder,
+            self._refresher,
         )
 
     def _check_not_refused(self, name: str) -> None:

@@ -44,6 +44,7 @@ from twinserve.errors import (
 )
 from twinserve.server.gallery import builder, metadata, tokens
 from twinserve.server.gallery.builder import Builder
+from twinserve.server.gallery.estimator import Estimator, Refresher
 from twinserve.server.gallery.filters import check_filter, matches
 from twinserve.server.gallery.rows import NewRow, Rows
 from twinserve.server.gallery.search import Question, View, rescore, search
@@ -149,6 +150,7 @@ class Gallery:
         limits: GalleryLimits,
         writer: Writer,
         graph_builder: Builder,
+        refresher: Refresher,
     ) -> None:
         """Open the store in `folder` and make memory from it.
 
@@ -179,7 +181,9 @@ class Gallery:
             self._store.close()
             raise
         self._set_view()
+        self.estimator = Estimator(lambda: self._view, refresher)
         self._builder.consider(self)
+        self.estimator.changed()
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -307,7 +311,13 @@ class Gallery:
         view = self.view
         exact_below = self._limits.exact_scan_below
         hits, items, subjects = search(view, probes, question, filter, exact_below)
-        return SearchOutcome(tuple(hits), items, subjects, self._token(view.sequence))
+        return SearchOutcome(
+            tuple(hits),
+            items,
+            subjects,
+            self._token(view.sequence),
+            self.estimator.strangers(view),
+        )
 
     def verify(self, subject: str, probe: NDArray[np.float32]) -> Nearest:
         """The nearest item of a subject to a probe, float32 [dimension]; always exact.
@@ -511,6 +521,7 @@ class Gallery:
     def close(self) -> None:
         """Close the store; called on the writing thread, after the last job."""
         self._gone = True
+        self.estimator.close()
         with self._published:
             self._published.notify_all()
         self._store.close()
@@ -669,6 +680,7 @@ class Gallery:
         self._rows = self._rows.compacted()
         self._set_view()
         self._builder.consider(self)
+        self.estimator.changed()
 
     def _reload(self) -> None:
         try:
@@ -685,6 +697,7 @@ class Gallery:
                 self._published.notify_all()
             return
         self._builder.consider(self)
+        self.estimator.changed()
 
     def _put(self, changes: Changes) -> None:
         if not changes.put:

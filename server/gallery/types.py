@@ -14,6 +14,7 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from twinserve.decision import Strangers
 from twinserve.distance import Metric
 from twinserve.errors import TwinserveError
 
@@ -177,13 +178,15 @@ class SearchOutcome:
     """One `Hits` per probe, of one state.
 
     `items` is the number of items that were searched, those that pass the filter, and `subjects`
-    the number of theirs. `token` names the state that was read.
+    the number of theirs. `token` names the state that was read. `strangers` says how a probe of
+    nobody fares in the whole gallery; None where nothing is known of that yet.
     """
 
     results: tuple[Hits, ...]
     items: int
     subjects: int
     token: str
+    strangers: Strangers | None = None
 
 
 @dataclass(frozen=True)

@@ -302,19 +302,29 @@ class GalleryService(rpc.GalleryServiceServicer):
         count_errors(self.metrics, errors)
         places = [i for i in range(len(request.probes)) if i not in errors]
         probes = np.stack([o for o in embedded.outcomes if not isinstance(o, TwinserveError)])
+        settings = gallery.settings
+        calibration = decision.nearest_of(
+            self._calibrations(settings), settings.metric, 1
+        ).calibration
+
+        def search() -> tuple[SearchOutcome, decision.SearchLimit]:
+            found = gallery.search(
+                probes,
+                k=k,
+                filter=chosen,
+                max_distance=max_distance,
+                by_subject=request.group_by != pb.GROUP_BY_ITEM,
+                exact=request.exact,
+                ef=ef,
+            )
+            # Also in the thread: the first to ask for a rate has the gallery's evidence evaluated.
+            return found, decision.search_limit(
+                rule, calibration, found.items, found.subjects, found.strangers
+            )
+
         began = time.perf_counter()
         with self._admission.admit(len(probes)):
-            outcome = await self._read(
-                lambda: gallery.search(
-                    probes,
-                    k=k,
-                    filter=chosen,
-                    max_distance=max_distance,
-                    by_subject=request.group_by != pb.GROUP_BY_ITEM,
-                    exact=request.exact,
-                    ef=ef,
-                )
-            )
+            outcome, limit = await self._read(search)
         seconds = time.perf_counter() - began
         self.metrics.search.labels("Search").observe(seconds)
         response = pb.SearchResponse(
@@ -322,8 +332,7 @@ class GalleryService(rpc.GalleryServiceServicer):
             model_version=self._version_that_ran(gallery, embedded),
             timing=codec.timing_message(embedded.ride, embedded.preprocess, seconds),
         )
-        calibration = self._calibration(gallery.settings)
-        limit = decision.search_limit(rule, calibration, outcome.items)
+        self.metrics.search_decisions.labels(limit.evidence.value).inc(len(probes))
         found = dict(zip(places, outcome.results, strict=True))
         details = {}
         if request.view == pb.ITEM_VIEW_FULL:
@@ -334,7 +343,7 @@ class GalleryService(rpc.GalleryServiceServicer):
             if i in errors:
                 result.error.CopyFrom(status_of(errors[i]))
                 continue
-            _write_hits(result.hits, found[i], limit, calibration, outcome)
+            _write_hits(result.hits, found[i], limit, calibration)
             for hit in result.hits.hits:
                 if hit.item.id in details:
                     hit.item.CopyFrom(gallery_codec.item_message(details[hit.item.id]))
@@ -358,12 +367,15 @@ class GalleryService(rpc.GalleryServiceServicer):
             nearest = await self._read(lambda: gallery.verify(request.subject, probe))
         seconds = time.perf_counter() - began
         self.metrics.search.labels("Verify").observe(seconds)
-        calibration = self._calibration(gallery.settings)
-        self.metrics.distances.labels(gallery.settings.model).observe(nearest.distance)
-        limit = decision.limit(rule, calibration, nearest.items_compared)
+        settings = gallery.settings
+        self.metrics.distances.labels(settings.model).observe(nearest.distance)
+        judged = decision.nearest_of(
+            self._calibrations(settings), settings.metric, nearest.items_compared
+        )
+        limit = decision.limit(rule, judged.calibration, judged.compared)
         return pb.VerifyResponse(
             score=codec.score_message(
-                nearest.distance, decision.likelihood(nearest.distance, calibration, prior)
+                nearest.distance, decision.likelihood(nearest.distance, judged.likelihood, prior)
             ),
             decision=codec.decision_message(limit, limit.outcome(nearest.distance)),
             item_id=nearest.item_id,
@@ -400,13 +412,18 @@ class GalleryService(rpc.GalleryServiceServicer):
             outcomes.append(outcome)
         return Embedded(tuple(outcomes), embedded.space_id, embedded.preprocess, embedded.ride)
 
-    def _calibration(self, settings: GallerySettings) -> Calibration | None:
-        """Return what is known of the gallery's distances; None when its model is not served."""
+    def _calibrations(self, settings: GallerySettings) -> list[Calibration]:
+        """Return what is known of the gallery's distances; nothing when no model serves it."""
         try:
             manifest = self.models.of_space(settings.model, settings.space_id).manifest
         except SpaceMismatch:
-            return None
-        return decision.usable(manifest.calibration(settings.dimension), settings.metric)
+            return []
+        return [
+            calibration
+            for calibration in manifest.calibrations
+            if calibration.precision == manifest.precision
+            and calibration.dimension == settings.dimension
+        ]
 
     def _version_that_ran(self, gallery: Gallery, embedded: Embedded) -> str:
         if embedded.ride is None:
@@ -485,16 +502,10 @@ def _search_settings(
 
 
 def _write_hits(
-    message: pb.Hits,
-    hits: Hits,
-    limit: decision.Limit,
-    calibration: Calibration | None,
-    searched: SearchOutcome,
+    message: pb.Hits, hits: Hits, limit: decision.SearchLimit, calibration: Calibration | None
 ) -> None:
+    gallery_codec.write_limit(message, limit)
     message.exact = hits.exact
-    message.threshold = limit.threshold or 0.0
-    if limit.false_accept_rate is not None:
-        message.expected_false_matches = limit.false_accept_rate * searched.subjects
     matched = False
     for hit in hits.hits:
         written = message.hits.add()

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from google.protobuf import timestamp_pb2
 
+from twinserve.decision import Evidence, SearchLimit
 from twinserve.errors import InvalidInput, LimitExceeded
 from twinserve.server import gallery as galleries
 from twinserve.server.gallery import (
@@ -17,7 +18,7 @@ from twinserve.server.gallery import (
     MetadataValue,
 )
 from twinserve.server.services import codec
-from twinserve.v1 import gallery_pb2, shared_pb2
+from twinserve.v1 import gallery_pb2, gallery_service_pb2, shared_pb2
 
 _TYPES = {
     gallery_pb2.METADATA_TYPE_TEXT: MetadataType.TEXT,
@@ -25,6 +26,12 @@ _TYPES = {
     gallery_pb2.METADATA_TYPE_NUMBER: MetadataType.NUMBER,
     gallery_pb2.METADATA_TYPE_FLAG: MetadataType.FLAG,
     gallery_pb2.METADATA_TYPE_TIME: MetadataType.TIME,
+}
+_EVIDENCE = {
+    Evidence.NONE: shared_pb2.EVIDENCE_UNSPECIFIED,
+    Evidence.REQUEST: shared_pb2.EVIDENCE_REQUEST,
+    Evidence.MODEL: shared_pb2.EVIDENCE_MODEL,
+    Evidence.GALLERY: shared_pb2.EVIDENCE_GALLERY,
 }
 _MAX_DEPTH = 16
 _HNSW_RANGES = {"m": (2, 128), "ef_construction": (8, 4096), "ef": (1, 4096)}
@@ -109,6 +116,20 @@ def item_message(item: Item) -> shared_pb2.Item:
     for key, value in item.metadata.items():
         _write_value(message.metadata[key], value)
     return message
+
+
+def write_limit(message: gallery_service_pb2.Hits, limit: SearchLimit) -> None:
+    """Write a search's threshold and what is known of it; what is not known stays absent."""
+    message.threshold = limit.threshold or 0.0
+    message.evidence = _EVIDENCE[limit.evidence]
+    for name in (
+        "expected_false_matches",
+        "false_positive_identification_rate",
+        "false_positive_identification_rate_upper",
+    ):
+        value = getattr(limit, name)
+        if value is not None:
+            setattr(message, name, value)
 
 
 def metadata(
