@@ -30,7 +30,7 @@ from twinserve.export.calibrations import (
     judged_distances,
 )
 from twinserve.export.dependence import vertices
-from twinserve.export.evidence import Evidence, Facts, Reference, Source
+from twinserve.export.evidence import Evidence, Facts, Lowered, Reference, Source
 from twinserve.export.pairs import Pairs
 from twinserve.export.results import results
 from twinserve.export.session import PROVIDER, GraphSession, embed_all
@@ -53,6 +53,13 @@ from twinserve.train.data import Labelled
 PRECISIONS = ("fp32", "fp16", "int8")
 
 Progress = Callable[[str], None]
+Lower = Callable[[str, bytes, Reference], Lowered]
+
+
+def _lower(precision: str, graph: bytes, reference: Reference) -> Lowered:
+    from twinserve.export.precision import lower  # brings onnxruntime's quantisation tools
+
+    return lower(precision, graph, reference)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +87,7 @@ def assemble(
     precisions: Sequence[str] = PRECISIONS[:1],
     *,
     optimize: bool = False,
+    lower: Lower = _lower,
     progress: Progress = lambda _: None,
 ) -> Outcome:
     """Make a twin's files, each only if its gate passes.
@@ -92,6 +100,7 @@ def assemble(
         precisions: of `PRECISIONS`; the fp32 graph is gated in any case, since it is what the
             others are made of and held against.
         optimize: whether fused forms of the fp32 graph are tried, and kept where faster.
+        lower: makes and gates the other precisions.
         progress: is told of each stage in a few words.
 
     Raises:
@@ -142,7 +151,8 @@ def assemble(
                 twin = _finished(graph, precision, reference.calibrations, report, facts, evidence)
             else:
                 progress(f"making {precision}")
-                twin = _lowered(graph, precision, reference, facts, evidence)
+                lowered = lower(precision, graph, reference)
+                twin = _lowered(lowered, precision, reference, facts, evidence)
         except TwinserveError as error:
             if precision == "fp32":
                 raise
@@ -272,11 +282,8 @@ def _judged(pairs: Pairs | None, embeddings: Embeddings) -> JudgedPairs:
 
 
 def _lowered(
-    graph: bytes, precision: str, reference: Reference, facts: Facts, evidence: Evidence
+    lowered: Lowered, precision: str, reference: Reference, facts: Facts, evidence: Evidence
 ) -> Assembled:
-    from twinserve.export.precision import lower  # brings onnxruntime's quantisation tools
-
-    lowered = lower(precision, graph, reference)
     check_graph(lowered.model, facts.contract, facts.dimension)
     calibrations: tuple[Calibration, ...] = ()
     if reference.calibrate_rows is not None:

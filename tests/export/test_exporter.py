@@ -17,11 +17,12 @@ import pytest
 import torch
 
 import twinserve
-from tests.export.conftest import draw_classes
+from tests.export.conftest import CONTRACT, draw_classes
 from twinserve.calibration import calibrate, pair_distances
 from twinserve.decision import Rule, limit
-from twinserve.errors import ConfigError, DataError, GateFailed, NotBuilt
-from twinserve.export.exporter import class_digests, export, name_digests
+from twinserve.errors import ConfigError, DataError, GateFailed
+from twinserve.export import overlap
+from twinserve.export.exporter import export, export_precisions
 from twinserve.export.inspect import describe
 from twinserve.export.session import GraphSession, embed_all
 from twinserve.export.to_onnx import to_onnx, weights_digest
@@ -32,7 +33,6 @@ from twinserve.manifest import (
     space_id,
 )
 from twinserve.train import checkpoint
-from twinserve.train.data import Labelled
 from twinserve.train.evaluate import embed, evaluate
 from twinserve.train.readers import load_images
 from twinserve.train.twins import Twin
@@ -79,7 +79,7 @@ def test_the_served_embeddings_are_those_of_the_trained_twin(
 ) -> None:
     run = checkpoint.load(run_dir)
     pixels = run.part("report").rows
-    served = embed_all(GraphSession(exported.path.read_bytes()), pixels)
+    served = embed_all(GraphSession(exported.path.read_bytes(), CONTRACT), pixels)
     np.testing.assert_allclose(served, embed(run.twin, pixels), rtol=0, atol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_the_thresholds_come_from_the_calibrate_classes_through_onnxruntime(
     exported: Exported, run_dir: Path
 ) -> None:
     images = checkpoint.load(run_dir).part("calibrate")
-    embeddings = embed_all(GraphSession(exported.path.read_bytes()), images.rows)
+    embeddings = embed_all(GraphSession(exported.path.read_bytes(), CONTRACT), images.rows)
     found = exported.manifest.calibration(12)
     assert found is not None
     pairs = pair_distances(embeddings, images.labels, exported.manifest.metric)
@@ -115,7 +115,7 @@ def test_the_thresholds_come_from_the_calibrate_classes_through_onnxruntime(
 def test_the_results_come_from_the_report_classes(exported: Exported, run_dir: Path) -> None:
     run = checkpoint.load(run_dir)
     images = run.part("report")
-    embeddings = embed_all(GraphSession(exported.path.read_bytes()), images.rows)
+    embeddings = embed_all(GraphSession(exported.path.read_bytes(), CONTRACT), images.rows)
     expected = evaluate(
         embeddings, images.labels, images.groups, run.twin.metric, ways=5, trials=100, seed=0
     ).to_dict()
@@ -140,32 +140,18 @@ def test_the_gate_s_report_is_in_the_manifest(exported: Exported) -> None:
     assert decisions["disagreements"] == 0
 
 
-def test_the_training_classes_can_be_recognised_and_not_read(
-    exported: Exported, run_dir: Path
-) -> None:
+def test_the_training_set_can_be_recognised_and_not_read(exported: Exported, run_dir: Path) -> None:
     run = checkpoint.load(run_dir)
     training = exported.manifest.training
-    trained = set(training["train_class_digests"])
-    assert trained == set(class_digests(run.part("train")))
     for part in ("calibrate", "report"):
-        assert not trained & set(class_digests(run.part(part)))
-    assert set(training["train_class_name_digests"]) == set(name_digests(run.part("train")))
+        found = overlap.measure(training, run.part(part))
+        assert found is not None
+        assert (found.shared, found.classes) == (0, 0)
+    train = run.part("train")
+    with pytest.raises(DataError, match=rf"{len(train)} of its {len(train)} items \(100.0%\)"):
+        overlap.check(exported.manifest, train)
     text = exported.manifest.to_json()
     assert not [name for name in run.splits.train if name in text]
-
-
-def test_a_class_keeps_its_digest_under_another_name_and_another_order() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 2, 2, 1), dtype=np.uint8)
-    names = tuple("abcdef")
-    first = Labelled(pixels, np.array([0, 0, 0, 1, 1, 1]), ("x", "y"), names)
-    order = [5, 3, 4, 2, 0, 1]
-    second = Labelled(pixels[order], np.array([0, 0, 0, 1, 1, 1]), ("p", "q"), names)
-    assert class_digests(first) == class_digests(second)
-    assert not set(name_digests(first)) & set(name_digests(second))
-    changed = pixels.copy()
-    changed[0, 0, 0, 0] ^= 1
-    third = Labelled(changed, first.labels, ("x", "y"), names)
-    assert len(set(class_digests(first)) & set(class_digests(third))) == 1
 
 
 def test_nothing_in_the_file_tells_of_the_machine(exported: Exported, run_dir: Path) -> None:
@@ -251,14 +237,28 @@ def test_a_graph_that_breaks_above_some_batch_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_a_precision_of_a_later_release_says_so(
-    run_dir: Path, tmp_path: Path, precision: str
+def test_other_precisions_are_files_of_their_own_in_the_same_space(
+    exported: Exported, run_dir: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(NotBuilt, match=f"precision {precision} is not built yet"):
-        export(run_dir, tmp_path / "twin.onnx", precision=precision)
-    with pytest.raises(ConfigError, match="known ones are fp32, fp16, int8"):
-        export(run_dir, tmp_path / "twin.onnx", precision="fp8")
+    out = tmp_path / "letters.onnx"
+    outcome = export_precisions(
+        run_dir, out, precisions=("fp32", "fp16", "int8"), graph=exported.again
+    )
+    # So small and so shortly trained a twin may be one that int8 cannot repeat.
+    written = {twin.precision: twin.manifest for twin in outcome.twins}
+    assert {"fp32", "fp16"} <= set(written)
+    assert set(written) | set(outcome.refused) == {"fp32", "fp16", "int8"}
+    names = {"fp32": "letters.onnx", "fp16": "letters.fp16.onnx", "int8": "letters.int8.onnx"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {names[key] for key in written}
+    assert out.read_bytes() == exported.path.read_bytes()
+    for precision, manifest in written.items():
+        assert read(tmp_path / names[precision]) == manifest
+        assert manifest.space_id == exported.manifest.space_id
+        assert (manifest.name, manifest.version) == ("letters", exported.manifest.version)
+        assert manifest.precision == precision
+        assert {entry.precision for entry in manifest.calibrations} == {precision}
+        assert manifest.calibration(12) is not None
+    assert written["fp16"].graph_digest != exported.manifest.graph_digest
 
 
 def test_a_bad_name_version_or_folder_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_data_that_changed_since_the_training_is_refused(run_dir: Path, tmp_path
         data_digest=run.data_digest,
         step=run.step,
     )
-    assert load_images(moved.data, run.twin.contract).digest != run.data_digest
+    assert load_images(moved.data, CONTRACT).digest != run.data_digest
     with pytest.raises(DataError, match="has changed since"):
         export(tmp_path / "run", tmp_path / "twin.onnx")
 
