@@ -262,6 +262,7 @@ def _reference(session: GraphSession, facts: Facts, evidence: Evidence) -> Refer
         gate_embeddings=embed_all(session, evidence.gate),
         ranges=evidence.gate if evidence.ranges is None else evidence.ranges,
         calibrate=labelled,
+        pairs=pairs,
         calibrate_rows=rows,
         calibrate_embeddings=embeddings,
         calibrations=() if embeddings is None else recalibrated(embeddings, "fp32"),

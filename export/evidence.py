@@ -82,6 +82,7 @@ class Reference:
     gate_embeddings: Embeddings  # of the fp32 graph
     ranges: Rows
     calibrate: Labelled | None
+    pairs: Pairs | None
     # Of labelled items or judged pairs alike, where there are any.
     calibrate_rows: Rows | None
     calibrate_embeddings: Embeddings | None  # of the fp32 graph
