@@ -17,9 +17,10 @@ from grpc_health.v1 import health_pb2
 
 from tests.fake_server import FakeServer, status
 from twinserve import errors
-from twinserve.client import Client, EnrollItem, Health, Vector
+from twinserve.client import Client, EnrollItem, Health, Text, Vector
 from twinserve.decision import Outcome
 from twinserve.distance import Metric
+from twinserve.messages import InputLike
 from twinserve.v1 import (
     embedding_service_pb2,
     gallery_pb2,
@@ -118,6 +119,65 @@ class TestInputs:
         item = EnrollItem("a", metadata={"seen": datetime(2026, 1, 1)})
         with pytest.raises(errors.InvalidInput, match="time zone"):
             client.enroll("people", [item])
+
+    def test_a_prompt_goes_with_every_text_and_passes_by_ready_vectors(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        server.on("Embed", embedding_service_pb2.EmbedResponse())
+        vector = Vector(np.zeros(2, dtype=np.float32), "sp_1")
+        own = Text("own", prompt="passage")
+        client.embed(["plain", own, Text("none", prompt=""), vector], prompt="query")
+        client.embed(["plain", own])
+        first, second = server.asked("Embed")
+        assert [one.prompt for one in first.inputs] == ["query", "passage", "", ""]
+        assert [one.HasField("prompt") for one in first.inputs] == [True, True, True, False]
+        assert [one.HasField("prompt") for one in second.inputs] == [False, True]
+        assert [one.text for one in second.inputs] == ["plain", "own"]
+
+    def test_every_call_that_takes_texts_takes_a_prompt(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        server.on("Compare", embedding_service_pb2.CompareResponse())
+        server.on("Enroll", enrolled())
+        server.on("Search", gallery_service_pb2.SearchResponse())
+        server.on("Verify", gallery_service_pb2.VerifyResponse())
+        client.compare([("a", Text("b", "passage"))], prompt="query")
+        client.enroll("g", [EnrollItem("a"), EnrollItem(None, id="b")], prompt="query")
+        client.search("g", ["a"], prompt="query")
+        client.verify("g", "s", "a", prompt="query")
+        (pair,) = server.asked("Compare")[0].pairs
+        assert (pair.first.prompt, pair.second.prompt) == ("query", "passage")
+        first, second = server.asked("Enroll")[0].items
+        assert first.input.prompt == "query"
+        assert not second.HasField("input")
+        assert server.asked("Search")[0].probes[0].prompt == "query"
+        assert server.asked("Verify")[0].probe.prompt == "query"
+
+    @pytest.mark.parametrize("picture", [b"picture", np.zeros(3, dtype=np.float32)])
+    def test_a_prompt_for_anything_but_a_text_is_refused_before_it_is_sent(
+        self, server: FakeServer, client: Client, picture: InputLike
+    ) -> None:
+        with pytest.raises(errors.InvalidInput, match="only texts take one"):
+            client.embed([picture], prompt="")
+        assert server.requests == []
+
+    def test_a_text_that_is_no_unicode_is_refused_before_it_is_sent(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        with pytest.raises(errors.InvalidInput, match="surrogate"):
+            client.embed(["\ud800"])
+        assert server.requests == []
+
+    def test_whether_long_texts_are_cut_is_said_only_when_asked(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        server.on("Embed", embedding_service_pb2.EmbedResponse())
+        client.embed(["a"])
+        client.embed(["a"], truncate=False)
+        client.embed(["a"], truncate=True, dimensions=8)
+        asked = server.asked("Embed")
+        assert [one.options.HasField("truncate") for one in asked] == [False, True, True]
+        assert [one.options.truncate for one in asked] == [False, False, True]
 
 
 class TestResults:
@@ -233,6 +293,9 @@ class TestResults:
             threshold=0.4,
             expected_false_matches=0.02,
             exact=True,
+            false_positive_identification_rate=0.008,
+            false_positive_identification_rate_upper=0.011,
+            evidence=shared_pb2.EVIDENCE_GALLERY,
         )
         server.on(
             "Search",
@@ -249,6 +312,9 @@ class TestResults:
             ("i2", 0.7, False),
         ]
         assert (found.match, found.threshold, found.expected_false_matches) == (True, 0.4, 0.02)
+        assert found.false_positive_identification_rate == 0.008
+        assert found.false_positive_identification_rate_upper == 0.011
+        assert found.evidence == "gallery"
         assert results.consistency_token == "t7"
         (request,) = server.asked("Search")
         assert request.rule.false_positive_identification_rate == 0.01
@@ -256,6 +322,17 @@ class TestResults:
         site, age = request.filter.all.filters
         assert site.clause.equals.text == "north"
         assert [v.integer for v in age.clause.any_of.values] == [1, 2]
+
+    def test_rates_that_the_server_does_not_know_are_none(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        hits = gallery_service_pb2.Hits(outcome=shared_pb2.OUTCOME_NOT_CALIBRATED)
+        result = gallery_service_pb2.SearchResult(hits=hits)
+        server.on("Search", gallery_service_pb2.SearchResponse(results=[result]))
+        (found,) = client.search("people", ["x"]).checked()
+        assert found.false_positive_identification_rate is None
+        assert found.false_positive_identification_rate_upper is None
+        assert (found.threshold, found.evidence) == (None, "")
 
     def test_verify_names_the_item_that_decided(self, server: FakeServer, client: Client) -> None:
         server.on(

@@ -375,6 +375,24 @@ class TestSearch:
         assert request.top_k == 3
         assert request.rule.false_positive_identification_rate == 0.01
 
+    def test_what_the_threshold_stands_on_is_printed(self, run: Run, fake: FakeServer) -> None:
+        hits = gallery_service_pb2.Hits(
+            outcome=shared_pb2.OUTCOME_NO_MATCH,
+            threshold=0.4,
+            false_positive_identification_rate=0.01,
+            false_positive_identification_rate_upper=0.014,
+            evidence=shared_pb2.EVIDENCE_GALLERY,
+        )
+        response = gallery_service_pb2.SearchResponse(
+            results=[gallery_service_pb2.SearchResult(hits=hits)]
+        )
+        fake.on("Search", response)
+        _, out, _ = run("search", "questions", "--text", "hello")
+        assert out.splitlines()[0] == (
+            "hello: no match, threshold 0.4000 (by the gallery), "
+            "a stranger matches somebody at a rate of 0.01 (at most 0.014)"
+        )
+
     def test_a_folder_is_searched_batch_by_batch(
         self, run: Run, fake: FakeServer, pictures: Path
     ) -> None:
@@ -703,3 +721,78 @@ class TestOutput:
             progress.advance(4)
             assert "5/10 items" in stream.getvalue()
         assert stream.getvalue().endswith("\r\x1b[K")
+
+
+class TestPrompts:
+    def test_every_verb_of_texts_takes_a_prompt(self, run: Run, fake: FakeServer) -> None:
+        hits = gallery_service_pb2.SearchResult(
+            hits=gallery_service_pb2.Hits(outcome=shared_pb2.OUTCOME_NO_MATCH)
+        )
+        fake.on("Search", gallery_service_pb2.SearchResponse(results=[hits]))
+        result = embedding_service_pb2.CompareResult(
+            comparison=embedding_service_pb2.Comparison(
+                decision=shared_pb2.Decision(outcome=shared_pb2.OUTCOME_MATCH)
+            )
+        )
+        fake.on("Compare", embedding_service_pb2.CompareResponse(results=[result]))
+        fake.on("Verify", gallery_service_pb2.VerifyResponse())
+        enrolled = gallery_service_pb2.EnrollResult(
+            enrolled=gallery_service_pb2.Enrolled(id="a", change=1)
+        )
+        fake.on("Enroll", gallery_service_pb2.EnrollResponse(results=[enrolled]))
+        fake.on("Embed", self.embedded(False))
+        flags = ("--text", "--prompt", "query")
+        run("embed", "hello", *flags)
+        run("compare", "hello", "there", *flags)
+        run("enroll", "g", "hello", *flags)
+        run("search", "g", "hello", *flags)
+        run("verify", "g", "s", "hello", *flags)
+        pair = fake.asked("Compare")[0].pairs[0]
+        sent = [
+            fake.asked("Embed")[0].inputs[0],
+            *(pair.first, pair.second),
+            fake.asked("Enroll")[0].items[0].input,
+            fake.asked("Search")[0].probes[0],
+            fake.asked("Verify")[0].probe,
+        ]
+        assert [one.prompt for one in sent] == ["query"] * 6
+        assert all(one.text for one in sent)
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("embed", "a.png"),
+            ("compare", "a.png", "b.png"),
+            ("enroll", "g", "a.png"),
+            ("search", "g", "a.png"),
+            ("verify", "g", "s", "a.png"),
+        ],
+    )
+    def test_a_prompt_without_texts_is_refused(
+        self, run: Run, fake: FakeServer, words: tuple[str, ...]
+    ) -> None:
+        code, _, err = run(*words, "--prompt", "query")
+        assert code == 2
+        assert "without --text" in err
+        assert fake.requests == []
+
+    @pytest.mark.parametrize(("flag", "asked"), [("--truncate", True), ("--no-truncate", False)])
+    def test_texts_are_cut_or_refused_as_asked_and_cut_ones_are_told(
+        self, run: Run, fake: FakeServer, flag: str, asked: bool
+    ) -> None:
+        fake.on("Embed", self.embedded(True))
+        code, out, _ = run("embed", "--text", "hello", flag)
+        assert code == 0
+        assert "1 of 1 texts are over the model's limit and were cut" in out
+        code, out, _ = run("embed", "--text", "hello", "--json")
+        assert json.loads(out)["truncated"] == ["hello"]
+        first, second = fake.asked("Embed")
+        assert first.options.truncate is asked
+        assert not second.options.HasField("truncate")
+
+    @staticmethod
+    def embedded(truncated: bool) -> embedding_service_pb2.EmbedResponse:
+        result = embedding_service_pb2.EmbedResult(
+            embedding=shared_pb2.Embedding(values=[1.0]), truncated=truncated
+        )
+        return embedding_service_pb2.EmbedResponse(results=[result], space_id="sp_1")
