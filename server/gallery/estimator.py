@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from twinserve import identification
 from twinserve.identification import SearchRate
@@ -29,9 +30,7 @@ from twinserve.server.gallery.rows import NOTHING, RowsView
 from twinserve.server.gallery.search import View
 
 CHANGED = 0.1  # the share of a gallery that may change before it is measured again
-CHEAP_SECONDS = 0.02  # what a search may spend on measuring
-REST_SECONDS = 1.0  # between two measurements of a gallery, or
-RESTS = 9.0  # so many times what the last one took, where that is longer
+RESTS = 9.0  # a gallery rests so many times as long as its last measurement took, at least
 REMEMBERED = 64
 
 
@@ -113,13 +112,30 @@ class Measured:
         return bool((rows.subject[fresh][again] != rows.subject[earlier[again]]).any())
 
 
+class Background(Protocol):
+    """Who measures what takes long."""
+
+    def consider(self, estimator: Estimator) -> None:
+        """Have `estimator.refresh` called some time."""
+        ...
+
+
 class Estimator:
     """One gallery's estimate."""
 
-    def __init__(self, present: Callable[[], View], refresher: Refresher) -> None:
-        """`present`: returns the gallery's present state."""
+    def __init__(
+        self, present: Callable[[], View], background: Background, inline_seconds: float
+    ) -> None:
+        """Know nothing yet.
+
+        Args:
+            present: returns the gallery's present state.
+            background: measures what takes longer than `inline_seconds`.
+            inline_seconds: what a search may spend on measuring.
+        """
         self._present = present
-        self._refresher = refresher
+        self._inline_seconds = inline_seconds
+        self._background = background
         self._measuring = threading.Lock()  # held for small galleries only
         self._measured: Measured | None = None
         self._strangers: Strangers | None = None
@@ -129,14 +145,14 @@ class Estimator:
 
     def changed(self) -> None:
         """A state was published: have a large gallery looked at soon. Takes no time."""
-        if seconds_to_measure(self._present()) > CHEAP_SECONDS:
-            self._refresher.consider(self)
+        if seconds_to_measure(self._present()) > self._inline_seconds:
+            self._background.consider(self)
 
     def strangers(self, view: View) -> Strangers | None:
         """What is known of strangers in a view; None where nothing is, or nothing yet."""
         measured = self._measured
         if measured is None or measured.outdated(view.rows):
-            if seconds_to_measure(view) <= CHEAP_SECONDS:
+            if seconds_to_measure(view) <= self._inline_seconds:
                 with self._measuring:
                     measured = self._measured
                     if measured is None or measured.outdated(view.rows):
@@ -182,7 +198,7 @@ class Refresher:
         rest: seconds between two looks at a gallery, at least.
     """
 
-    def __init__(self, rest: float = REST_SECONDS) -> None:
+    def __init__(self, rest: float) -> None:
         self._rest = rest
         self._waiting: dict[int, Estimator] = {}
         self._changed = threading.Condition()

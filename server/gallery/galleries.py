@@ -86,7 +86,7 @@ class Galleries:
             self._catalog = Catalog(self._root / "catalog.db")
             self._writer = Writer(self._limits.max_waiting_rows)
             self._builder = Builder(self._limits.build_threads)
-            self._refresher = Refresher()
+            self._refresher = Refresher(self._limits.measure_rest_seconds)
             entries = self._catalog.entries()
             self._sweep(self._catalog, {entry.folder for entry in entries})
             for entry in entries:

@@ -181,7 +181,7 @@ class Gallery:
             self._store.close()
             raise
         self._set_view()
-        self.estimator = Estimator(lambda: self._view, refresher)
+        self.estimator = Estimator(lambda: self._view, refresher, limits.measure_inline_seconds)
         self._builder.consider(self)
         self.estimator.changed()
 

@@ -297,7 +297,8 @@ class _Scan:
         near = np.sort(np.concatenate(self._near_units))
         others = self._view.rows.subject_count - 1
         steps, counts = _thinned(near)
-        counts = counts / len(self._chosen)
+        # A subject that was cut was counted in each block.
+        counts = np.minimum(counts / len(self._chosen), others)
         far_steps, far_counts = _thinned(self._far)
         beyond = far_steps > self._near
         sampled = far_counts[beyond] / max(len(self._far), 1) * others

@@ -64,6 +64,8 @@ class GalleryLimits:
     Below `exact_scan_below` live vectors a gallery is scanned exactly and has no HNSW at all.
     `segment_rows` is the size at which the growing segment is sealed. `max_index_debt` counts
     vectors that wait for HNSW; beyond it Enroll is refused until the index has caught up.
+    How strangers fare is measured by the search that needs it where that takes at most
+    `measure_inline_seconds`, else in the background, `measure_rest_seconds` apart at least.
     """
 
     max_galleries: int = 1_000
@@ -79,6 +81,8 @@ class GalleryLimits:
     max_waiting_rows: int = 200_000
     build_threads: int = 1
     replay_seconds: float = 86_400.0
+    measure_inline_seconds: float = 0.02
+    measure_rest_seconds: float = 1.0
 
 
 @dataclass(frozen=True)
