@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 WIDTH = 100
 _INDENT = 2
 _SHOWN_RECORDS = 20
+# An object of a document longer than this on one line is laid out below its name.
+_LONG = 60
 
 
 def section(title: str, lines: Sequence[str]) -> str:
@@ -21,7 +23,10 @@ def rows(pairs: Sequence[tuple[str, str]]) -> list[str]:
     width = max((len(key) for key, _ in pairs), default=0)
     lines = []
     for key, value in pairs:
-        first, *others = textwrap.wrap(value, WIDTH - width - 2 * _INDENT) or [""]
+        # A digest is never broken: it would be read wrong, and found by no search.
+        first, *others = textwrap.wrap(
+            value, WIDTH - width - 2 * _INDENT, break_long_words=False, break_on_hyphens=False
+        ) or [""]
         lines += [f"{key:<{width}}  {first}", *(f"{'':<{width}}  {other}" for other in others)]
     return lines
 
@@ -42,8 +47,8 @@ def percent(value: object) -> str:
 
 
 def words(key: str) -> str:
-    """Return a key of a document as words."""
-    return key.replace("_", " ")
+    """Return a key of a document as words; a file's name stays what it is."""
+    return key.replace("_", " ") if key.isidentifier() else key
 
 
 def plain(value: object) -> str:
@@ -67,7 +72,8 @@ def anything(values: Mapping[str, Any]) -> list[str]:
     """
     simple, nested = [], []
     for key, value in values.items():
-        if isinstance(value, Mapping) and any(map(_is_nested, value.values())):
+        long = len(plain(value)) > _LONG or any(map(_is_nested, mapping(value).values()))
+        if isinstance(value, Mapping) and long:
             nested += ["", f"{words(str(key))}:", *(f"  {line}" for line in anything(value))]
         elif _is_table(value):
             nested += ["", f"{words(str(key))}:", *(f"  {line}" for line in _records(value))]
@@ -103,7 +109,8 @@ def _is_table(value: object) -> bool:
 
 def _records(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lay a list of objects out as a table; where that is too wide, as one line each."""
-    keys = list(dict.fromkeys(_keys(records)))
+    # Words lead, counts follow, measured figures come last: the document itself has no order.
+    keys = sorted(_keys(records), key=lambda key: max(_rank(record.get(key)) for record in records))
     body = [[plain(record[key]) if key in record else "" for key in keys] for record in records]
     lines = table([words(key) for key in keys], body[:_SHOWN_RECORDS])
     if max(map(len, lines)) > WIDTH - 3 * _INDENT:
@@ -113,6 +120,10 @@ def _records(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*lines, f"and {more} more, which --json shows"] if more > 0 else lines
 
 
-def _keys(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for record in records:
-        yield from map(str, record)
+def _keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for record in records for key in record))
+
+
+def _rank(value: object) -> int:
+    order: tuple[tuple[type, int], ...] = ((str, 0), (bool, 3), (int, 1), (float, 2))
+    return next((rank for kind, rank in order if isinstance(value, kind)), 0)
