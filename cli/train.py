@@ -1,4 +1,4 @@
-"""`twinserve train`: labelled pictures to a run folder with the best twin found."""
+"""`twinserve train`: labelled items to a run folder with the best twin found."""
 
 from __future__ import annotations
 
@@ -10,22 +10,32 @@ from twinserve.cli.output import print_json
 from twinserve.errors import ConfigError
 
 DESCRIPTION = (
-    "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class; "
-    "whole classes are set aside to calibrate and to report. Ctrl-C leaves the best twin so far."
+    "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class "
+    "(twin=conv4, resnet18, resnet34 or resnet50), a CSV of texts and labels (twin=words: averaged "
+    "word vectors), or an npz of float32 vectors and labels (twin=mlp). Whole classes are set "
+    "aside to calibrate and to report. Ctrl-C leaves the best twin so far."
 )
 EXAMPLES = """
   twinserve train --data photos/ --out runs/faces
   twinserve train --data omniglot.zip --out runs/omniglot --config omniglot
   twinserve train --data photos/ --out runs/faces --set dimension=128 --set max_seconds=1200
+  twinserve train --data photos/ --out runs/faces --set twin=resnet18 weights=resnet18.pth \\
+      color_order=RGB image_size=224 mean_std=imagenet
+  twinserve train --data questions.csv --out runs/questions --set twin=words label_column=intent
+  twinserve train --data vectors.npz --out runs/vectors --set twin=mlp
 """
 EXIT_CODES = "0 done; 2 wrong usage, or an error"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("--data", required=True, metavar="PATH", help="folder or zip of pictures")
+    parser.add_argument("--data", required=True, metavar="PATH", help="pictures, a CSV or an npz")
     parser.add_argument("--out", required=True, metavar="RUN_DIR", help="folder for what comes out")
-    parser.add_argument("--config", metavar="FILE", help="TOML file, or a preset: omniglot")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML file, or a preset: omniglot, omniglot_resnet18",
+    )
     parser.add_argument(
         "--set",
         nargs="+",
@@ -40,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, and say how good the twin is on classes it never saw."""
     if not Path(arguments.data).exists():
-        raise ConfigError(f"--data {arguments.data} does not exist; give a folder or a zip")
+        raise ConfigError(
+            f"--data {arguments.data} does not exist; give a folder, a zip, a CSV or an npz"
+        )
     from twinserve.train.config import load_config
     from twinserve.train.loop import train
 

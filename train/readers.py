@@ -299,7 +299,8 @@ def _column(
 
 def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # A handle of our own: numpy leaves its own open where the file is cut short.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return arrays["vectors"], arrays["labels"]
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give an npz of vectors and labels") from error

@@ -3,7 +3,7 @@
 In: the texts of the training classes, and perhaps a file of word vectors. Out: a tokenizer, and a
 twin whose embedding is a projection of the mean of its tokens' vectors. The order of words is lost,
 which short questions bear. Equal texts give equal tokenizers, in any process: of the trainers in
-the tokenizers library that holds for BPE, and not for WordPiece.
+the tokenizers library that holds for plain BPE, and not for WordPiece.
 """
 
 from __future__ import annotations
@@ -91,12 +91,14 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> str:
     Returns:
         tokenizer.json.
     """
-    tokenizer = _lower_case(models.BPE(unk_token=UNKNOWN, continuing_subword_prefix="##"))
+    tokenizer = _lower_case(models.BPE(unk_token=UNKNOWN))
+    # A mark at a word's beginning tells "fee" from the end of "coffee". (Continuations marked by a
+    # prefix, as in BERT, would be numbered in another order in every process.)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [tokenizer.pre_tokenizer, pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[PAD, UNKNOWN],
-        continuing_subword_prefix="##",
-        show_progress=False,
+        vocab_size=vocabulary, special_tokens=[PAD, UNKNOWN], show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return str(tokenizer.to_str())
