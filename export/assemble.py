@@ -19,8 +19,8 @@ import onnxruntime
 
 from twinserve.calibration import PairDistances, pair_distances
 from twinserve.distance import Embeddings
-from twinserve.errors import ConfigError, DataError, TwinserveError
-from twinserve.export import overlap, parity
+from twinserve.errors import ConfigError, DataError, GateFailed, TwinserveError
+from twinserve.export import fusion, overlap, parity
 from twinserve.export.calibrations import (
     MAX_ITEMS,
     JudgedPairs,
@@ -31,6 +31,7 @@ from twinserve.export.calibrations import (
 )
 from twinserve.export.dependence import vertices
 from twinserve.export.evidence import Evidence, Facts, Lowered, Reference, Source
+from twinserve.export.fusion import Fuse, Trial
 from twinserve.export.pairs import Pairs
 from twinserve.export.results import results
 from twinserve.export.session import PROVIDER, GraphSession, embed_all
@@ -88,6 +89,7 @@ def assemble(
     *,
     optimize: bool = False,
     lower: Lower = _lower,
+    fuse: Fuse = fusion.fuse,
     progress: Progress = lambda _: None,
 ) -> Outcome:
     """Make a twin's files, each only if its gate passes.
@@ -99,8 +101,10 @@ def assemble(
         evidence: what it is measured on.
         precisions: of `PRECISIONS`; the fp32 graph is gated in any case, since it is what the
             others are made of and held against.
-        optimize: whether fused forms of the fp32 graph are tried, and kept where faster.
-        lower: makes and gates the other precisions.
+        optimize: whether a fused form of a text twin's fp32 graph is tried, and kept where it
+            passes the gate and is faster here; what was measured stands in the report.
+        lower: makes and gates the other precisions, of the graph as it was given.
+        fuse: makes the fused form.
         progress: is told of each stage in a few words.
 
     Raises:
@@ -123,14 +127,21 @@ def assemble(
     )
 
     progress("passing the gate")
-    session = GraphSession(graph, facts.contract)
+    served, session = graph, GraphSession(graph, facts.contract)
     vectors = parity.check_vectors(source.embed, session, evidence.gate, facts.contract)
     report: dict[str, Any] = {
         "source": source.name,
         "candidate": f"onnxruntime {onnxruntime.__version__} {PROVIDER}",
         "samples": evidence.samples,
-        "vectors": vectors.to_dict(),
     }
+    if optimize:
+        progress("trying a fused graph")
+        fused, trial = _fused(graph, facts, source, evidence, fuse)
+        report["optimized"] = trial.to_dict()
+        if fused is not None:
+            served, vectors = fused
+            session = GraphSession(served, facts.contract)
+    report["vectors"] = vectors.to_dict()
 
     progress("calibrating")
     reference = _reference(session, facts, evidence)
@@ -148,7 +159,7 @@ def assemble(
     for precision in precisions:
         try:
             if precision == "fp32":
-                twin = _finished(graph, precision, reference.calibrations, report, facts, evidence)
+                twin = _finished(served, precision, reference.calibrations, report, facts, evidence)
             else:
                 progress(f"making {precision}")
                 lowered = lower(precision, graph, reference)
@@ -223,6 +234,24 @@ def write(outcome: Outcome, out: Path) -> dict[str, Path]:
     for twin in outcome.twins:
         write_atomically(paths[twin.precision], twin.content)
     return {twin.precision: paths[twin.precision] for twin in outcome.twins}
+
+
+def _fused(
+    graph: bytes, facts: Facts, source: Source, evidence: Evidence, fuse: Fuse
+) -> tuple[tuple[bytes, parity.VectorReport] | None, Trial]:
+    """Return the fused graph with its gate's report where it is worth keeping, and why."""
+    if not isinstance(facts.contract, TextInput):
+        return None, Trial(False, "only text twins have transformer operators to fuse")
+    try:
+        fused = fuse(graph)
+        check_graph(fused, facts.contract, facts.dimension)
+        session = GraphSession(fused, facts.contract)
+        vectors = parity.check_vectors(source.embed, session, evidence.gate, facts.contract)
+    except GateFailed as error:
+        return None, Trial(False, error.message)
+    plain, quick = (GraphSession(model, facts.contract, threads=1) for model in (graph, fused))
+    trial = fusion.judge(fusion.speeds(plain, quick, evidence.gate))
+    return ((fused, vectors) if trial.kept else None), trial
 
 
 def _reference(session: GraphSession, facts: Facts, evidence: Evidence) -> Reference:

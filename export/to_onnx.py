@@ -8,11 +8,8 @@ all that the exporter notes beside the graph (stack traces, paths, scopes) is ta
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from twinserve.errors import GateFailed
+from twinserve.export.quiet import quiet
 from twinserve.export.signature import (
     BATCH,
     LENGTH,
@@ -66,7 +64,7 @@ def to_onnx(twin: Twin) -> bytes:
         # The longest is named, since positions are learned up to there and no further.
         axes[1] = torch.export.Dim(LENGTH, max=max(2, twin.contract.max_tokens))
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 _Traced(twin),
                 examples,
@@ -173,16 +171,3 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node:
                     _rename(inner, names)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and advice off the user's terminal; errors still raise."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
