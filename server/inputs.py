@@ -18,7 +18,7 @@ from twinserve import distance
 from twinserve.distance import Metric
 from twinserve.errors import LimitExceeded, SpaceMismatch, WrongModality, WrongShape
 from twinserve.feed import Row
-from twinserve.manifest import ImageInput, Manifest, TensorInput
+from twinserve.manifest import ImageInput, InputContract, Manifest, TensorInput, TextInput
 from twinserve.preprocess import check_pixels, decode_image
 from twinserve.server.config import Limits
 from twinserve.tokens import Tokenizer
@@ -60,14 +60,20 @@ class Ready:
 RawInput = ImageBytes | Text | Array | Ready
 
 
-def digest(raw: RawInput) -> bytes:
-    """Return what makes two inputs the same: a sha256 of kind, bytes, and of a text its options."""
+def digest(raw: RawInput, contract: InputContract) -> bytes:
+    """Return what makes two inputs the same for a twin: a sha256 of kind and bytes.
+
+    Of a text also the words of its prompt, whichever name they go by, and how it is to be cut.
+    """
     hasher = hashlib.sha256(type(raw).__name__.encode())
     match raw:
         case ImageBytes(data):
             hasher.update(data)
         case Text(text, prompt, truncate):
-            hasher.update(repr((prompt, truncate)).encode() + b"\0")
+            if isinstance(contract, TextInput):
+                prompt = contract.default_prompt if prompt is None else prompt
+                words = contract.prompts.get(prompt, "" if not prompt else f"unknown {prompt}")
+                hasher.update(repr((words, truncate)).encode() + b"\0")
             hasher.update(text.encode())
         case Array(array):
             hasher.update(f"{array.dtype.str}{array.shape}".encode())

@@ -44,7 +44,7 @@ async def embed_messages(
             origin.append(None)
             continue
         # A lone input cannot repeat, and its digest would cost as much as its decoding.
-        key = inputs.digest(raw) if len(read) > 1 else b""
+        key = inputs.digest(raw, engine.manifest.input) if len(read) > 1 else b""
         if key not in place:
             place[key] = len(distinct)
             distinct.append(raw)

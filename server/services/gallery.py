@@ -432,12 +432,15 @@ class GalleryService(rpc.GalleryServiceServicer):
         return self.models.of_space(settings.model, settings.space_id).version
 
     def _content_digest(self, gallery: Gallery, asked: pb.EnrollItem) -> bytes:
-        """Say what makes an enrolled content the same: the input's bytes and the space."""
+        """Say what makes an enrolled content the same: the input and the space."""
         if not asked.HasField("input") or asked.input.WhichOneof("kind") == "embedding":
             return b""  # the gallery takes the vector's own
         raw = codec.raw_input(asked.input, "input", self.limits)
         assert not isinstance(raw, TwinserveError)
-        return hashlib.sha256(inputs.digest(raw) + gallery.settings.space_id.encode()).digest()
+        settings = gallery.settings
+        contract = self.models.of_space(settings.model, settings.space_id).manifest.input
+        digest = inputs.digest(raw, contract)
+        return hashlib.sha256(digest + settings.space_id.encode()).digest()
 
     async def _read(self, call: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._readers, call)

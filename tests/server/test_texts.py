@@ -157,6 +157,8 @@ def test_identical_texts_are_embedded_once_unless_their_prompts_differ(stubs: St
     same, other = text("word5 word6"), text("word5 word6", "query")
     reply = embed(stubs, [same, other, same, same])
     assert reply.timing.batch_rows == 2
+    defaults = [text("word5 word6"), text("word5 word6", "query")]
+    assert embed(stubs, defaults, "strict").timing.batch_rows == 1, "the default is query"
     got = vectors(reply)
     np.testing.assert_array_equal(got[[0, 0]], got[[2, 3]])
     assert np.abs(got[0] - got[1]).max() > 0.01
@@ -290,6 +292,7 @@ def test_an_item_enrolled_again_under_another_prompt_is_replaced(stubs: Stubs) -
 
     assert enroll(None) == gallery_service_pb2.CHANGE_CREATED
     assert enroll(None) == gallery_service_pb2.CHANGE_UNCHANGED
+    assert enroll("") == gallery_service_pb2.CHANGE_UNCHANGED, "no prompt is this twin's default"
     assert enroll("query") == gallery_service_pb2.CHANGE_REPLACED
 
 
