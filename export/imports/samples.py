@@ -172,4 +172,5 @@ def _drawn(contract: ImageInput, generator: np.random.Generator) -> Row:
     blots = Image.fromarray(coarse.squeeze() if channels == 1 else coarse)
     pixels = resize(blots, contract).astype(np.int64)
     noisy = pixels + generator.integers(-12, 13, pixels.shape)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+    drawn: Row = np.clip(noisy, 0, 255).astype(np.uint8)
+    return drawn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -36,6 +37,7 @@ from twinserve.train.evaluate import embed
 from twinserve.train.twins import TextTwin
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_BATCH = 32
 _SHARDS = ("model-*.safetensors", "pytorch_model-*.bin")
 
 
@@ -53,7 +55,33 @@ def weight_files(folder: Path) -> list[Path]:
 def import_folder(
     folder: Path, texts: Sequence[str], settings: Settings, answers: Answers
 ) -> Imported:
-    """Make a twin of a text encoder.
+    """Make a twin of a text encoder; see `read_twin`.
+
+    Raises:
+        GateFailed: the encoder cannot be written as ONNX.
+    """
+    twin, origin = read_twin(folder, texts, settings, answers)
+    return Imported(
+        graph=to_onnx(twin),
+        contract=twin.contract,
+        dimension=twin.dimension,
+        metric=twin.metric,
+        normalized=twin.normalized,
+        weights_digest=weights_digest(twin),
+        source=Source(
+            lambda rows: embed(twin, rows, batch_size=_BATCH),
+            f"torch {torch.__version__}, transformers {transformers.__version__}",
+        ),
+        tokenizer=twin.tokenizer,
+        truncations=twin.truncations,
+        origin=origin,
+    )
+
+
+def read_twin(
+    folder: Path, texts: Sequence[str], settings: Settings, answers: Answers
+) -> tuple[TextTwin, dict[str, Any]]:
+    """Read a text encoder as a twin in torch, and say what it was made of.
 
     Args:
         folder: of sentence-transformers, or of transformers with config.json and weights.
@@ -63,7 +91,6 @@ def import_folder(
 
     Raises:
         ConfigError, DataError, ManifestError: see `modules`, `tokenizer`, `train.encoders`.
-        GateFailed: the encoder cannot be written as ONNX.
     """
     plan = modules.plan_of(folder, settings, answers)
     weights = weight_files(plan.encoder)
@@ -125,38 +152,25 @@ def import_folder(
         head=encoders.head(plan.layers, cut),
     ).eval()
     read = [*plan.files, *weights, plan.encoder / FILE]
-    return Imported(
-        graph=to_onnx(twin),
-        contract=contract,
-        dimension=dimension,
-        metric=metric,
-        normalized=plan.normalized,
-        weights_digest=weights_digest(twin),
-        source=Source(
-            lambda rows: embed(twin, rows, batch_size=32),
-            f"torch {torch.__version__}, transformers {transformers.__version__}",
-        ),
-        tokenizer=tokenizer,
-        truncations=truncations,
-        origin={
-            "kind": "sentence-transformers"
-            if modules.is_sentence_transformer(folder)
-            else "transformers",
-            "architecture": type(encoder.model).__name__,
-            "made_with": {
-                "torch": str(torch.__version__),
-                "transformers": transformers.__version__,
-            },
-            "pooling": list(plan.pooling),
-            "layers": [
-                "unit length" if layer is None else f"dense {len(layer.weight)} {layer.activation}"
-                for layer in plan.layers
-            ],
-            "similarity": plan.similarity,
-            "texts_tokenized_alike": checked,
-            "files": digests(folder, [file for file in read if file.is_file()]),
+    origin = {
+        "kind": "sentence-transformers"
+        if modules.is_sentence_transformer(folder)
+        else "transformers",
+        "architecture": type(encoder.model).__name__,
+        "made_with": {
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
         },
-    )
+        "pooling": list(plan.pooling),
+        "layers": [
+            "unit length" if layer is None else f"dense {len(layer.weight)} {layer.activation}"
+            for layer in plan.layers
+        ],
+        "similarity": plan.similarity,
+        "texts_tokenized_alike": checked,
+        "files": digests(folder, [file for file in read if file.is_file()]),
+    }
+    return twin, origin
 
 
 def cut_of(stated: int | None, width: int, settings: Settings, answers: Answers) -> int | None:

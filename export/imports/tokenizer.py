@@ -144,18 +144,18 @@ def as_the_library_cuts(
     library = _library(folder)
     if library is None:
         return tokenizer, 0
-    texts = [text.lower() for text in texts] if lower else texts
-    expected = library(texts, truncation=False)["input_ids"]
-    types = library(texts, truncation=False).get("token_type_ids", [])
-    if any(any(row) for row in types):
+    with quiet():
+        found = library([text.lower() for text in texts] if lower else texts, truncation=False)
+    if any(any(row) for row in found.get("token_type_ids", [])):
         raise DataError(
             "the tokenizer gives a single text type ids other than 0, which a text twin does not; "
             "export the encoder with them inside the graph"
         )
     plain = TextInput(max_tokens=1 << 20, pad_id=contract.pad_id)
-    for candidate in (tokenizer, library.backend_tokenizer.to_str()):
+    others = library.backend_tokenizer.to_str()
+    for candidate in (tokenizer, _lowered(others) if lower else others):
         ours = tokens.Tokenizer(candidate, plain)
-        if [ours.encode(text).ids.tolist() for text in texts] == expected:
+        if [ours.encode(text).ids.tolist() for text in texts] == found["input_ids"]:
             return candidate, len(texts)
     raise DataError(
         "the folder's tokenizer.json gives other ids than the tokenizer that transformers makes of "
