@@ -78,6 +78,9 @@ class Observer(Protocol):
     def queued(self, seconds: float) -> None:
         """A job waited `seconds` for its first row to be taken."""
 
+    def padded(self, tokens: int, padding: int) -> None:
+        """A run of texts had `tokens` tokens of its own and `padding` more."""
+
     def dropped(self, rows: int, why: str) -> None:
         """`rows` waiting rows were dropped: cancelled or expired."""
 
@@ -105,12 +108,16 @@ class _Batch:
     parts: list[tuple[_Job, int, int]] = field(default_factory=list)  # job, first row, count
     rows: int = 0
     tokens: int = 0  # without padding
+    longest: int = 0
     full: bool = False
 
     def add(self, job: _Job, first: int, count: int) -> None:
         self.parts.append((job, first, count))
         self.rows += count
-        self.tokens += sum(job.lengths[first : first + count])
+        if job.lengths:
+            lengths = job.lengths[first : first + count]
+            self.tokens += sum(lengths)
+            self.longest = max(self.longest, lengths[-1])
 
 
 class Batcher:
@@ -439,6 +446,8 @@ class Batcher:
         self._seconds_per_run += 0.1 * (seconds - self._seconds_per_run)
         self.seconds_per_row += 0.1 * (seconds / batch.rows - self.seconds_per_row)
         self._observer.batch(batch.rows, seconds, reason)
+        if self._max_tokens is not None:
+            self._observer.padded(batch.tokens, batch.rows * batch.longest - batch.tokens)
         for (job, first, count), part in zip(batch.parts, results, strict=True):
             if job.future.done():
                 continue

@@ -69,6 +69,9 @@ class Metrics:
             "search_decisions", "Probes searched, by what their threshold stood on.", ("evidence",)
         )
         self.batches = self._counter("batches", "Runs, by why they left.", ("model", "reason"))
+        self.tokens = self._counter(
+            "tokens", "Tokens of texts that were run: their own, and padding.", ("model", "kind")
+        )
         self.rejections = self._counter("rejections", "Errors answered, by reason.", ("reason",))
         self.dropped = self._counter(
             "dropped_rows", "Rows dropped before they cost anything.", ("model", "why")
@@ -100,6 +103,8 @@ class BatchObserver:
         self._seconds = metrics.inference.labels(model)
         self._queue = metrics.queue.labels(model)
         self._reasons = {reason: metrics.batches.labels(model, reason.value) for reason in Reason}
+        self._tokens = metrics.tokens.labels(model, "text")
+        self._padding = metrics.tokens.labels(model, "padding")
         self._dropped = {
             why: metrics.dropped.labels(model, why) for why in ("cancelled", "expired", "failed")
         }
@@ -113,6 +118,11 @@ class BatchObserver:
     def queued(self, seconds: float) -> None:
         """A job waited."""
         self._queue.observe(seconds)
+
+    def padded(self, tokens: int, padding: int) -> None:
+        """A run of texts was padded."""
+        self._tokens.inc(tokens)
+        self._padding.inc(padding)
 
     def dropped(self, rows: int, why: str) -> None:
         """Rows were dropped."""

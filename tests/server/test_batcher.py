@@ -22,12 +22,16 @@ class Record:
     def __init__(self) -> None:
         self.batches: list[tuple[int, Reason]] = []
         self.drops: list[tuple[int, str]] = []
+        self.padding: list[tuple[int, int]] = []
 
     def batch(self, rows: int, seconds: float, reason: Reason) -> None:
         self.batches.append((rows, reason))
 
     def queued(self, seconds: float) -> None:
         assert seconds >= 0
+
+    def padded(self, tokens: int, padding: int) -> None:
+        self.padding.append((tokens, padding))
 
     def dropped(self, rows: int, why: str) -> None:
         self.drops.append((rows, why))
@@ -361,6 +365,7 @@ def test_a_long_text_does_not_make_the_short_ones_pay_for_its_padding() -> None:
         assert [float(outputs[0, 0]) for outputs, _ in answers] == sums(3, 5, 6, 300, 7, 5)
         assert run.seen == [[3], [5, 5, 6, 7], [300]], "the short ones first, the long one alone"
         assert [ride.rows for _, ride in answers] == [1, 4, 4, 1, 4, 4]
+        assert record.padding == [(3, 0), (23, 5), (300, 0)]
 
     check_texts(body)
 

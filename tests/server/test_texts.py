@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,7 +85,9 @@ def test_a_text_alone_gives_what_its_words_give(stubs: Stubs) -> None:
     np.testing.assert_allclose(got, twins.embed_texts(texts), atol=1e-5)
 
 
-def test_texts_of_all_lengths_from_32_clients_give_what_they_give_alone(stubs: Stubs) -> None:
+def test_texts_of_all_lengths_from_32_clients_give_what_they_give_alone(
+    stubs: Stubs, text_server: RunningServer
+) -> None:
     texts, _ = twins.classes_of_texts(100, 6)
     generator = np.random.default_rng(5)
     # Calls of one to five texts; what comes together shares padded runs.
@@ -101,6 +105,15 @@ def test_texts_of_all_lengths_from_32_clients_give_what_they_give_alone(stubs: S
         got = np.concatenate(list(pool.map(one, calls)))
     np.testing.assert_allclose(got, twins.embed_texts(texts), atol=1e-5)
     assert largest > 5, "no call has more than five texts, so some shared a run"
+    with urllib.request.urlopen(f"http://127.0.0.1:{text_server.http_port}/metrics") as page:
+        counted = re.findall(
+            r'^twinserve_tokens_total\{kind="(\w+)",model="texts"\} (\S+)$',
+            page.read().decode(),
+            re.M,
+        )
+    tokens = {kind: float(count) for kind, count in counted}
+    assert tokens["text"] >= sum(min(len(words.split()) + 2, twins.MAX_TOKENS) for words in texts)
+    assert 0 < tokens["padding"] < tokens["text"]
 
 
 def test_a_call_of_many_texts_comes_back_in_order(stubs: Stubs) -> None:
