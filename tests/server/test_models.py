@@ -74,6 +74,6 @@ def test_a_truncated_space_is_given_by_the_twin_that_was_trained_for_it() -> Non
 
 
 def test_a_space_that_nobody_gives_any_more_is_refused_with_both_ids() -> None:
-    with pytest.raises(SpaceMismatch, match="sp_old.*sp_a_1") as refused:
+    with pytest.raises(SpaceMismatch, match=r"sp_old.*sp_a_1") as refused:
         Models([engine("a", "1")]).of_space("a", "sp_old")
     assert refused.value.metadata == {"space_id": "sp_a_1", "wanted_space_id": "sp_old"}

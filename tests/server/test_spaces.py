@@ -22,6 +22,7 @@ from tests.conftest import RunningServer
 from tests.server import wire
 from tests.server.wire import Refused, Stubs
 from twinserve import manifest
+from twinserve.distance import Metric
 from twinserve.manifest import truncated_space_id
 from twinserve.v1 import embedding_service_pb2 as pb
 from twinserve.v1 import gallery_pb2, shared_pb2
@@ -66,6 +67,10 @@ def spaces(tmp_path_factory: pytest.TempPathFactory) -> Spaces:
     calibrations = tuple(c for c in full.calibrations if c.dimension == full.dimension)
     made["half"] = manifest.attach(
         made["texts"], replace(full, calibrations=calibrations), twins.text_tokenizer()
+    )
+    # One that is asked for another metric than it was calibrated in.
+    made["turned"] = manifest.attach(
+        made["texts"], replace(full, metric=Metric.EUCLIDEAN), twins.text_tokenizer()
     )
     files = {name: folder / f"{name}.onnx" for name in made}
     for name, twin in made.items():
@@ -362,6 +367,13 @@ def test_thresholds_do_not_carry_over_to_another_metric(stubs: Stubs) -> None:
     assert not reply.score.HasField("probability")
     same = verify(stubs, "pictures", wire.image(PIXELS[1]))
     assert same.decision.outcome != shared_pb2.OUTCOME_NOT_CALIBRATED
+
+
+def test_a_calibration_in_another_metric_than_the_twins_decides_nothing(stubs: Stubs) -> None:
+    one, other = shared_pb2.Input(text="word1 word2"), shared_pb2.Input(text="word2 word3")
+    (result,) = compare(stubs, "turned", one, other).results
+    assert result.comparison.decision.outcome == shared_pb2.OUTCOME_NOT_CALIBRATED
+    assert not result.comparison.score.HasField("log_likelihood_ratio")
 
 
 def test_a_truncation_without_calibration_of_its_own_is_not_calibrated(
