@@ -6,10 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from twinserve.cli.exit_codes import FAULT, NO, OK
 from twinserve.cli.output import print_json
 from twinserve.errors import ConfigError
+
+if TYPE_CHECKING:  # brings onnxruntime, which `--help` need not wait for
+    from twinserve.export.assemble import Outcome
 
 DESCRIPTION = (
     "Write the twin of a run as ONNX files that hold their thresholds, one per precision. The "
@@ -57,9 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Export, and show what is in the files."""
     if not arguments.run.is_dir():
         raise ConfigError(f"{arguments.run} is no folder; give the --out of twinserve train")
-    from twinserve.export.assemble import paths_for
     from twinserve.export.exporter import export_precisions
-    from twinserve.export.inspect import describe
 
     precisions = tuple(word.strip() for word in arguments.precision.split(",") if word.strip())
     outcome = export_precisions(
@@ -71,10 +73,28 @@ def run(arguments: argparse.Namespace) -> int:
         optimize=arguments.optimize,
         progress=lambda step: print(f"{step} …", file=sys.stderr),
     )
-    paths = paths_for(arguments.out, precisions)
-    if arguments.json:
+    return finish(outcome, arguments.out, as_json=arguments.json)
+
+
+def finish(outcome: Outcome, out: Path, *, as_json: bool) -> int:
+    """Show what was written, and in a sentence each what was not.
+
+    Args:
+        outcome: as it was written.
+        out: the --out.
+        as_json: whether to print the manifests; a list where several precisions were asked for.
+
+    Returns:
+        The exit code.
+    """
+    from twinserve.export.assemble import paths_for
+    from twinserve.export.inspect import describe
+
+    asked = [*(twin.precision for twin in outcome.twins), *outcome.refused]
+    paths = paths_for(out, asked)
+    if as_json:
         documents = [json.loads(twin.manifest.to_json()) for twin in outcome.twins]
-        print_json(documents if len(precisions) > 1 else documents[0] if documents else None)
+        print_json(documents[0] if len(asked) == len(documents) == 1 else documents)
     else:
         for twin in outcome.twins:
             print(describe(twin.manifest))
@@ -83,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             first = paths[outcome.twins[0].precision]
             print(f"next: twinserve serve --model {first} --data-dir data")
     for precision, error in outcome.refused.items():
-        print(f"{precision} was not written: {error.message}", file=sys.stderr)
+        print(f"twinserve: {precision} was not written: {error.message}", file=sys.stderr)
     if not outcome.refused:
         return OK
     return NO if outcome.twins else FAULT

@@ -7,6 +7,8 @@ decide a file's bytes, so that nobody tries this unless asked to.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +80,8 @@ def fuse(graph: bytes) -> bytes:
     from onnxruntime.transformers import optimizer  # some seconds to import
 
     try:
-        with quiet():
+        # It prints, too, and standard output belongs to --json.
+        with quiet(), contextlib.redirect_stdout(io.StringIO()):
             fused = optimizer.optimize_model(
                 onnx.load_from_string(graph), model_type="bert", opt_level=0, use_gpu=False
             ).model

@@ -28,8 +28,11 @@ class Slow(GraphSession):
         return super().__call__(rows)
 
 
-def test_a_fused_graph_embeds_as_before(text_model: bytes) -> None:
+def test_a_fused_graph_embeds_as_before_and_nothing_is_printed(
+    text_model: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     fused = fuse(text_model)
+    assert capsys.readouterr() == ("", "")
     assert fused != text_model
     rows = text_rows(20)
     np.testing.assert_allclose(
