@@ -1,0 +1,46 @@
+"""Flags of `twinserve serve`."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from twinserve.errors import ConfigError
+from twinserve.server.config import ServerConfig, add_arguments, from_arguments
+
+
+def parsed(*flags: str) -> ServerConfig:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given = ["--model", "a.onnx", "--data-dir", "data", *flags]
+    return from_arguments(parser.parse_args(given))
+
+
+def test_what_a_run_may_hold_is_told_in_rows_and_in_tokens() -> None:
+    config = parsed("--max-batch", "8", "--max-batch-tokens", "512")
+    assert (config.max_batch, config.max_batch_tokens) == (8, 512)
+    assert parsed().max_batch_tokens == 0, "chosen by the device"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--max-batch", "0", "--max-batch is 0; it must be at least 1"),
+        ("--max-batch-tokens", "-1", "--max-batch-tokens is -1; it must be at least 0"),
+        ("--runners", "0", "--runners is 0; it must be at least 1"),
+        ("--threads", "-2", "--threads is -2; it must be at least 0"),
+        ("--grpc-port", "70000", "--grpc-port is 70000"),
+        ("--host", "0.0.0.0", "give --insecure"),
+        ("--max-rows", "100", "it must hold one Compare of 1024 pairs, 2048 rows"),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(flag: str, value: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parsed(flag, value)
+
+
+def test_a_model_is_served_under_the_name_before_the_equals_sign() -> None:
+    named, plain = parsed("--model", "b=c.onnx").models[::-1]
+    assert (named.name, str(named.path)) == ("b", "c.onnx")
+    assert (plain.name, str(plain.path)) == ("", "a.onnx")
