@@ -29,8 +29,8 @@ ENDS, JUDGEMENTS, SUBJECTS = (
 )
 COLUMNS = (*ENDS, *JUDGEMENTS, *SUBJECTS)
 _WORDS = {
-    **dict.fromkeys(("1", "1.0", "yes", "true", "same"), 1.0),
-    **dict.fromkeys(("0", "0.0", "no", "false", "different"), 0.0),
+    **dict.fromkeys(("1", "1.0", "yes", "true"), 1.0),
+    **dict.fromkeys(("0", "0.0", "no", "false"), 0.0),
 }
 _SHOWN_FAULTS = 3
 
@@ -61,7 +61,7 @@ def of_table(path: Path, same_above: float | None) -> list[Judged]:
         return []
     first_line, head = rows[0]
     names = [cell.strip().lower() for cell in head]
-    if set(names) & set(COLUMNS):
+    if len(set(names) & set(COLUMNS)) >= 2:  # one of them may be a text's whole content
         _check_columns(f"line {first_line} of {path}", names)
         rows = rows[1:]
     else:
@@ -234,7 +234,8 @@ def of_arrays(
 
 def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, since numpy leaves the file open where it turns out to be no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: np.atleast_1d(archive[name]) for name in archive.files}
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give an npz of pairs") from error
