@@ -287,6 +287,40 @@ def test_a_sparse_gigabyte_of_graph_is_never_read(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "letters\n"), done.stderr
 
 
+def _entries(whole: bytes) -> tuple[bytes, bytes]:
+    """Split what `attach` put behind an empty graph: the manifest's entry and the tokenizer's."""
+    opened = onnx.ModelProto.FromString(whole)
+    entries = []
+    for entry in opened.metadata_props:
+        alone = onnx.ModelProto()
+        alone.metadata_props.append(entry)
+        entries.append(alone.SerializeToString())
+    manifest, tokenizer = entries
+    return manifest, tokenizer
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts bytes read")
+def test_reading_takes_the_manifests_own_bytes_whatever_graph_and_tokenizer_weigh(
+    tmp_path: Path,
+) -> None:
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    path = tmp_path / "large.onnx"
+    graph = b"\x3a\x80\x80\x80\x19"  # a field of 50 MB
+    # The tokenizer stands in front, where a reader of every entry would meet it first.
+    whole = attach(b"\x3a\x00", document(), "t" * (20 << 20))
+    manifest, tokenizer = _entries(whole)
+    with open(path, "wb") as file:
+        file.write(tokenizer + graph)
+        file.seek(50 << 20, os.SEEK_CUR)
+        file.write(manifest)
+    before = bytes_read()
+    assert read(path) == document()
+    assert bytes_read() - before < 100_000
+    assert read_tokenizer(path) == "t" * (20 << 20)
+
+
 def test_reading_needs_no_onnx_and_no_runtime() -> None:
     code = (
         "import sys, twinserve.manifest;"
