@@ -349,6 +349,8 @@ def _decoded(kind: Any, raw: Any, where: str) -> Any:
     Knows the types that the dataclasses above use: bool, int, float, str, enums, dataclasses,
     tuple[X, ...] and dict[str, X].
     """
+    if type(raw) is kind:  # most of a manifest is plain numbers, and they are thousands
+        return raw
     origin = typing.get_origin(kind)
     if kind is Any or (origin is types.UnionType and dataclasses.is_dataclass(raw)):
         return raw
