@@ -39,11 +39,12 @@ class Task:
 def task(trained: tuple[Path, Path]) -> Task:
     """The report alphabet's drawings, and random pixels up to a thousand."""
     run = checkpoint.load(trained[0])
-    report = run.images("report")
+    report = run.part("report")
+    drawn = np.asarray(report.rows)
     noise = np.random.default_rng(1).integers(
-        0, 256, (INPUTS - len(report.pixels), *report.pixels.shape[1:]), dtype=np.uint8
+        0, 256, (INPUTS - len(drawn), *drawn.shape[1:]), dtype=np.uint8
     )
-    pixels = np.concatenate([report.pixels, noise])
+    pixels = np.concatenate([drawn, noise])
     assert len(pixels) == INPUTS
     # Decoded pixels as a lossless image for every other input, as a tensor for the rest.
     inputs = [wire.tensor(p) if i % 2 else wire.image(p) for i, p in enumerate(pixels)]
