@@ -12,6 +12,7 @@ import dataclasses
 import io
 import pickle
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,19 @@ class Run:
     step: int  # at which these weights were taken
 
     def part(self, part: str) -> Labelled:
-        """Read one part of the data set again: "train", "calibrate" or "report".
+        """Return one part of the data set: "train", "calibrate" or "report".
+
+        The data set is read again for the first part asked for, and kept.
 
         Raises:
             DataError: no such part, or the data set is no longer the one that was trained on.
         """
         if part not in PARTS:
             raise DataError(f"there is no part {part!r}; parts are {', '.join(PARTS)}")
+        return self._data.of_classes(getattr(self.splits, part))
+
+    @cached_property
+    def _data(self) -> Labelled:
         labelled = read_again(self.config, self.twin.contract, self.twin.tokenizer)
         if labelled.digest != self.data_digest:
             raise DataError(
@@ -62,7 +69,7 @@ class Run:
                 f"(digest {labelled.digest[:12]}, was {self.data_digest[:12]}); "
                 "bring the data back, or train again"
             )
-        return labelled.of_classes(getattr(self.splits, part))
+        return labelled
 
 
 def save(
