@@ -87,7 +87,7 @@ def _single(calibration: Calibration, rates: Sequence[float]) -> list[str]:
         ("evidence", _EVIDENCE.get(calibration.evidence, calibration.evidence)),
         ("metric", calibration.metric.value),
         ("equal error rate", percent(calibration.equal_error_rate)),
-        ("default rate", f"FAR {calibration.default_far:.3g}"),
+        ("default rate", f"FAR {calibration.default_far:.3g}{_fallen_back(calibration)}"),
         (
             "likelihood ratio",
             f"ln LR = {calibration.intercept:.3f} - {calibration.slope:.3f} x distance "
@@ -121,6 +121,12 @@ def _smaller(calibration: Calibration, rates: Sequence[float]) -> list[str]:
     else:
         count += f" of {calibration.classes:,} classes"
     return [f"Instead of the {count}, smaller rates would take about:", "", *table(head, body)]
+
+
+def _fallen_back(calibration: Calibration) -> str:
+    smallest = calibration.points[-1].false_accept_rate if calibration.points else 0.0
+    least = calibration.default_far == smallest
+    return ", the smallest that the evidence carries" if least else ""
 
 
 def _even(calibration: Calibration) -> str:
