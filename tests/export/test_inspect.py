@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.test_manifest import calibration, document
+from tests.test_manifest import calibration, document, model
 from twinserve.export.inspect import describe
-from twinserve.manifest import OperatingPoint, TensorInput, TextInput
+from twinserve.manifest import OperatingPoint, TensorInput, TextInput, attach
 
-PARITY = {
+PARITY: dict[str, Any] = {
     "source": "torch 2",
     "candidate": "onnxruntime 1",
     "vectors": {
@@ -62,12 +63,71 @@ def test_everything_is_there() -> None:
 def test_operating_points_stand_in_aligned_columns_and_missing_ones_say_why() -> None:
     lines = describe(document()).splitlines()
     start = next(index for index, line in enumerate(lines) if "FAR asked" in line)
-    table = lines[start : start + 4]
+    table = lines[start : start + 5]
     assert table[1].split() == ["0.1", "0.1", "0.12", "99.00", "%", "0.5000"]
     assert table[2].split() == ["0.01", "0.01", "0.02", "90.00", "%", "0.3000"]
     assert table[3].split() == ["0.001", "too", "little", "evidence"]
+    assert table[4].split() == ["0.0001", "too", "little", "evidence"]
     assert len({line.index(line.split()[0]) + len(line.split()[0]) for line in table[1:]}) == 1
     assert len({len(line) for line in table[:3]}) == 1
+
+
+def test_what_smaller_rates_would_take_is_said_of_each() -> None:
+    text = describe(document())
+    assert "The smallest rate that the evidence carries is FAR 0.01." in text
+    assert "Instead of the 110,400 impostor pairs of 24 classes" in text
+    rows = [line.split() for line in text.splitlines()]
+    # Pairs grow with the rate, classes with its root: 24 x sqrt(10) = 75.9.
+    assert ["0.001", "1,104,000", "76"] in rows
+    assert ["0.0001", "11,040,000", "240"] in rows
+    assert ["1e-05", "110,400,000", "759"] in rows
+
+
+def test_evidence_of_pairs_speaks_of_pairs_alone() -> None:
+    text = describe(document(calibrations=(calibration(evidence="pairs", default_far=0.01),)))
+    assert "24 groups, 4560 genuine and 110400 impostor pairs" in text
+    assert "judged pairs of the user's" in text
+    assert "default rate      FAR 0.01, the smallest that the evidence carries" in text
+    assert "Instead of the 110,400 impostor pairs, smaller rates" in text
+    assert ["0.001", "1,104,000"] in [line.split() for line in text.splitlines()]
+
+
+def test_what_a_gate_measured_beyond_the_usual_is_shown_as_it_stands() -> None:
+    lengths = [{"tokens": 3, "max_abs_difference": 2e-7, "rows": 2}]
+    parity = {
+        "source": "torch 2",
+        "vectors": {**PARITY["vectors"], "lengths": lengths},
+        "figures": [
+            {"at_least": 0.99, "figure": "cosine", "value": 0.995},
+            {"at_most": 0.005, "figure": "equal error rate", "value": 0.001, "where": "mixed"},
+        ],
+        "floats": {"layers": ["conv1", "head"], "share": 0.25},
+        "trade": [{"layers": index, "cosine": 0.9} for index in range(30)],
+    }
+    text = describe(document(parity=parity))
+    rows = [line.split() for line in text.splitlines()]
+    place = rows.index(["lengths:"])
+    assert rows[place + 1 : place + 3] == [
+        ["tokens", "rows", "max", "abs", "difference"],
+        ["3", "2", "2e-07"],
+    ]
+    assert ["equal", "error", "rate", "mixed", "0.001", "0.005"] in rows
+    assert "layers conv1, head, share 0.25" in text
+    assert "and 10 more, which --json shows" in text
+
+
+def test_an_imported_twin_says_where_it_is_from() -> None:
+    digests = {f"part_{index}.json": f"{index:02}" * 32 for index in range(3)}
+    text = describe(document(origin={"kind": "folder", "files": digests, "pooling": ["mean"]}))
+    assert "Origin\n  kind     folder\n  pooling  mean\n\n  files:\n" in text
+    assert f"part_1.json  {'01' * 32}\n" in text
+
+
+def test_a_sample_of_digests_is_not_printed() -> None:
+    kept = {"items": {"count": 2, "smallest": "AAAA"}}
+    text = describe(document(training={"train_digests": kept}))
+    assert "tells data that overlaps them" in text
+    assert "AAAA" not in text
 
 
 def test_a_point_far_below_the_rate_does_not_stand_for_it() -> None:
@@ -85,15 +145,22 @@ def test_a_twin_without_calibration_says_so() -> None:
 
 
 def test_other_modalities_and_calibrations_are_named() -> None:
-    text = describe(document(modality="text", input=TextInput(64, prompts={"query": "q: "})))
-    assert "up to 64 tokens, what is beyond is cut off, prompts query" in text
+    contract = TextInput(64, prompts={"query": "q: ", "passage": "p: "}, default_prompt="query")
+    text = describe(document(modality="text", input=contract))
+    assert "up to 64 tokens, what is beyond is cut off" in text
+    assert "prompt query    'q: ' (used where a call names none)" in text
+    assert "prompt passage  'p: '\n" in text
+    assert "input_ids, attention_mask; padded with 0" in text
     assert "float32 [3, 4]" in describe(document(modality="tensor", input=TensorInput((3, 4))))
     entries = (
-        calibration(dimension=4, aggregation="mean", precision="int8", data_digest=""),
+        calibration(dimension=4, aggregation="nearest_of_5", precision="int8", data_digest=""),
         dataclasses.replace(calibration(), slope=0.0),
     )
     text = describe(document(calibrations=entries))
-    assert "Calibration of int8, first 4 numbers, by mean" in text
+    assert "Calibration of int8, first 4 numbers\n  Subjects of several items" in text
+    assert ["5", "24", "4.00", "%", "0.01", "90.00", "%", "0.02", "0.3000", "-", "-", "-"] in [
+        line.split() for line in text.splitlines()
+    ]
     assert "they tell nothing" in text
 
 
@@ -124,15 +191,23 @@ def test_whatever_a_stranger_wrote_can_be_described(seed: int) -> None:
                 key: junk(generator)
                 for key in ("report", "vectors", "decisions", "classes", "config", "source")
             }
-            for name in ("parity", "training")
+            for name in ("parity", "training", "origin")
         }
         assert describe(document(**made)).startswith("letters@1")
 
 
-def test_describing_needs_neither_torch_nor_a_runtime() -> None:
+def test_the_verb_needs_no_runtime_and_reads_past_the_graph(tmp_path: Path) -> None:
+    path = tmp_path / "twin.onnx"
+    path.write_bytes(attach(model(), document(parity=PARITY, training={"report": REPORT})))
     code = (
-        "import sys, twinserve.export.inspect;"
-        "print({'onnx', 'onnxruntime', 'torch', 'PIL'} & set(sys.modules))"
+        "import sys; from twinserve.cli.__main__ import main;"
+        "main(['inspect', sys.argv[1], '--det']);"
+        "heavy = {'onnx', 'onnxruntime', 'torch', 'PIL', 'matplotlib', 'tokenizers', 'grpc'};"
+        "print('imported:', sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    assert "letters@1" in done.stdout
+    assert "false rejects" in done.stdout
+    assert done.stdout.endswith("imported: []\n")
