@@ -18,7 +18,7 @@ from typing import Any
 import onnxruntime
 
 from twinserve.calibration import PairDistances, pair_distances
-from twinserve.distance import Embeddings
+from twinserve.distance import Embeddings, truncated
 from twinserve.errors import ConfigError, DataError, GateFailed, TwinserveError
 from twinserve.export import fusion, overlap, parity
 from twinserve.export.calibrations import (
@@ -37,6 +37,7 @@ from twinserve.export.results import results
 from twinserve.export.session import PROVIDER, GraphSession, embed_all
 from twinserve.export.signature import check_graph, check_tokenizer
 from twinserve.manifest import (
+    ITEM,
     NAME,
     Calibration,
     ImageInput,
@@ -145,14 +146,9 @@ def assemble(
 
     progress("calibrating")
     reference = _reference(session, facts, evidence)
-    if reference.calibrate_rows is not None and reference.calibrate_embeddings is not None:
-        report["decisions"] = parity.check_decisions(
-            reference.distances(source.embed(reference.calibrate_rows)),
-            reference.distances(reference.calibrate_embeddings),
-            reference.calibrations[0].points,
-            facts.metric,
-            largest_coordinate=vectors.largest_coordinate,
-        ).to_dict()
+    if reference.calibrate_rows is not None:
+        expected = source.embed(reference.calibrate_rows)
+        report.update(_decisions(reference, expected, vectors.largest_coordinate))
 
     made: list[Assembled] = []
     refused: dict[str, TwinserveError] = {}
@@ -298,6 +294,29 @@ def _reference(session: GraphSession, facts: Facts, evidence: Evidence) -> Refer
         distances=distances,
         recalibrated=recalibrated,
     )
+
+
+def _decisions(
+    reference: Reference, source: Embeddings, largest_coordinate: float
+) -> dict[str, Any]:
+    """Hold the decisions on single pairs against the source's, in full and by truncation."""
+    found: dict[int, dict[str, Any]] = {}
+    for entry in reference.calibrations:
+        if entry.aggregation == ITEM and reference.calibrate_embeddings is not None:
+            expected, candidate = (
+                reference.distances(truncated(embeddings, entry.dimension))
+                for embeddings in (source, reference.calibrate_embeddings)
+            )
+            found[entry.dimension] = parity.check_decisions(
+                expected,
+                candidate,
+                entry.points,
+                entry.metric,
+                largest_coordinate=largest_coordinate,
+            ).to_dict()
+    full = found.pop(reference.facts.dimension)
+    shorter = {str(dimension): report for dimension, report in found.items()}
+    return {"decisions": full, **({"decisions_of_truncations": shorter} if shorter else {})}
 
 
 def _judged(pairs: Pairs | None, embeddings: Embeddings) -> JudgedPairs:

@@ -82,7 +82,7 @@ def to_onnx(twin: Twin) -> bytes:
         raise GateFailed(
             f"the twin cannot be written as ONNX ({type(cause).__name__}: "
             f"{str(cause).strip().splitlines()[0][:300] if str(cause).strip() else 'no reason'}); "
-            "use operations that ONNX has, and no shape that depends on the batch",
+            "use operations that ONNX has, and none that fixes the batch or the length",
             metadata={"figure": "export"},
         ) from error
     strip(model)

@@ -113,6 +113,10 @@ def test_every_truncation_has_thresholds_of_its_own(texts: Outcome, text_model: 
     assert half is not None
     assert full.points != half.points
     assert full.evidence == half.evidence == "labels"
+    decisions = manifest.parity["decisions_of_truncations"]
+    assert list(decisions) == ["16"]
+    assert decisions["16"]["operating_points"] == len(half.points)
+    assert decisions["16"]["disagreements"] == 0
 
 
 def test_equal_inputs_give_equal_bytes(texts: Outcome, text_model: bytes) -> None:

@@ -163,6 +163,7 @@ def test_what_stands_under_the_mask_changes_nothing(text_model: bytes) -> None:
     )
 
 
+@pytest.mark.long  # of pictures the exporter's test shows the same in every run
 def test_equal_text_twins_give_equal_bytes_that_tell_nothing_of_the_machine(
     text_model: bytes, tmp_path: Path
 ) -> None:
