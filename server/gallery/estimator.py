@@ -2,8 +2,8 @@
 
 In: a gallery's view, whenever one was published or is searched. Out: `Strangers`, the last estimate
 as it applies to that view. Small galleries are measured by the search that needs it; larger ones
-by one thread for all galleries, which works in small pieces, rests as long as it works, and gives
-a gallery at most a tenth of its time.
+by one thread for all galleries, which works in small pieces, rests twice as long as it works, and
+then leaves a gallery alone for a while.
 
 The one thing to know: an estimate is of one state, and is carried over to later ones by growth. A
 stranger meets N items where the sample met M, and the chance of matching any of N is at most N / M
@@ -30,7 +30,8 @@ from twinserve.server.gallery.rows import NOTHING, RowsView
 from twinserve.server.gallery.search import View
 
 CHANGED = 0.1  # the share of a gallery that may change before it is measured again
-RESTS = 9.0  # a gallery rests so many times as long as its last measurement took, at least
+REST = 2.0  # after each piece, for so many times as long as it took
+GALLERY_REST = 4.0  # after each measurement of a gallery, likewise
 REMEMBERED = 64
 
 
@@ -230,7 +231,7 @@ class Refresher:
                 logging.getLogger(__name__).exception("measuring the impostors of a gallery failed")
             ended = time.monotonic()
             self.seconds += ended - began
-            estimator.due = ended + max(self._rest, RESTS * (ended - began))
+            estimator.due = ended + max(self._rest, GALLERY_REST * (ended - began))
 
     def _next(self) -> Estimator | None:
         with self._changed:
@@ -245,4 +246,4 @@ class Refresher:
             return None
 
     def _pace(self, seconds: float) -> bool:
-        return not self._stop.wait(seconds)
+        return not self._stop.wait(REST * seconds)

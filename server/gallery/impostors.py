@@ -29,8 +29,8 @@ Codes = NDArray[np.int32]
 
 SAMPLE = 2_000  # probes of one estimate
 SAMPLE_IN_FLOAT64 = 200  # where float32 cannot rank, every distance costs some thirty times more
-COLUMNS = 4_096  # rows that are brought together at a time
-CELLS = 1 << 18  # distances computed at a time: some 2 ms at 128 dimensions
+COLUMNS = 2_048  # rows that are brought together at a time
+CELLS = 1 << 16  # distances computed at a time: a millisecond or less, on one core
 PILOT_COLUMNS = 1_024
 PILOT_PROBES = 64
 NEAR_SUBJECTS = 16  # about so many nearest subjects a probe are counted; farther ones are sampled
@@ -87,10 +87,11 @@ def seconds_to_measure(view: View) -> float:
     if not view.safe:
         each = 5e-9 * view.dimension
         return each * min(SAMPLE_IN_FLOAT64, rows.item_count) * rows.item_count
-    each = 6e-9 + 8e-11 * view.dimension
+    each = 8e-9 + 8e-11 * view.dimension
     if rows.subject_count < rows.item_count:
         each += 2e-8  # the least of each subject
-    return 0.002 + each * min(SAMPLE, rows.item_count) * rows.item_count
+    columns = rows.item_count + _pilot_columns(rows.item_count)
+    return 0.002 + each * min(SAMPLE, rows.item_count) * columns
 
 
 def measure(view: View, pace: Pace = lambda seconds: True) -> Estimate | None:
@@ -162,7 +163,10 @@ class _Scan:
             longest = max(part.longest for part in view.live[2])
             self._error = Probes(vectors, view.metric).error(longest)
         self._reach = np.full(count, np.inf)  # [n] the two nearest other subjects lie within it
-        self._candidates: list[tuple[Indices, Indices, FloatArray]] = []
+        # Of each part of the probes: (probe within it, position, units) of who may be nearest.
+        self._candidates: list[list[tuple[Indices, Indices, FloatArray]]] = [
+            [] for _ in self._probes
+        ]
         self._near = -np.inf  # up to here other subjects are counted
         self._near_units: list[FloatArray] = []
         self._near_count = 0
@@ -171,10 +175,11 @@ class _Scan:
     def pilot(self) -> bool:
         """Sample other subjects, and set from them how far a probe has to look."""
         starts = np.flatnonzero(_begins(self._codes))
-        sizes = np.minimum(np.diff(np.r_[starts, len(self._codes)]), PILOT_COLUMNS)
+        most = _pilot_columns(len(self._codes))
+        sizes = np.minimum(np.diff(np.r_[starts, len(self._codes)]), most)
         drawn = np.argsort(_hashed(self._codes[starts]), kind="stable")
         # Three at least, so that everybody meets two others.
-        drawn = drawn[: max(3, int(np.searchsorted(np.cumsum(sizes[drawn]), PILOT_COLUMNS)))]
+        drawn = drawn[: max(3, int(np.searchsorted(np.cumsum(sizes[drawn]), most)))]
         columns = np.concatenate([np.arange(starts[i], starts[i] + sizes[i]) for i in drawn])
         block, codes = self._block(columns), self._codes[columns]
         firsts = np.flatnonzero(_begins(codes))
@@ -204,43 +209,25 @@ class _Scan:
             block = self._block(np.arange(start, end))
             codes = self._codes[start:end]
             firsts = np.flatnonzero(_begins(codes))
-            for part, probes in self._probes:
+            for number, (part, probes) in enumerate(self._probes):
                 began = time.perf_counter()
                 units = self._units(probes, block)
-                units[self._probe_codes[part][:, None] == codes[None, :]] = np.inf
-                self._take(part, start, units, firsts)
+                self._leave_out_own(units, self._probe_codes[part], codes)
+                found = self._take(part, start, units, firsts)
+                self._candidates[number].append(found)
                 if not self._pace(time.perf_counter() - began):
                     return False
         return True
 
-    def estimate(self) -> Estimate:
-        """Put together what the scan found."""
-        probe, column, units = (
-            np.concatenate(found) for found in zip(*self._candidates, strict=True)
-        )
-        least = _least(probe, self._codes[column], units)
-        second = np.full(len(self._reach), np.inf)
-        place = _place(probe[least])
-        second[probe[least[place == 1]]] = units[least[place == 1]]
-        close = units <= (second + 2.0 * self._error)[probe]
-        probe, column = probe[close], column[close]
-        distances = np.empty(len(probe))
-        for start in range(0, len(probe), COLUMNS):
-            some = slice(start, start + COLUMNS)
-            distances[some] = paired(
-                self._vectors(column[some]),
-                self._vectors(self._chosen[probe[some]]),
-                self._view.metric,
-            )
-        codes = self._codes[column]
-        least = _least(probe, codes, distances)
-        place = _place(probe[least])
-        shape = (len(self._reach), 2)
+    def estimate(self) -> Estimate | None:
+        """Put together what the scan found; None where told to stop."""
+        shape = (len(self._chosen), 2)
         nearest, others = np.full(shape, np.inf), np.full(shape, -1, dtype=np.int64)
-        for rank in (0, 1):
-            found = least[place == rank]
-            nearest[probe[found], rank] = distances[found]
-            others[probe[found], rank] = codes[found]
+        for number, (part, _) in enumerate(self._probes):
+            began = time.perf_counter()
+            nearest[part], others[part] = self._two_nearest(part, self._candidates[number])
+            if not self._pace(time.perf_counter() - began):
+                return None
         rows = self._view.rows
         subject = self._probe_codes.astype(np.int64)
         ladder, subjects = self._ladder()
@@ -250,8 +237,45 @@ class _Scan:
             subjects,
         )
 
-    def _take(self, part: slice, start: int, units: Units, firsts: Indices) -> None:
-        """Keep who may be nearest to a probe, and how near the near ones are.
+    def _two_nearest(
+        self, part: slice, candidates: list[tuple[Indices, Indices, FloatArray]]
+    ) -> tuple[FloatArray, Indices]:
+        """Exact distances [n, 2] of a part's probes, and whose these are."""
+        probe, column, units = (np.concatenate(found) for found in zip(*candidates, strict=True))
+        error = 2.0 * self._error[part]
+        least = _least(probe, self._codes[column], units)
+        seconds = least[_place(probe[least]) == 1]
+        reach = np.full(len(error), np.inf)
+        reach[probe[seconds]] = units[seconds] + error[probe[seconds]]
+        close = units <= reach[probe]
+        probe, column = probe[close], column[close]
+        distances = paired(
+            self._vectors(column), self._vectors(self._chosen[part][probe]), self._view.metric
+        )
+        codes = self._codes[column]
+        least = _least(probe, codes, distances)
+        place = _place(probe[least])
+        nearest, others = np.full((len(error), 2), np.inf), np.full((len(error), 2), -1)
+        for rank in (0, 1):
+            found = least[place == rank]
+            nearest[probe[found], rank] = distances[found]
+            others[probe[found], rank] = codes[found]
+        return nearest, others
+
+    @staticmethod
+    def _leave_out_own(units: Units, probe_codes: Codes, codes: Codes) -> None:
+        """Put the rows of a probe's own subject out of reach; both codes ascend."""
+        first = int(np.searchsorted(probe_codes, codes[0], side="left"))
+        last = int(np.searchsorted(probe_codes, codes[-1], side="right"))
+        begins = np.searchsorted(codes, probe_codes[first:last], side="left").tolist()
+        ends = np.searchsorted(codes, probe_codes[first:last], side="right").tolist()
+        for probe, begin, end in zip(range(first, last), begins, ends, strict=True):
+            units[probe, begin:end] = np.inf
+
+    def _take(
+        self, part: slice, start: int, units: Units, firsts: Indices
+    ) -> tuple[Indices, Indices, FloatArray]:
+        """Return who may be nearest to a probe; keep how near the near ones are.
 
         units: [probes, rows of the block]; firsts: where its subjects begin.
         """
@@ -281,7 +305,7 @@ class _Scan:
             sizes = np.diff(np.r_[firsts, units.shape[1]])
             probe, column = np.nonzero(units <= np.repeat(bound, sizes, axis=1))
             least = units[probe, column].astype(np.float64)
-        self._candidates.append((probe + part.start, column + start, least))
+        return probe, column + start, least
 
     def _come_nearer(self) -> None:
         """Count less far, since there are many more near ones than the pilot made believe."""
@@ -334,6 +358,10 @@ class _Scan:
             return probes.units(block)
         one_by_one = [paired(block.vectors, one[None], probes.metric) for one in probes.vectors]
         return np.stack(one_by_one)
+
+
+def _pilot_columns(items: int) -> int:
+    return min(PILOT_COLUMNS, max(items // 4, 64))
 
 
 def _begins(values: NDArray[np.signedinteger[Any]]) -> NDArray[np.bool_]:
