@@ -203,6 +203,18 @@ def test_the_logistic_recovers_the_known_likelihood_ratio_of_two_normals() -> No
     assert intercept == pytest.approx(13.5, rel=0.03)
 
 
+def test_the_logistic_is_stationary_over_every_pair_though_it_was_fitted_in_groups() -> None:
+    generator = np.random.default_rng(6)
+    genuine, impostor = generator.gamma(4.0, 0.1, 30_000), generator.gamma(9.0, 0.1, 60_000)
+    slope, intercept = fit_logistic(genuine, impostor)
+    missed, mistaken = (
+        1 / (1 + np.exp(sign * (intercept - slope * distances)))
+        for sign, distances in ((1, genuine), (-1, impostor))
+    )
+    assert np.mean(missed) == pytest.approx(np.mean(mistaken), abs=1e-5)
+    assert np.mean(missed * genuine) == pytest.approx(np.mean(mistaken * impostor), abs=1e-3)
+
+
 def test_the_logistic_is_finite_when_the_two_are_separable() -> None:
     slope, intercept = fit_logistic(np.linspace(0, 0.2, 50), np.linspace(0.8, 1.0, 500))
     assert np.isfinite([slope, intercept]).all()
