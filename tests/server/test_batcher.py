@@ -419,7 +419,7 @@ def test_a_client_whose_text_did_not_fit_is_first_in_the_next_batch() -> None:
         first = asyncio.create_task(batcher.submit(texts(1)))
         await until(lambda: len(run.seen) == 1)
         flood = [
-            asyncio.create_task(batcher.submit(texts(90), client=f"short{i % 3}"))
+            asyncio.create_task(batcher.submit(texts(90), client=f"short{i % 2}"))
             for i in range(60)
         ]
         await until(lambda: batcher.waiting == 60)
