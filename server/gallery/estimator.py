@@ -140,6 +140,7 @@ class Estimator:
         self._measuring = threading.Lock()  # held for small galleries only
         self._measured: Measured | None = None
         self._strangers: Strangers | None = None
+        self._judged: tuple[Measured | None, int, bool] = (None, -1, True)
         self._closed = False
         self.due = 0.0  # on the refresher's clock
         self.measurements = 0
@@ -152,11 +153,10 @@ class Estimator:
     def strangers(self, view: View) -> Strangers | None:
         """What is known of strangers in a view; None where nothing is, or nothing yet."""
         measured = self._measured
-        if measured is None or measured.outdated(view.rows):
+        if self._outdated(measured, view.rows):
             if seconds_to_measure(view) <= self._inline_seconds:
                 with self._measuring:
-                    measured = self._measured
-                    if measured is None or measured.outdated(view.rows):
+                    if self._outdated(self._measured, view.rows):
                         self._measure(view, lambda seconds: not self._closed)
             measured = self._measured
         if measured is None or not len(measured.estimate.nearest.subject):
@@ -174,13 +174,21 @@ class Estimator:
         if self._closed:
             return False
         view = self._present()
-        if self._measured is not None and not self._measured.outdated(view.rows):
+        if not self._outdated(self._measured, view.rows):
             return False
         return self._measure(view, lambda seconds: pace(seconds) and not self._closed)
 
     def close(self) -> None:
         """Measure no more; a measurement that is under way ends at its next piece."""
         self._closed = True
+
+    def _outdated(self, measured: Measured | None, rows: RowsView) -> bool:
+        if measured is None:
+            return True
+        judged = self._judged  # so that searches of one state ask once
+        if judged[0] is not measured or judged[1] != rows.sequence:
+            judged = self._judged = (measured, rows.sequence, measured.outdated(rows))
+        return judged[2]
 
     def _measure(self, view: View, pace: Pace) -> bool:
         estimate = impostors.measure(view, pace)

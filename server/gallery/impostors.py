@@ -279,7 +279,7 @@ class _Scan:
 
         units: [probes, rows of the block]; firsts: where its subjects begin.
         """
-        reach = self._reach[part]
+        reach = self._reach[part]  # a view of it
         by_subject = _least_of_runs(units, firsts)
         wanted = np.minimum(np.maximum(reach, self._near), _LARGEST)
         limit = np.nextafter(wanted.astype(units.dtype), units.dtype.type(np.inf))
@@ -294,7 +294,12 @@ class _Scan:
         reached = least <= reach[probe]
         probe, subject, least = probe[reached], subject[reached], least[reached]
         order = np.lexsort((least, probe))
-        order = order[_place(probe[order]) < RECOMPUTED]
+        place = _place(probe[order])
+        # The two nearest of this block are two, wherever the two nearest of all are.
+        seconds = order[place == 1]
+        whose = probe[seconds]
+        reach[whose] = np.minimum(reach[whose], least[seconds] + 2.0 * self._error[part][whose])
+        order = order[place < RECOMPUTED]
         probe, subject, least = probe[order], subject[order], least[order]
         if by_subject is units:
             column = subject
