@@ -159,7 +159,7 @@ def assemble(
             else:
                 progress(f"making {precision}")
                 lowered = lower(precision, graph, reference)
-                twin = _lowered(lowered, precision, reference, facts, evidence)
+                twin = _lowered(lowered, precision, session, reference, evidence)
         except TwinserveError as error:
             if precision == "fp32":
                 raise
@@ -331,18 +331,26 @@ def _judged(pairs: Pairs | None, embeddings: Embeddings) -> JudgedPairs:
 
 
 def _lowered(
-    lowered: Lowered, precision: str, reference: Reference, facts: Facts, evidence: Evidence
+    lowered: Lowered,
+    precision: str,
+    source: GraphSession,
+    reference: Reference,
+    evidence: Evidence,
 ) -> Assembled:
+    facts = reference.facts
     check_graph(lowered.model, facts.contract, facts.dimension)
+    session = GraphSession(lowered.model, facts.contract)
+    limits = parity.LOWERED[precision]
+    vectors = parity.check_vectors(source, session, evidence.gate, facts.contract, limits=limits)
     calibrations: tuple[Calibration, ...] = ()
     if reference.calibrate_rows is not None:
-        session = GraphSession(lowered.model, facts.contract)
         embeddings = embed_all(session, reference.calibrate_rows)
         calibrations = reference.recalibrated(embeddings, precision)
     report = {
         "source": f"fp32 graph, onnxruntime {onnxruntime.__version__} {PROVIDER}",
         "candidate": f"onnxruntime {onnxruntime.__version__} {PROVIDER}",
         "samples": evidence.samples,
+        "vectors": vectors.to_dict(),
         **lowered.parity,
     }
     return _finished(lowered.model, precision, calibrations, report, facts, evidence)

@@ -245,6 +245,8 @@ def test_a_precision_that_fails_its_gate_is_named_and_the_others_are_made(model:
     assert half.space_id == full.space_id
     assert half.graph_digest != full.graph_digest
     assert half.parity["made"] == {"method": "fp16"}
+    assert half.parity["source"].startswith("fp32 graph")
+    assert half.parity["vectors"]["max_abs_difference"]["7"] == pytest.approx(4e-4, abs=3e-4)
     embeddings = embed_all(GraphSession(model, CONTRACT), data.rows)
     for reference in held:
         assert len(reference.ranges) == 9
@@ -256,20 +258,20 @@ def test_each_precision_is_calibrated_on_its_own_embeddings(model: bytes) -> Non
     twin, data = make_twin(), pictures(1)
 
     def lower(precision: str, graph: bytes, _: Reference) -> Lowered:
-        return Lowered(scaled(graph, 2.0), {})
+        return Lowered(scaled(graph, 1.1), {})
 
     outcome = assemble(
         model,
         dataclasses.replace(facts_of(twin), metric=Metric.EUCLIDEAN),
         torch_source(twin),
         Evidence(gate=data.rows, calibrate=data),
-        ("fp32", "fp16"),
+        ("fp32", "int8"),
         lower=lower,
     )
-    full, double = (made.manifest.calibrations[0] for made in outcome.twins)
-    assert (full.precision, double.precision) == ("fp32", "fp16")
-    for one, other in zip(full.points, double.points, strict=True):
-        assert other.threshold == pytest.approx(2.0 * one.threshold, rel=1e-4)
+    full, scaled_up = (made.manifest.calibrations[0] for made in outcome.twins)
+    assert (full.precision, scaled_up.precision) == ("fp32", "int8")
+    for one, other in zip(full.points, scaled_up.points, strict=True):
+        assert other.threshold == pytest.approx(1.1 * one.threshold, rel=1e-4)
         assert other.false_accept_rate == one.false_accept_rate
 
 
@@ -290,6 +292,22 @@ def test_another_precision_s_graph_must_keep_the_signature(model: bytes) -> None
     )
     assert outcome.twins == ()
     assert "takes a batch of 1 only" in outcome.refused["fp16"].message
+
+
+def test_another_precision_far_from_the_fp32_graph_is_refused(model: bytes) -> None:
+    def lower(precision: str, graph: bytes, _: Reference) -> Lowered:
+        return Lowered(scaled(graph, 1.5), {})
+
+    twin = make_twin()
+    outcome = assemble(
+        model,
+        facts_of(twin),
+        torch_source(twin),
+        Evidence(gate=pictures(1).rows),
+        ("fp16",),
+        lower=lower,
+    )
+    assert "max_abs_difference" in outcome.refused["fp16"].message
 
 
 def scaled(graph: bytes, factor: float) -> bytes:
