@@ -15,7 +15,9 @@ from twinserve.cli.progress import Progress
 DESCRIPTION = (
     "Set a twin's thresholds from evidence of your own: labelled items, or pairs that somebody "
     "judged, of subjects that the twin was not trained on. The file is written anew, whole or not "
-    "at all; its graph stays as it is. A rate that the evidence does not carry gets no threshold."
+    "at all; its graph stays as it is. A rate that the evidence does not carry gets no threshold. "
+    "Rates set from pairs are those of pairs drawn in the same way: among near misses that "
+    "somebody picked, false accepts are more frequent than among strangers."
 )
 EXAMPLES = """
   twinserve calibrate minilm.onnx --data questions.csv --far 0.001

@@ -29,7 +29,6 @@ from twinserve.export.calibrations import (
     drawn_items,
     judged_distances,
 )
-from twinserve.export.dependence import vertices
 from twinserve.export.evidence import Evidence, Facts, Lowered, Reference, Source
 from twinserve.export.fusion import Fuse, Trial
 from twinserve.export.pairs import Pairs
@@ -322,12 +321,7 @@ def _decisions(
 def _judged(pairs: Pairs | None, embeddings: Embeddings) -> JudgedPairs:
     if pairs is None:
         raise DataError("without labelled items or judged pairs there are no thresholds to set")
-    return JudgedPairs(
-        first=embeddings[pairs.first],
-        second=embeddings[pairs.second],
-        same=pairs.same,
-        vertices=vertices(pairs.first, pairs.second, pairs.same, pairs.subjects),
-    )
+    return pairs.joined(embeddings)
 
 
 def _lowered(

@@ -20,13 +20,11 @@ from twinserve.errors import ConfigError, DataError, ManifestError
 from twinserve.export import overlap
 from twinserve.export.calibrations import (
     DEFAULT_FAR,
-    JudgedPairs,
     calibrations_for,
     calibrations_of_pairs,
     check_kinds,
     drawn_items,
 )
-from twinserve.export.dependence import vertices
 from twinserve.export.evidence_text import shortfall
 from twinserve.export.labelled import Columns, read_labelled
 from twinserve.export.pairs import read_pairs
@@ -176,11 +174,10 @@ def _of_pairs(
         names=judged.names,
     )
     overlap.check(manifest, items)
-    joined = vertices(judged.first, judged.second, judged.same, judged.subjects)
 
     def calibrations(embeddings: Embeddings) -> tuple[Calibration, ...]:
         return calibrations_of_pairs(
-            JudgedPairs(embeddings[judged.first], embeddings[judged.second], judged.same, joined),
+            judged.joined(embeddings),
             metric=manifest.metric,
             dimension=manifest.dimension,
             truncations=manifest.truncations,

@@ -18,7 +18,7 @@ _NEAR_ENOUGH = 0.8
 _EVIDENCE = {
     "run": "the run's own held-out classes",
     "labels": "labelled data of the user's",
-    "pairs": "judged pairs of the user's",
+    "pairs": "judged pairs of the user's; the rates are those of pairs drawn in the same way",
 }
 
 

@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from twinserve.distance import Embeddings
 from twinserve.errors import DataError, InvalidInput
+from twinserve.export.calibrations import JudgedPairs
+from twinserve.export.dependence import vertices
 from twinserve.export.judged import Judged, of_arrays, of_table, refuse
 from twinserve.feed import Row
 from twinserve.manifest import ImageInput, InputContract, TensorInput, TextInput
@@ -42,6 +45,15 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.same)
+
+    def joined(self, embeddings: Embeddings) -> JudgedPairs:
+        """Return the pairs with the embeddings of their items, float32 [items, dimension]."""
+        return JudgedPairs(
+            first=embeddings[self.first],
+            second=embeddings[self.second],
+            same=self.same,
+            vertices=vertices(self.first, self.second, self.same, self.subjects),
+        )
 
 
 def read_pairs(

@@ -314,8 +314,8 @@ class _Accepts:
     """
 
     def __init__(self, pairs: PairDistances, thresholds: FloatArray) -> None:
-        classes, position = np.unique(pairs.impostor_classes, return_inverse=True)
-        position = np.sort(position.reshape(-1, 2), axis=1)
+        classes = np.unique(pairs.impostor_classes)
+        position = np.sort(np.searchsorted(classes, pairs.impostor_classes), axis=1)
         gaps = len(thresholds) + 1
         gap = np.searchsorted(thresholds, pairs.impostor, side="left")
         key = (position[:, 0] * len(classes) + position[:, 1]) * gaps + gap

@@ -722,6 +722,20 @@ class TestOutput:
             assert "5/10 items" in stream.getvalue()
         assert stream.getvalue().endswith("\r\x1b[K")
 
+    def test_a_total_that_is_learnt_late_is_shown(self) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        stream = Terminal()
+        with Progress(0, "items", stream) as progress:
+            progress._start -= 60.0
+            progress.reach(3, 8)
+            assert "3/8 items" in stream.getvalue()
+            progress._drawn = 0.0
+            progress.reach(8, 8)
+            assert "8/8 items" in stream.getvalue()
+
 
 class TestPrompts:
     def test_every_verb_of_texts_takes_a_prompt(self, run: Run, fake: FakeServer) -> None:
