@@ -191,6 +191,11 @@ class RowsView:
         """The rows of `alive`, ascending."""
         return np.flatnonzero(self.alive)
 
+    @cached_property
+    def subject_sizes(self) -> Indices:
+        """[codes] how many live items each subject has."""
+        return np.bincount(self.subject[self.live_rows], minlength=len(self.names))
+
     def passing(self, wanted: Filter) -> Mask:
         """[count] which live rows pass a filter."""
         return self.alive & self.masks.mask(wanted, self.count)

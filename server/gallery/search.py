@@ -325,6 +325,7 @@ def _hits(
     seen: set[int] = set()
     ids = view_rows.ids
     codes = view_rows.subject
+    items = 1
     ordered = sorted(
         (distance, ids[row], row)
         for distance, row in zip(distances.tolist(), rows.tolist(), strict=True)
@@ -336,7 +337,8 @@ def _hits(
             if code in seen:
                 continue
             seen.add(code)
-        found.append(Hit(item_id, view_rows.subject_of(row), distance))
+            items = int(view_rows.subject_sizes[code])
+        found.append(Hit(item_id, view_rows.subject_of(row), distance, items))
         if len(found) == question.k:
             break
     return Hits(tuple(found), exact)

@@ -162,11 +162,16 @@ class Removal:
 
 @dataclass(frozen=True)
 class Hit:
-    """The item that decided for its subject; `subject` as enrolled ("" = the item itself)."""
+    """The item that decided for its subject; `subject` as enrolled ("" = the item itself).
+
+    `items` is among how many it is the nearest: those that its subject has in the whole gallery, or
+    1 where hits are items.
+    """
 
     item_id: str
     subject: str
     distance: float
+    items: int = 1
 
 
 @dataclass(frozen=True)

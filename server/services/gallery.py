@@ -6,7 +6,7 @@ import asyncio
 import copy
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
@@ -303,9 +303,8 @@ class GalleryService(rpc.GalleryServiceServicer):
         places = [i for i in range(len(request.probes)) if i not in errors]
         probes = np.stack([o for o in embedded.outcomes if not isinstance(o, TwinserveError)])
         settings = gallery.settings
-        calibration = decision.nearest_of(
-            self._calibrations(settings), settings.metric, 1
-        ).calibration
+        calibrations = self._calibrations(settings)
+        calibration = decision.nearest_of(calibrations, settings.metric, 1).calibration
 
         def search() -> tuple[SearchOutcome, decision.SearchLimit]:
             found = gallery.search(
@@ -334,6 +333,11 @@ class GalleryService(rpc.GalleryServiceServicer):
         )
         self.metrics.search_decisions.labels(limit.evidence.value).inc(len(probes))
         found = dict(zip(places, outcome.results, strict=True))
+        sizes = {hit.items for hits in outcome.results for hit in hits.hits}
+        judges = {
+            size: decision.nearest_of(calibrations, settings.metric, size).likelihood
+            for size in sizes
+        }
         details = {}
         if request.view == pb.ITEM_VIEW_FULL:
             wanted = [hit.item_id for hits in outcome.results for hit in hits.hits]
@@ -343,7 +347,7 @@ class GalleryService(rpc.GalleryServiceServicer):
             if i in errors:
                 result.error.CopyFrom(status_of(errors[i]))
                 continue
-            _write_hits(result.hits, found[i], limit, calibration)
+            _write_hits(result.hits, found[i], limit, judges)
             for hit in result.hits.hits:
                 if hit.item.id in details:
                     hit.item.CopyFrom(gallery_codec.item_message(details[hit.item.id]))
@@ -505,7 +509,10 @@ def _search_settings(
 
 
 def _write_hits(
-    message: pb.Hits, hits: Hits, limit: decision.SearchLimit, calibration: Calibration | None
+    message: pb.Hits,
+    hits: Hits,
+    limit: decision.SearchLimit,
+    judges: Mapping[int, Calibration | None],
 ) -> None:
     gallery_codec.write_limit(message, limit)
     message.exact = hits.exact
@@ -514,7 +521,7 @@ def _write_hits(
         written = message.hits.add()
         written.item.id = hit.item_id
         written.item.subject = hit.subject
-        likelihood = decision.likelihood(hit.distance, calibration, 0.5)
+        likelihood = decision.likelihood(hit.distance, judges[hit.items], 0.5)
         written.score.CopyFrom(codec.score_message(hit.distance, likelihood))
         written.match = limit.outcome(hit.distance) is decision.Outcome.MATCH
         matched = matched or written.match

@@ -252,6 +252,32 @@ def test_verify_is_judged_by_the_nearest_of_as_many_items(
         assert reply.score.log_likelihood_ratio == pytest.approx(llr(calibration, distance))
 
 
+def test_a_hit_is_judged_by_as_many_items_as_its_subject_has(
+    stubs: Stubs, manifests: dict[str, tuple[Path, Manifest]]
+) -> None:
+    read = manifests["known"][1]
+    single, of_two = read.calibrations
+    made = gallery_pb2.Gallery(name="sizes", model="known")
+    stubs.gallery.CreateGallery(pb.CreateGalleryRequest(gallery=made))
+    for count in (1, 2, 3):
+        enroll(
+            stubs, "sizes", VECTORS[10 * count : 10 * count + count], read.space_id, f"of{count}"
+        )
+    probe = wire.ready(VECTORS[5], read.space_id)
+    by_subject = stubs.gallery.Search(pb.SearchRequest(gallery="sizes", probes=[probe]))
+    scores = {hit.item.subject: hit.score for hit in by_subject.results[0].hits.hits}
+    for subject, calibration in (("of1", single), ("of2", of_two)):
+        expected = llr(calibration, scores[subject].distance)
+        assert scores[subject].log_likelihood_ratio == pytest.approx(expected)
+    assert not scores["of3"].HasField("log_likelihood_ratio")
+    request = pb.SearchRequest(gallery="sizes", probes=[probe], group_by=pb.GROUP_BY_ITEM)
+    hits = stubs.gallery.Search(request).results[0].hits.hits
+    assert len(hits) == 6
+    for hit in hits:
+        expected = llr(single, hit.score.distance)
+        assert hit.score.log_likelihood_ratio == pytest.approx(expected)
+
+
 def test_verify_against_more_items_than_were_measured_divides_the_rate_and_gives_no_ratio(
     stubs: Stubs, manifests: dict[str, tuple[Path, Manifest]]
 ) -> None:
