@@ -45,6 +45,11 @@ class GraphSession:
                 metadata={"figure": "load"},
             ) from error
 
+    @property
+    def threads(self) -> int:
+        """How many threads one run may use; 0 where onnxruntime chooses."""
+        return int(self._session.get_session_options().intra_op_num_threads)
+
     def __call__(self, rows: Rows) -> Embeddings:
         """Embed rows as one batch, texts padded to the longest.
 

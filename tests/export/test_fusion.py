@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.export.test_assemble import facts_of
+from tests.export.test_assemble import facts_of, scaled
 from tests.export.text_twins import DIMENSION, make_text_twin, text_contract, text_rows
 from twinserve.errors import GateFailed
 from twinserve.export.assemble import assemble
-from twinserve.export.evidence import Evidence
+from twinserve.export.evidence import Evidence, Lowered, Reference
 from twinserve.export.exporter import torch_source
 from twinserve.export.fusion import LEAST_GAIN, Speed, fuse, judge, speeds
-from twinserve.export.session import GraphSession
+from twinserve.export.session import GraphSession, embed_all
 from twinserve.feed import Rows
 from twinserve.manifest import digest_of_graph
 
@@ -99,19 +99,36 @@ def test_the_report_says_what_was_tried_and_the_file_is_the_plain_one_where_it_d
     }
 
 
-def test_a_faster_form_that_passes_the_gate_is_what_is_written(text_model: bytes) -> None:
-    twin = make_text_twin()
+def test_a_faster_form_that_passes_the_gate_is_what_is_written_and_measured(
+    text_model: bytes,
+) -> None:
+    twin, rows = make_text_twin(), text_rows()
+    # Not quite the plain one, so that it shows whose embeddings are taken further.
+    fused = scaled(text_model, 1.0 + 4e-6)
+    held: list[tuple[bytes, Reference]] = []
+
+    def lower(precision: str, graph: bytes, reference: Reference) -> Lowered:
+        held.append((graph, reference))
+        return Lowered(graph, {})
+
+    plain = detour(text_model)
     outcome = assemble(
-        detour(text_model),
+        plain,
         facts_of(twin),
         torch_source(twin),
-        Evidence(gate=text_rows()),
+        Evidence(gate=rows),
+        ("fp32", "fp16"),
         optimize=True,
-        fuse=lambda _: text_model,
+        fuse=lambda _: fused,
+        lower=lower,
     )
-    (made,) = outcome.twins
-    assert made.manifest.parity["optimized"]["kept"] is True
-    assert made.manifest.graph_digest == digest_of_graph(text_model)
+    manifest = outcome.twins[0].manifest
+    assert manifest.parity["optimized"]["kept"] is True
+    assert manifest.graph_digest == digest_of_graph(fused)
+    ((graph, reference),) = held
+    assert graph == plain, "other precisions are made of operators that every tool knows"
+    expected = embed_all(GraphSession(fused, twin.contract), rows)
+    np.testing.assert_array_equal(reference.gate_embeddings, expected)
 
 
 def detour(graph: bytes) -> bytes:

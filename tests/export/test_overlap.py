@@ -64,6 +64,24 @@ def test_one_shared_class_among_hundreds_is_refused_under_any_name_and_order() -
         check(training(labelled(0, 20)), mixed)
 
 
+def test_most_of_a_training_class_is_that_class_though_others_stand_beside() -> None:
+    unseen, shared = labelled(100, 199), labelled(7, 1)
+    mixed = Labelled(
+        rows=np.concatenate([unseen.rows, shared.rows[:7], labelled(400, 1).rows[:3]]),
+        labels=np.concatenate([unseen.labels, np.full(10, 199)]),
+        class_names=(*unseen.class_names, "another name"),
+        names=tuple(map(str, range(2000))),
+    )
+    with pytest.raises(DataError, match=r"7 of its 2000 items \(0.4%\), and 1 of its classes"):
+        check(training(labelled(0, 20)), mixed)
+
+
+def test_a_small_training_set_is_told_of_every_item() -> None:
+    found = measure(training(labelled(0, 1)), labelled(0, 40))
+    assert found is not None
+    assert (found.items, found.judged, found.shared) == (400, 400, 10)
+
+
 def test_the_odd_item_that_stands_in_both_is_no_overlap() -> None:
     unseen = labelled(20, 20)
     rows = np.array(unseen.rows)
@@ -86,18 +104,12 @@ def test_of_a_large_training_set_the_share_is_estimated() -> None:
     check(kept, labelled(900, 400))
 
 
-def test_a_whole_class_of_a_large_training_set_is_told_by_its_own_digest() -> None:
-    kept = training(labelled(0, 900))
-    unseen, shared = labelled(900, 300), labelled(4, 1)
-    mixed = Labelled(
-        rows=np.concatenate([unseen.rows, shared.rows]),
-        labels=np.concatenate([unseen.labels, np.full(10, 300)]),
-        class_names=(*unseen.class_names, "again"),
-        names=tuple(map(str, range(3010))),
-    )
-    found = measure(kept, mixed)
+def test_whole_classes_of_a_large_training_set_are_told_by_their_own_digests() -> None:
+    # Of four items to a class one is in the sketch, too little to tell the class by.
+    found = measure(training(labelled(0, 2000, 4)), labelled(1980, 300, 4))
     assert found is not None
-    assert found.classes == 1
+    assert found.classes == 20
+    assert found.judged < found.items / 2
 
 
 def test_texts_are_told_by_their_tokens() -> None:

@@ -47,5 +47,6 @@ def test_many_texts_are_run_by_length_and_come_back_in_their_order(text_model: b
 
 def test_threads_are_the_callers_choice(model: bytes) -> None:
     inputs = random_inputs(5)
-    one = GraphSession(model, CONTRACT, threads=1)(inputs)
-    np.testing.assert_allclose(one, GraphSession(model, CONTRACT)(inputs), rtol=0, atol=1e-6)
+    one, any_number = GraphSession(model, CONTRACT, threads=1), GraphSession(model, CONTRACT)
+    assert (one.threads, any_number.threads) == (1, 0)
+    np.testing.assert_allclose(one(inputs), any_number(inputs), rtol=0, atol=1e-6)
