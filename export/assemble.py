@@ -17,21 +17,13 @@ from typing import Any
 
 import onnxruntime
 
-from twinserve.calibration import PairDistances, pair_distances
 from twinserve.distance import Embeddings, truncated
-from twinserve.errors import ConfigError, DataError, GateFailed, TwinserveError
+from twinserve.errors import ConfigError, GateFailed, TwinserveError
 from twinserve.export import fusion, overlap, parity
-from twinserve.export.calibrations import (
-    MAX_ITEMS,
-    JudgedPairs,
-    calibrations_for,
-    calibrations_of_pairs,
-    drawn_items,
-    judged_distances,
-)
+from twinserve.export.calibrations import MAX_ITEMS, drawn_items
 from twinserve.export.evidence import Evidence, Facts, Lowered, Reference, Source
 from twinserve.export.fusion import Fuse, Trial
-from twinserve.export.pairs import Pairs
+from twinserve.export.reference import reference_of
 from twinserve.export.results import results
 from twinserve.export.session import PROVIDER, GraphSession, embed_all
 from twinserve.export.signature import check_graph, check_tokenizer
@@ -144,7 +136,7 @@ def assemble(
     report["vectors"] = vectors.to_dict()
 
     progress("calibrating")
-    reference = _reference(session, facts, evidence)
+    reference = reference_of(session, facts, evidence)
     if reference.calibrate_rows is not None:
         expected = source.embed(reference.calibrate_rows)
         report.update(_decisions(reference, expected, vectors.largest_coordinate))
@@ -249,52 +241,6 @@ def _fused(
     return ((fused, vectors) if trial.kept else None), trial
 
 
-def _reference(session: GraphSession, facts: Facts, evidence: Evidence) -> Reference:
-    labelled, pairs = evidence.calibrate, evidence.pairs
-    settings: dict[str, Any] = {
-        "metric": facts.metric,
-        "dimension": facts.dimension,
-        "truncations": facts.truncations,
-        "default_far": evidence.default_far,
-    }
-
-    def distances(embeddings: Embeddings) -> PairDistances:
-        if labelled is not None:
-            return pair_distances(embeddings, labelled.labels, facts.metric)
-        return judged_distances(_judged(pairs, embeddings), facts.metric)
-
-    def recalibrated(embeddings: Embeddings, precision: str) -> tuple[Calibration, ...]:
-        if labelled is not None:
-            return calibrations_for(
-                embeddings,
-                labelled.labels,
-                precision=precision,
-                data_digest=labelled.digest,
-                evidence=evidence.kind,
-                **settings,
-            )
-        digest = "" if pairs is None else pairs.digest
-        return calibrations_of_pairs(
-            _judged(pairs, embeddings), precision=precision, data_digest=digest, **settings
-        )
-
-    rows = labelled.rows if labelled is not None else None if pairs is None else pairs.rows
-    embeddings = None if rows is None else embed_all(session, rows)
-    return Reference(
-        facts=facts,
-        gate=evidence.gate,
-        gate_embeddings=embed_all(session, evidence.gate),
-        ranges=evidence.gate if evidence.ranges is None else evidence.ranges,
-        calibrate=labelled,
-        pairs=pairs,
-        calibrate_rows=rows,
-        calibrate_embeddings=embeddings,
-        calibrations=() if embeddings is None else recalibrated(embeddings, "fp32"),
-        distances=distances,
-        recalibrated=recalibrated,
-    )
-
-
 def _decisions(
     reference: Reference, source: Embeddings, largest_coordinate: float
 ) -> dict[str, Any]:
@@ -316,12 +262,6 @@ def _decisions(
     full = found.pop(reference.facts.dimension)
     shorter = {str(dimension): report for dimension, report in found.items()}
     return {"decisions": full, **({"decisions_of_truncations": shorter} if shorter else {})}
-
-
-def _judged(pairs: Pairs | None, embeddings: Embeddings) -> JudgedPairs:
-    if pairs is None:
-        raise DataError("without labelled items or judged pairs there are no thresholds to set")
-    return pairs.joined(embeddings)
 
 
 def _lowered(
