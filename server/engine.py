@@ -219,9 +219,7 @@ class Engine:
 
     def _finish(self, vectors: Vector, dimension: int) -> list[Outcome]:
         """Truncate, and refuse what no metric can compare: per row."""
-        if dimension != self.manifest.dimension:
-            cut = distance.unit(vectors[:, :dimension].astype(np.float64))
-            vectors = cut.astype(np.float32)  # [batch, dimension]
+        vectors = distance.truncated(vectors, dimension)  # [batch, dimension]
         try:
             distance.check_vectors(vectors, self.manifest.metric)
         except TwinserveError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from twinserve.distance import Metric, check_vectors, paired, pairwise, unit
+from twinserve.distance import Metric, check_vectors, paired, pairwise, truncated, unit
 from twinserve.errors import NotFinite, ZeroVector
 
 
@@ -75,6 +75,14 @@ def test_huge_and_tiny_float32_vectors_neither_overflow_nor_vanish() -> None:
 def test_unit_leaves_zero_rows_at_zero() -> None:
     rows = unit(np.array([[0.0, 0.0], [3.0, 4.0]]))
     np.testing.assert_allclose(rows, [[0, 0], [0.6, 0.8]])
+
+
+def test_a_truncation_has_unit_length_and_the_full_dimension_stays_as_it_is() -> None:
+    rows = np.array([[3.0, 4.0, 12.0], [0.0, 0.0, 1.0]], dtype=np.float32)
+    cut = truncated(rows, 2)
+    assert cut.dtype == np.float32
+    np.testing.assert_allclose(cut, [[0.6, 0.8], [0.0, 0.0]], rtol=1e-7)
+    assert truncated(rows, 3) is rows
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
