@@ -91,6 +91,11 @@ class Quality:
         """Return the value of a figure; NaN where it was not measured."""
         return next((figure.value for figure in self.figures if figure.name == name), math.nan)
 
+    def plain(self, *names: str) -> dict[str, float]:
+        """Return the values of those figures of these names that were measured."""
+        found = {figure.name: rounded(figure.value) for figure in reversed(self.figures)}
+        return {name: found[name] for name in names if name in found}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the manifest."""
         return {

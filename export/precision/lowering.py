@@ -7,15 +7,20 @@ left in float, step by step, until it passes or there is too little left to gain
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twinserve.errors import ConfigError, GateFailed
 from twinserve.export.evidence import Lowered, Reference
-from twinserve.export.precision.figures import Quality
+from twinserve.export.precision.figures import Quality, rounded
 from twinserve.export.precision.fp16 import to_fp16
-from twinserve.export.precision.int8 import prepare, quantise
+from twinserve.export.precision.int8 import Quantiser
 from twinserve.export.precision.quality import Judge
+from twinserve.export.precision.sensitivity import Block, worst_first
 from twinserve.export.session import GraphSession, embed_all
+
+# With less of the multiply-adds in int8, casts eat the rest of the gain.
+LEAST_SHARE = 0.5
 
 
 def lower(precision: str, graph: bytes, reference: Reference) -> Lowered:
@@ -40,22 +45,50 @@ def lower(precision: str, graph: bytes, reference: Reference) -> Lowered:
 def _fp16(graph: bytes, reference: Reference) -> Lowered:
     model, kept = to_fp16(graph, reference.facts.contract, reference.ranges)
     quality = _judged(model, reference, Judge("fp16", reference))
-    _require("fp16", quality)
+    if quality.failures:
+        raise _refusal("fp16", quality)
     made = {"method": "fp16", "float32_nodes_for_range": kept}
     return Lowered(model, {"made": made, **quality.to_dict()})
 
 
 def _int8(graph: bytes, reference: Reference) -> Lowered:
+    """Quantise all candidates; where that fails the gate, ever fewer, the worst left out first."""
     contract = reference.facts.contract
-    prepared = prepare(graph, contract, reference.ranges)
-    model = quantise(prepared, contract, reference.ranges)
-    quality = _judged(model, reference, Judge("int8", reference))
-    _require("int8", quality)
-    made: dict[str, Any] = {
-        "method": "static" if prepared.static else "dynamic",
-        "share_of_multiply_adds": round(prepared.share(), 4),
+    quantiser = Quantiser(graph, contract, reference.ranges)
+    judge = Judge("int8", reference)
+    blocks: list[Block] | None = None  # measured only where the first form fails
+    in_float: list[str] = []
+    trade: list[dict[str, Any]] = []
+    while True:
+        model = quantiser.quantise(in_float)
+        quality = _judged(model, reference, judge)
+        trade.append(_step(quantiser, in_float, quality))
+        if not quality.failures:
+            break
+        if blocks is None:
+            gate, source = reference.gate, reference.gate_embeddings
+            blocks = worst_first(quantiser, contract, gate, source)
+        block = blocks.pop(0) if blocks else None
+        if block is None or quantiser.share([*in_float, *block.nodes]) < LEAST_SHARE:
+            raise _refusal("int8", quality, trade)
+        in_float += block.nodes
+    made = {
+        "method": "static QDQ, weights int8 per channel in 7 bits, activations uint8",
+        "range_rows": quantiser.range_rows,
+        "share_of_multiply_adds": trade[-1]["share_of_multiply_adds"],
+        "trade": trade,
     }
     return Lowered(model, {"made": made, **quality.to_dict()})
+
+
+def _step(quantiser: Quantiser, in_float: Sequence[str], quality: Quality) -> dict[str, Any]:
+    return {
+        "in_float": list(in_float),
+        "share_of_multiply_adds": rounded(quantiser.share(in_float)),
+        "cosine_mean": rounded(quality.value("cosine_mean")),
+        **quality.plain("equal_error_rate_lost", "true_accept_rate_lost"),
+        "failed": [str(figure) for figure in quality.failures],
+    }
 
 
 def _judged(model: bytes, reference: Reference, judge: Judge) -> Quality:
@@ -64,11 +97,19 @@ def _judged(model: bytes, reference: Reference, judge: Judge) -> Quality:
     return judge.quality(embed_all(session, reference.gate), labelled)
 
 
-def _require(precision: str, quality: Quality) -> None:
-    if quality.failures:
-        first = quality.failures[0]
-        raise GateFailed(
-            f"the gate of {precision} failed: {'; '.join(map(str, quality.failures[:3]))}; nothing "
-            f"was written in {precision}",
-            metadata={"figure": first.name, "value": f"{first.value:.6g}"},
+def _refusal(
+    precision: str, quality: Quality, trade: Sequence[Mapping[str, Any]] = ()
+) -> GateFailed:
+    first = quality.failures[0]
+    tried = ""
+    if len(trade) > 1:
+        tried = (
+            f" (with {len(trade[-1]['in_float'])} layers left in float and "
+            f"{trade[-1]['share_of_multiply_adds']:.0%} of the multiply-adds in {precision}; "
+            "fewer would gain nothing)"
         )
+    return GateFailed(
+        f"the gate of {precision} failed: {'; '.join(map(str, quality.failures[:3]))}{tried}; "
+        f"nothing was written in {precision}, serve the twin in fp32",
+        metadata={"figure": first.name, "value": f"{first.value:.6g}"},
+    )
