@@ -167,8 +167,8 @@ def _passed_on(graph: onnx.GraphProto, lowered: Collection[str]) -> list[str]:
         if node.op_type in _PASSED_ON and flowing.intersection(node.input):
             passed.append(node.name)
             flowing.update(node.output)
-        elif node.name in lowered:
-            flowing.update(node.output)
+        elif node.name in lowered and node.op_type in CONVOLUTIONS:
+            flowing.update(node.output)  # a product gives floats
     return passed
 
 
