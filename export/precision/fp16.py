@@ -62,8 +62,45 @@ def to_fp16(model: bytes, contract: InputContract, rows: Rows) -> tuple[bytes, i
             max_finite_val=LARGEST,
             node_block_list=kept,
         )
+    _drop_round_trips(converted.graph)
     strip(converted)
     return bytes(converted.SerializeToString(deterministic=True)), len(large)
+
+
+def _drop_round_trips(graph: onnx.GraphProto) -> None:
+    """Let neighbours that stay in float32 meet in float32.
+
+    The converter puts fp16 between any two nodes, where a large value would become infinite.
+    """
+    halved = {node.output[0]: node.input[0] for node in _casts(graph, onnx.TensorProto.FLOAT16)}
+    whole = {
+        node.output[0]: halved[node.input[0]]
+        for node in _casts(graph, onnx.TensorProto.FLOAT)
+        if node.input[0] in halved
+    }
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        node.input[:] = [whole.get(name, name) for name in node.input]
+    makers = {name: node for node in graph.node for name in node.output}
+    for name in outputs & whole.keys():  # an output keeps its name, its maker gives it directly
+        maker, inner = makers[whole[name]], whole[name]
+        for node in graph.node:
+            node.input[:] = [name if one == inner else one for one in node.input]
+        maker.output[:] = [name if one == inner else one for one in maker.output]
+        graph.node.remove(makers[name])
+    read = {name for node in graph.node for name in node.input} | outputs
+    unread = [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in read]
+    for node in unread:
+        graph.node.remove(node)
+
+
+def _casts(graph: onnx.GraphProto, kind: int) -> list[onnx.NodeProto]:
+    return [
+        node
+        for node in graph.node
+        if node.op_type == "Cast"
+        and any(one.name == "to" and one.i == kind for one in node.attribute)
+    ]
 
 
 def _between_weights(graph: onnx.GraphProto) -> set[str]:
