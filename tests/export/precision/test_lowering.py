@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from tests.export.conftest import CONTRACT, make_twin
+from tests.export.conftest import CONTRACT
 from twinserve.calibration import pair_distances
 from twinserve.distance import Metric
 from twinserve.errors import ConfigError, GateFailed
@@ -22,6 +22,7 @@ from twinserve.export.precision.quality import Judge
 from twinserve.export.precision.sensitivity import BLOCKS, blocks_of, worst_first
 from twinserve.export.session import GraphSession, embed_all
 from twinserve.export.to_onnx import to_onnx
+from twinserve.train.conv4 import conv4
 from twinserve.train.data import Labelled
 
 DIMENSION = 12
@@ -42,7 +43,8 @@ def drawings(classes: int = 40, items: int = 6) -> Labelled:
 @pytest.fixture(scope="module")
 def model() -> bytes:
     """The graph of a twin whose batch norms know its inputs, so that embeddings spread."""
-    twin = make_twin().train()
+    torch.manual_seed(3)
+    twin = conv4(CONTRACT, dimension=DIMENSION, width=48, ink_inverted=True).train()
     with torch.no_grad():
         for _ in range(30):
             twin(torch.from_numpy(np.asarray(drawings().rows)))
