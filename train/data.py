@@ -166,8 +166,14 @@ def split(labelled: Classed, config: TrainConfig) -> Splits:
     fractions. Groups that the config does not name are left out.
 
     Raises:
-        DataError: an unknown group, a class with a single item, or too few classes for a part.
+        DataError: one class alone, an unknown group, a class with a single item, or too few
+            classes for a part.
     """
+    if len(labelled.class_names) < 2:
+        raise DataError(
+            f"the data set has one class alone, {labelled.class_names[0]!r}: nothing to tell it "
+            "from; give items of many classes, or check which column or folder names the class"
+        )
     if config.train_groups:
         splits = _split_by_groups(labelled, config)
     else:

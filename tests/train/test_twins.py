@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from twinserve.distance import Metric, paired
-from twinserve.manifest import ImageInput
+from twinserve.manifest import ImageInput, TensorInput, TextInput
 from twinserve.train.conv4 import conv4
+from twinserve.train.evaluate import embed
 from twinserve.train.heads import DistanceHead
-from twinserve.train.twins import ImageTwin, Siamese
+from twinserve.train.mlp import mlp
+from twinserve.train.twins import ImageTwin, Siamese, TextTwin
+from twinserve.train.words import WordTable
 
 CONTRACT = ImageInput(height=28, width=28, channels=1, color_order="L")
 
@@ -66,3 +69,65 @@ def test_normalized_embeddings_have_unit_length_and_others_do_not() -> None:
     assert unit.norm(dim=1).tolist() == pytest.approx([1.0] * 5, abs=1e-6)
     free = small_twin(normalized=False).eval()(pixels(5))
     assert (free.norm(dim=1) - 1.0).abs().max() > 1e-3
+
+
+def text_twin(pooling: tuple[str, ...] = ("mean",), **settings: object) -> TextTwin:
+    contract = TextInput(max_tokens=8)
+    return TextTwin(
+        WordTable(20, 6),
+        contract=contract,
+        tokenizer="{}",
+        dimension=6 * len(pooling),
+        metric=Metric.COSINE,
+        normalized=True,
+        pooling=pooling,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("pooling", [("mean",), ("cls",), ("max", "lasttoken")])
+def test_a_padded_text_has_the_embedding_that_it_has_alone(pooling: tuple[str, ...]) -> None:
+    twin = text_twin(pooling)
+    rows = [np.arange(1, 1 + length) for length in (3, 7, 1, 5)]
+    together = embed(twin, rows)
+    alone = np.concatenate([embed(twin, [row]) for row in rows])
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-6)
+
+
+def test_pooling_without_a_mask_is_refused() -> None:
+    with pytest.raises(ValueError, match="pooling needs attention_mask"):
+        TextTwin(
+            WordTable(20, 6),
+            contract=TextInput(max_tokens=8, inputs=("input_ids",)),
+            tokenizer="{}",
+            dimension=6,
+            metric=Metric.COSINE,
+            normalized=True,
+        )
+
+
+def test_texts_are_compared_in_pairs_as_pictures_are() -> None:
+    siamese = Siamese(text_twin(), DistanceHead(Metric.COSINE)).eval()
+    ids, mask = torch.arange(1, 9).view(2, 4), torch.ones(2, 4, dtype=torch.int64)
+    apart = siamese((ids, mask), (ids.flip(0), mask))
+    assert siamese((ids, mask), (ids, mask)).tolist() == [0.0, 0.0]
+    assert torch.equal(apart, siamese((ids.flip(0), mask), (ids, mask)))
+    assert (apart > 0.01).all()
+
+
+def test_vectors_are_brought_to_mean_zero_and_deviation_one_inside() -> None:
+    twin = mlp(TensorInput((3,)), dimension=4, hidden=8).eval()
+    rows = torch.randn(50, 3) * torch.tensor([1.0, 100.0, 0.01]) + 7.0
+    twin.mean.copy_(rows.mean(dim=0))
+    twin.std.copy_(rows.std(dim=0))
+    seen: list[torch.Tensor] = []
+    twin.body.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    assert twin(rows).shape == (50, 4)
+    torch.testing.assert_close(seen[0].mean(dim=0), torch.zeros(3), rtol=0, atol=1e-2)
+    torch.testing.assert_close(seen[0].std(dim=0), torch.ones(3), rtol=1e-3, atol=0)
+
+
+def test_what_is_no_weight_but_changes_embeddings_is_told() -> None:
+    assert small_twin().variant != small_twin(ink_inverted=True).variant
+    assert text_twin(("mean",)).variant != text_twin(("cls",)).variant

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Reader
 
 from tests.train import questions
 from twinserve.errors import ConfigError, DataError
-from twinserve.tokens import Tokenizer
+from twinserve.tokens import Ids, Tokenizer
 from twinserve.train import words
 from twinserve.train.evaluate import embed
 from twinserve.train.twins import TextTwin
@@ -27,9 +27,14 @@ def small_twin(tokenizer: str | None = None) -> TextTwin:
     return words.words(words.contract_for(made, 32), made, width=8, dimension=4)
 
 
-def rows_of(twin: TextTwin) -> list[np.ndarray]:  # type: ignore[type-arg]
+def rows_of(twin: TextTwin) -> list[Ids]:
     tokenizer = Tokenizer(twin.tokenizer, twin.contract)
     return [tokenizer.encode(text).ids for text in TEXTS]
+
+
+def table_of(twin: TextTwin) -> torch.Tensor:
+    assert isinstance(twin.encoder, words.WordTable)
+    return twin.encoder.table.weight.detach()
 
 
 def test_equal_texts_give_equal_tokenizers_in_any_process() -> None:
@@ -74,8 +79,7 @@ def test_rare_words_begin_longer_than_frequent_ones_and_padding_at_nothing() -> 
     twin = small_twin()
     rows = rows_of(twin)
     words.begin(twin, rows, None)
-    table = twin.encoder.table.weight.detach()  # type: ignore[union-attr]
-    lengths = table.norm(dim=1).numpy()  # type: ignore[operator]
+    lengths = torch.linalg.vector_norm(table_of(twin), dim=1).numpy()
     assert lengths[[words.PAD_ID, words.UNKNOWN_ID]].tolist() == [0.0, 0.0]
     holding = np.zeros(len(lengths))
     for row in rows:
@@ -89,7 +93,7 @@ def test_vectors_of_a_file_stand_at_their_words(tmp_path: Path) -> None:
     words.begin(twin, rows_of(twin), vectors)
     vocabulary = Reader.from_str(twin.tokenizer).get_vocab()
     assert set(vocabulary) == {words.PAD, words.UNKNOWN, *vectors}
-    table = twin.encoder.table.weight.detach().numpy()  # type: ignore[union-attr, operator]
+    table = table_of(twin).numpy()
     for word in ("card", "atm"):
         begun, given = table[vocabulary[word]], vectors[word]
         assert begun @ given == pytest.approx(np.linalg.norm(begun) * np.linalg.norm(given))
