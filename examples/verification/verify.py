@@ -52,7 +52,9 @@ def main() -> int:
         if arguments.data == DATA:
             settings += DRAWINGS
         twinserve("train", "--data", arguments.data, "--out", run, "--set", *settings)
-        twinserve("export", run, "--out", twin, "--precision", f"{arguments.precision}")
+        twinserve("export", run, "--out", twin, "--precision", arguments.precision)
+        if arguments.precision != "fp32":
+            twin = twin.with_suffix(f".{arguments.precision}.onnx")
         unseen = json.loads((run / "splits.json").read_text())["report"]
         pictures = read(arguments.data, unseen)
         flags = ["--model", str(twin), "--data-dir", str(work / "data")]
