@@ -29,6 +29,18 @@ def test_the_omniglot_preset_loads_by_name() -> None:
     assert config.max_steps == 5
 
 
+def test_every_preset_loads() -> None:
+    assert {name: load_config(name).twin for name in presets()} == {
+        "omniglot": "conv4",
+        "omniglot_resnet18": "resnet18",
+    }
+
+
+def test_rotations_are_refused_where_nothing_can_be_turned() -> None:
+    with pytest.raises(ConfigError, match="twin=words takes none"):
+        load_config(None, ["twin=words", "rotations=true"])
+
+
 def test_a_config_survives_its_dictionary() -> None:
     config = load_config("omniglot", ["rotations=false", "scale=0.05"])
     assert TrainConfig.from_dict(config.to_dict()) == config
@@ -47,6 +59,12 @@ def test_a_config_survives_its_dictionary() -> None:
         ("learning_rate=nan", "learning_rate"),
         ("items_per_class=1", "items_per_class is 1; it must be at least 2"),
         ("train_groups=A", "calibrate_groups"),
+        ("twin=vgg", "twin is 'vgg'; it must be one of conv4, resnet18, .*mlp, words"),
+        ("stem=large", "stem is 'large'; it must be one of imagenet, small"),
+        ("mean_std=imagenet", "color_order=RGB"),
+        ("weights=w.pth", "weights is set, which twin=conv4 cannot begin with"),
+        ("word_dropout=1", "word_dropout is 1.0; it must be 0 or more, below 1"),
+        ("vocabulary=0", "vocabulary is 0; it must be at least 1"),
         ("seed", "write key=value"),
     ],
 )

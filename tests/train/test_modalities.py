@@ -132,8 +132,8 @@ def test_word_vectors_from_a_file_are_what_training_begins_with(
     assert run.results["report"]["one_shot"]["accuracy"] > 0.9
     path.unlink()  # the run holds all of it
     assert len(embed(checkpoint.load(tmp_path / "run").twin, run.part("report").rows)) > 0
+    questions.write_vectors(path)
     with pytest.raises(ConfigError, match=r"has 8 coordinates; set word_dimension=8"):
-        questions.write_vectors(path)
         train(dataclasses.replace(config, word_dimension=9), progress=False)
 
 
