@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_text_flag(parser)
     inputs.add_prompt_flag(parser)
     parser.add_argument("--model", default="", help="name, name@version or alias")
+    parser.add_argument(
+        "--dimensions", type=inputs.positive, metavar="N", help="one of the model's truncations"
+    )
     decisions.add_rule_flags(parser)
     decisions.add_prior_flag(parser)
     connection.add_arguments(parser)
@@ -43,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.threshold,
             arguments.prior,
             model=arguments.model,
+            dimensions=arguments.dimensions,
             prompt=arguments.prompt,
         )
     (comparison,) = results.checked()

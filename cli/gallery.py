@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from twinserve.cli import connection
+from twinserve.cli import connection, inputs
 from twinserve.cli.exit_codes import NO, OK
 from twinserve.cli.output import print_fields, print_json, print_table
 from twinserve.client import Client, Gallery
@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create = actions.add_parser("create", help="make a gallery")
     create.add_argument("name", metavar="NAME", help="lower-case letters, digits, . _ -")
     create.add_argument("--model", default="", help="the twin whose space it takes")
+    create.add_argument(
+        "--dimension",
+        type=inputs.positive,
+        default=0,
+        metavar="N",
+        help="one of the twin's truncations; default: its full dimension",
+    )
     create.add_argument("--metric", choices=("euclidean", "cosine"), help="default: the twin's")
     create.add_argument(
         "--max-items", type=int, default=0, metavar="N", help="default: the server's limit"
@@ -61,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
                 gallery = client.create_gallery(
                     arguments.name,
                     model=arguments.model,
+                    dimension=arguments.dimension,
                     metric=arguments.metric,
                     metadata_keys=_keys(arguments.key),
                     max_items=arguments.max_items,

@@ -120,8 +120,8 @@ class Engine:
             truncated_space_id(manifest.space_id, dimension): dimension for dimension in cut
         }
 
-    def space_of(self, dimension: int) -> str:
-        """Return the space of the first `dimension` coordinates.
+    def space_of(self, dimension: int, field: str = "options.dimensions") -> str:
+        """Return the space of the first `dimension` coordinates, which `field` asked for.
 
         Raises:
             InvalidInput: a dimension that the twin was not trained for.
@@ -130,8 +130,9 @@ class Engine:
             if known == dimension:
                 return space_id
         raise InvalidInput(
-            f"dimensions is {dimension}; model {self.name} gives {sorted(self.spaces.values())}",
-            field="options.dimensions",
+            f"{field.rpartition('.')[2]} is {dimension}; model {self.name} gives "
+            f"{sorted(self.spaces.values())}",
+            field=field,
         )
 
     async def embed(

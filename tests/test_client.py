@@ -399,8 +399,12 @@ class TestResults:
 
         server.on("CreateGallery", echo)
         gallery = client.create_gallery(
-            "people", metric="cosine", metadata_keys={"site": "text", "age": "integer"}
+            "people",
+            dimension=64,
+            metric="cosine",
+            metadata_keys={"site": "text", "age": "integer"},
         )
+        assert gallery.dimension == 64
         assert gallery.metric is Metric.COSINE
         assert gallery.metadata_keys == {"site": "text", "age": "integer"}
         assert gallery.create_time is None

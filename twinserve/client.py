@@ -202,6 +202,7 @@ class Client:
         prior: float | None = None,
         *,
         model: str = "",
+        dimensions: int | None = None,
         prompt: str | None = None,
         atomic: bool = False,
         raise_for_errors: bool = False,
@@ -209,8 +210,7 @@ class Client:
     ) -> Results[Comparison]:
         """Say of each pair whether both inputs show the same subject.
 
-        Where a pair holds a ready vector of one of the model's truncations, the call is done in
-        that space, with its own calibration.
+        Each truncation of the model is compared under a calibration of its own.
 
         Args:
             pairs: 1 to the server's limit of items.
@@ -218,6 +218,8 @@ class Client:
             threshold: match iff distance <= threshold; neither: the model's default.
             prior: probability of "same" before looking, in (0, 1); None is 0.5.
             model: as for `embed`.
+            dimensions: one of the model's truncations; None is that of the first ready vector
+                among the pairs, or the full dimension where there is none.
             prompt: as for `embed`.
             atomic: let the server refuse the whole call for one pair's error.
             raise_for_errors: raise the first pair's error instead of leaving it in its place.
@@ -235,6 +237,7 @@ class Client:
             rule=messages.to_rule(far, threshold),
             prior=prior,
             atomic=atomic,
+            dimensions=dimensions,
         )
         results = messages.from_compare_response(
             self._call(self._embedding.Compare, request, timeout)
@@ -248,6 +251,7 @@ class Client:
         name: str,
         *,
         model: str = "",
+        dimension: int = 0,
         metric: Metric | str | None = None,
         metadata_keys: Mapping[str, str] | None = None,
         max_items: int = 0,
@@ -260,6 +264,7 @@ class Client:
         Args:
             name: [a-z0-9][a-z0-9._-]{0,62}.
             model: the twin whose space it takes; "" is the only one served.
+            dimension: one of the twin's truncations; 0 is its full dimension.
             metric: None is the twin's own.
             metadata_keys: the keys that can be filtered by, each with its type: text, integer,
                 number, flag or time.
@@ -275,6 +280,7 @@ class Client:
             gallery=gallery_pb2.Gallery(
                 name=name,
                 model=model,
+                dimension=dimension,
                 metric=messages.to_metric(metric),
                 hnsw=hnsw,
                 metadata_keys=[

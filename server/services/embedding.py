@@ -100,7 +100,10 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
         sides: list[tuple[str, shared.Input]] = []
         for i, pair in enumerate(request.pairs):
             sides += [(f"pairs[{i}].first", pair.first), (f"pairs[{i}].second", pair.second)]
-        dimension = _dimension_of(engine, sides)
+        dimension = request.dimensions if request.HasField("dimensions") else None
+        if dimension is None:
+            dimension = _dimension_of(engine, sides)
+        engine.space_of(dimension, "dimensions")  # refused before anything is decoded
         embedded = await embed_messages(engine, sides, caller_of(context), self.limits, dimension)
         self.metrics.preprocess.labels(engine.name).observe(embedded.preprocess)
         errors: dict[int, TwinserveError] = {}
@@ -151,7 +154,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
 
 
 def _dimension_of(engine: Engine, sides: Sequence[tuple[str, shared.Input]]) -> int:
-    """Return the dimension in which a Compare is done: full, or that of its ready embeddings.
+    """Return the dimension of a Compare that names none: full, or that of its ready embeddings.
 
     The first ready embedding of one of the twin's spaces decides for the call; whatever is of
     another space is refused in its place.

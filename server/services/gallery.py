@@ -99,11 +99,12 @@ class GalleryService(rpc.GalleryServiceServicer):
                 f"max_items is {asked.max_items}; give at least 1, or 0 for the server's limit",
                 field="gallery.max_items",
             )
+        dimension = asked.dimension or engine.manifest.dimension
         settings = GallerySettings(
             name=asked.name,
             model=engine.name,
-            space_id=engine.manifest.space_id,
-            dimension=engine.manifest.dimension,
+            space_id=engine.space_of(dimension, "gallery.dimension"),
+            dimension=dimension,
             metric=codec.metric_of(asked.metric) or engine.manifest.metric,
             hnsw=gallery_codec.hnsw_settings(asked.hnsw),
             metadata_keys=gallery_codec.metadata_keys(list(asked.metadata_keys)),

@@ -84,7 +84,7 @@ def start(spaces: Spaces, folder: Path, *models: str) -> RunningServer:
 
 @pytest.fixture(scope="module")
 def stubs(spaces: Spaces, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stubs]:
-    """Serves all, with a gallery of pictures and one of texts."""
+    """Serves all, with a gallery of pictures, one of texts, and one of their truncation."""
     running = start(spaces, tmp_path_factory.mktemp("data"), *spaces.files)
     with running.channel() as channel:
         stubs = Stubs(channel)
@@ -92,13 +92,24 @@ def stubs(spaces: Spaces, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         enroll(stubs, "pictures", GOOD)
         create(stubs, "questions", "texts")
         enroll(stubs, "questions", shared_pb2.Input(text="word1"))
+        create(stubs, "short", "texts", dimension=8)
+        enroll(stubs, "short", shared_pb2.Input(text="word1"))
         yield stubs
     running.kill()
 
 
-def create(stubs: Stubs, name: str, model: str, metric: int = 0) -> None:
-    made = gallery_pb2.Gallery(name=name, model=model, metric=metric)  # type: ignore[arg-type]
-    stubs.gallery.CreateGallery(gallery.CreateGalleryRequest(gallery=made))
+def create(
+    stubs: Stubs, name: str, model: str, metric: int = 0, dimension: int = 0
+) -> gallery_pb2.Gallery:
+    made = gallery_pb2.Gallery(
+        name=name,
+        model=model,
+        metric=metric,  # type: ignore[arg-type]
+        dimension=dimension,
+    )
+    reply = stubs.gallery.CreateGallery(gallery.CreateGalleryRequest(gallery=made))
+    answer: gallery_pb2.Gallery = reply.gallery
+    return answer
 
 
 def enroll(stubs: Stubs, name: str, one: shared_pb2.Input) -> gallery.EnrollResponse:
@@ -176,6 +187,16 @@ FOREIGN: dict[str, tuple[Call, str, str]] = {
         "small/8",
         "small",
     ),
+    "Compare, full where truncated is asked for": (
+        lambda s, e: compare(s, "texts", e, e, dimensions=8),
+        "texts",
+        "texts/8",
+    ),
+    "Compare, truncated where full is asked for": (
+        lambda s, e: compare(s, "texts", e, e, dimensions=16),
+        "texts/8",
+        "texts",
+    ),
     "Enroll": (lambda s, e: enroll(s, "pictures", e), "other", "small"),
     "Enroll, no space given": (lambda s, e: enroll(s, "pictures", e), "", "small"),
     "Enroll, truncated": (lambda s, e: enroll(s, "questions", e), "texts/8", "texts"),
@@ -186,6 +207,21 @@ FOREIGN: dict[str, tuple[Call, str, str]] = {
         "texts",
     ),
     "Search, truncated": (lambda s, e: search(s, "questions", e), "texts/8", "texts"),
+    "Enroll, full into a truncated gallery": (
+        lambda s, e: enroll(s, "short", e),
+        "texts",
+        "texts/8",
+    ),
+    "Search, full in a truncated gallery": (
+        lambda s, e: search(s, "short", e),
+        "texts",
+        "texts/8",
+    ),
+    "Verify, full in a truncated gallery": (
+        lambda s, e: verify(s, "short", e),
+        "texts",
+        "texts/8",
+    ),
     "Verify": (lambda s, e: verify(s, "pictures", e), "other", "small"),
     "Verify, truncated": (lambda s, e: verify(s, "questions", e), "texts/8", "texts"),
 }
@@ -217,6 +253,62 @@ def test_a_pair_of_two_truncations_is_refused_and_the_first_decides(
         assert facts(refused.status)["space_id"] == spaces[given]
         assert facts(refused.status)["wanted_space_id"] == spaces[wanted]
         assert wire.field(refused.status) == "pairs[0].second.embedding"
+
+
+def test_a_gallery_of_a_truncation_enrols_and_finds_in_that_space(
+    stubs: Stubs, spaces: Spaces
+) -> None:
+    made = stubs.gallery.GetGallery(gallery.GetGalleryRequest(name="short")).gallery
+    assert (made.dimension, made.space_id) == (8, spaces["texts/8"])
+    probe = shared_pb2.Input(text="word1 word2")
+    cut = embed(stubs, "texts", probe, 8).results[0].embedding
+    enrolled = embed(stubs, "texts", shared_pb2.Input(text="word1"), 8).results[0].embedding
+    wanted = 1.0 - float(np.dot(cut.values, enrolled.values))
+    # Texts are cut on the way in, and an embedding of the truncation enters as it is.
+    for one in (probe, shared_pb2.Input(embedding=cut)):
+        (hit,) = search(stubs, "short", one).results[0].hits.hits
+        assert hit.score.distance == pytest.approx(wanted, abs=1e-6)
+        assert verify(stubs, "short", one).score.distance == pytest.approx(wanted, abs=1e-6)
+    full = search(stubs, "questions", probe).results[0].hits.hits[0]
+    assert abs(full.score.distance - wanted) > 1e-3
+    calibration = manifest.read(spaces.files["texts"]).calibration(8)
+    assert calibration is not None
+    point = calibration.points[0]
+    assert verify(stubs, "short", probe).decision.threshold in {
+        p.threshold for p in calibration.points
+    }
+    assert point.threshold > 0
+
+
+def test_a_gallery_of_a_dimension_that_the_twin_does_not_have_is_refused(stubs: Stubs) -> None:
+    for dimension in (5, 17, -8):
+        with Refused(grpc.StatusCode.INVALID_ARGUMENT) as refused:
+            create(stubs, "crooked", "texts", dimension=dimension)
+        assert wire.field(refused.status) == "gallery.dimension"
+        assert f"dimension is {dimension}; model texts gives [8, 16]" in refused.status.message
+
+
+def test_asking_for_the_full_dimension_names_the_same_gallery(stubs: Stubs, spaces: Spaces) -> None:
+    assert create(stubs, "questions", "texts", dimension=16).space_id == spaces["texts"]
+    with Refused(grpc.StatusCode.ALREADY_EXISTS):
+        create(stubs, "questions", "texts", dimension=8)
+
+
+def test_a_pair_of_texts_is_compared_in_the_dimension_asked_for(
+    stubs: Stubs, spaces: Spaces
+) -> None:
+    pair = shared_pb2.Input(text="word1 word2"), shared_pb2.Input(text="word2 word3")
+    full = compare(stubs, "texts", *pair)
+    cut = compare(stubs, "texts", *pair, dimensions=8)
+    assert (full.space_id, cut.space_id) == (spaces["texts"], spaces["texts/8"])
+    vectors = [embed(stubs, "texts", one, 8).results[0].embedding.values for one in pair]
+    wanted = 1.0 - float(np.dot(*vectors))
+    assert cut.results[0].comparison.score.distance == pytest.approx(wanted, abs=1e-6)
+    assert full.results[0].comparison.score.distance != pytest.approx(wanted, abs=1e-3)
+    for dimensions in (0, 5):
+        with Refused(grpc.StatusCode.INVALID_ARGUMENT) as refused:
+            compare(stubs, "texts", *pair, dimensions=dimensions)
+        assert wire.field(refused.status) == "dimensions"
 
 
 def test_a_foreign_embedding_fails_alone_among_others(stubs: Stubs, spaces: Spaces) -> None:

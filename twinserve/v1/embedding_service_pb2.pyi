@@ -275,12 +275,17 @@ class CompareRequest(google.protobuf.message.Message):
     RULE_FIELD_NUMBER: builtins.int
     PRIOR_FIELD_NUMBER: builtins.int
     ATOMIC_FIELD_NUMBER: builtins.int
+    DIMENSIONS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """model is a name, name@version or alias; empty means the only model served."""
     prior: builtins.float
     """prior probability of "same" in (0, 1); absent means 0.5."""
     atomic: builtins.bool
     """atomic: true makes any pair's error the RPC's error."""
+    dimensions: builtins.int
+    """dimensions to compare in: one of the model's truncations. Absent: those of the first ready
+    embedding among the pairs, or the full dimension where there is none.
+    """
     @property
     def pairs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Pair]:
         """pairs: 1 to the server's limit of items."""
@@ -299,9 +304,13 @@ class CompareRequest(google.protobuf.message.Message):
         rule: twinserve.v1.shared_pb2.DecisionRule | None = ...,
         prior: builtins.float | None = ...,
         atomic: builtins.bool = ...,
+        dimensions: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_prior", b"_prior", "prior", b"prior", "rule", b"rule"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_prior", b"_prior", "atomic", b"atomic", "model", b"model", "pairs", b"pairs", "prior", b"prior", "rule", b"rule"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "_prior", b"_prior", "dimensions", b"dimensions", "prior", b"prior", "rule", b"rule"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "_prior", b"_prior", "atomic", b"atomic", "dimensions", b"dimensions", "model", b"model", "pairs", b"pairs", "prior", b"prior", "rule", b"rule"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_dimensions", b"_dimensions"]) -> typing.Literal["dimensions"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_prior", b"_prior"]) -> typing.Literal["prior"] | None: ...
 
 Global___CompareRequest: typing_extensions.TypeAlias = CompareRequest

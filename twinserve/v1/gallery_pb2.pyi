@@ -82,7 +82,7 @@ class Gallery(google.protobuf.message.Message):
     space_id: builtins.str
     """space_id of its embeddings. Output only."""
     dimension: builtins.int
-    """dimension of its embeddings. Output only."""
+    """dimension of its embeddings: one of the model's truncations; 0 means the full one."""
     metric: twinserve.v1.shared_pb2.Metric.ValueType
     """metric of its distances; UNSPECIFIED means the twin's."""
     max_items: builtins.int
