@@ -21,7 +21,7 @@ from twinserve.errors import TwinserveError
 
 VERBS = {
     "demo": "train, export, serve and search real handwriting, in a few minutes",
-    "train": "train a twin on labelled pictures",
+    "train": "train a twin on labelled pictures, texts or vectors",
     "export": "write a trained twin as one ONNX file with its thresholds",
     "calibrate": "set a twin's thresholds from labelled data or judged pairs of yours",
     "import": "make a twin of a model made elsewhere",
