@@ -168,6 +168,7 @@ def text_graph(
     second: bool = False,
     rank: int = 3,
     mask: bool = True,
+    types: bool = False,
 ) -> onnx.ModelProto:
     """Token states [batch, length, 8]: a look-up in TABLE; with `rank=2`, their masked sum."""
     inputs = [value("input_ids", TensorProto.INT64, "batch", length)]
@@ -183,6 +184,15 @@ def text_graph(
             helper.make_node("Mul", ["states", "wide"], ["masked"]),
         ]
         last = "masked"
+    if types:
+        # Type ids of 0 add nothing, as those of a text twin must.
+        inputs.append(value("token_type_ids", TensorProto.INT64, "batch", length))
+        nodes += [
+            helper.make_node("Cast", ["token_type_ids"], ["kinds"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["kinds", "two"], ["wide_kinds"]),
+            helper.make_node("Add", [last, "wide_kinds"], ["typed"]),
+        ]
+        last = "typed"
     outputs = []
     if rank == 3:
         nodes.append(helper.make_node("Identity", [last], ["last_hidden_state"]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.export.imports.conftest import (
     HIDDEN,
@@ -25,6 +26,8 @@ from twinserve.distance import Metric
 from twinserve.errors import ConfigError, DataError, ManifestError
 from twinserve.export.imports.settings import Answers, Settings
 from twinserve.export.imports.text_folder import import_folder, read_twin
+from twinserve.export.imports.tokenizer import as_the_library_cuts
+from twinserve.manifest import TextInput
 from twinserve.tokens import Tokenizer
 from twinserve.train.evaluate import embed
 from twinserve.train.twins import TextTwin
@@ -49,9 +52,7 @@ def states(text: str, most: int = 24) -> np.ndarray:
     return output.last_hidden_state[0].numpy()
 
 
-def read_contract(most: int):
-    from twinserve.manifest import TextInput
-
+def read_contract(most: int) -> TextInput:
     return TextInput(max_tokens=most)
 
 
@@ -189,17 +190,28 @@ def test_texts_are_put_into_lower_case_where_the_folder_says_so(
     assert np.array_equal(embeddings(twin, upper), embeddings(twin))
 
 
-def test_the_library_s_tokenizer_settles_which_ids_are_right(
+def test_a_tokenizer_given_by_hand_is_taken_as_it_is(
     sentence_folder: SentenceFolder, tmp_path: Path
 ) -> None:
-    folder = sentence_folder()
     other = json.loads(tokenizer_json())
     other["normalizer"] = {"type": "Replace", "pattern": {"String": "card"}, "content": "cash"}
     elsewhere = tmp_path / "other.json"
     elsewhere.write_text(json.dumps(other))
-    # Given by hand, a tokenizer is taken as it is.
-    twin = read(folder, tokenizer=elsewhere)
-    assert twin.tokenizer == elsewhere.read_text()
+    assert read(sentence_folder(), tokenizer=elsewhere).tokenizer == elsewhere.read_text()
+
+
+def test_the_library_s_own_tokenizer_is_taken_where_the_file_gives_other_ids(
+    sentence_folder: SentenceFolder,
+) -> None:
+    folder = sentence_folder()
+    contract = read_contract(PLACES)
+    wrong = json.loads(tokenizer_json())
+    wrong["normalizer"] = {"type": "Replace", "pattern": {"String": "card"}, "content": "cash"}
+    taken, seen = as_the_library_cuts(folder, json.dumps(wrong), contract, list(TEXTS))
+    assert seen == len(TEXTS)
+    text = "where is my card"
+    expected = Tokenizer(tokenizer_json(), contract).encode(text).ids
+    assert Tokenizer(taken, contract).encode(text).ids.tolist() == expected.tolist()
 
 
 class TestRefusals:
@@ -255,8 +267,6 @@ class TestRefusals:
             read(folder)
 
     def test_weights_that_lack_a_layer(self, sentence_folder: SentenceFolder) -> None:
-        from safetensors.torch import load_file, save_file
-
         folder = sentence_folder()
         kept = load_file(folder / "model.safetensors")
         del kept["encoder.layer.1.output.dense.weight"]
