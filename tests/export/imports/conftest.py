@@ -271,7 +271,17 @@ def picture_features(pixels: np.ndarray) -> np.ndarray:
     return np.einsum("nrycxk,okyx->no", blocks, KERNEL) / 16
 
 
-def vector_graph(*, batch: str | int = "batch", kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
+PROJECTION = weights(6, 4)
+
+
+def vector_graph(
+    *,
+    batch: str | int = "batch",
+    kind: int = TensorProto.FLOAT,
+    opset: int = 17,
+    wide: str | int = 6,
+) -> onnx.ModelProto:
+    """Vectors of 6, projected to 4."""
     nodes, last = [], "vector"
     if kind != TensorProto.FLOAT:
         nodes.append(helper.make_node("Cast", ["vector"], ["floats"], to=TensorProto.FLOAT))
@@ -279,7 +289,8 @@ def vector_graph(*, batch: str | int = "batch", kind: int = TensorProto.FLOAT) -
     nodes.append(helper.make_node("MatMul", [last, "weight"], ["projected"]))
     return graph_of(
         nodes,
-        [value("vector", kind, batch, 6)],
+        [value("vector", kind, batch, wide)],
         [value("projected", TensorProto.FLOAT, batch, 4)],
-        {"weight": weights(6, 4)},
+        {"weight": PROJECTION},
+        opset,
     )
