@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,13 +211,18 @@ def image_pooling_guess(folder: Path) -> tuple[str, str] | None:
 
 def positions(folder: Path) -> int | None:
     """Return how many tokens the encoder has places for; None where it does not say."""
-    config = _config(folder)
-    places = getattr(config, "max_position_embeddings", None)
+    return positions_of(_config(folder).to_dict())
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens an encoder of this config.json has places for; None where unsaid."""
+    places = config.get("max_position_embeddings")
     if not isinstance(places, int) or places < 1:
         return None
     # RoBERTa and its kin count places from behind the padding id.
-    if "roberta" in config.model_type or config.model_type in ("camembert", "mpnet", "longformer"):
-        places -= (config.pad_token_id or 0) + 1
+    kind = str(config.get("model_type"))
+    if "roberta" in kind or kind in ("camembert", "mpnet", "longformer"):
+        places -= int(config.get("pad_token_id") or 0) + 1
     return places
 
 

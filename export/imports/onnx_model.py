@@ -25,6 +25,7 @@ from twinserve.export.imports.tokenizer import (
     tokenizer_json,
 )
 from twinserve.manifest import TEXT_INPUTS
+from twinserve.train.encoders import positions_of
 
 MODALITIES = ("image", "text", "tensor")
 # Where Optimum and sentence-transformers put the graph in full precision.
@@ -144,13 +145,12 @@ def _text(
         )
     else:
         tokenizer = read_tokenizer(settings.tokenizer)
-    places = read_json(plan.encoder / "config.json").get("max_position_embeddings")
     return onnx_text.import_text(
         file,
         plan,
         tokenizer,
         pad_id_of(plan.encoder, tokenizer),
-        places if type(places) is int and places > 0 else None,
+        positions_of(read_json(plan.encoder / "config.json")),
         texts,
         settings,
         answers,
