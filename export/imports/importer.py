@@ -140,13 +140,14 @@ def read_model(path: Path, measure: Measure, settings: Settings, answers: Answer
     Raises:
         DataError: nothing that is known.
     """
-    onnx_model.check_something(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give a model's folder, or an ONNX file")
     texts = samples.TEXTS
     if path.is_file():
         return onnx_model.import_file(path, texts, settings, answers)
     if settings.modality is not None:
         raise ConfigError("--modality is for an ONNX file alone; a folder says what it is")
-    encoder = _encoder_folder(path)
+    encoder = modules.encoder_folder(path)
     if text_folder.weight_files(encoder):
         if not modules.is_sentence_transformer(path) and picture_folder.is_vision(path):
             return picture_folder.import_folder(path, settings, answers)
@@ -160,13 +161,6 @@ def read_model(path: Path, measure: Measure, settings: Settings, answers: Answer
         "(model.safetensors or pytorch_model.bin) nor an ONNX file; give the folder that "
         "sentence-transformers, transformers or Optimum saved"
     )
-
-
-def _encoder_folder(path: Path) -> Path:
-    """Return where the weights of a folder's encoder lie."""
-    if not modules.is_sentence_transformer(path):
-        return path
-    return modules.encoder_folder(path)
 
 
 def _evidence(made: Imported, measure: Measure, progress: Progress) -> Evidence:

@@ -28,6 +28,8 @@ _POOLINGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _ORDER = tuple(_POOLINGS.values())
+# A module's weights, in the order in which transformers looks for them.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _KNOWN_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 # Decoders read from left to right, so that only the last token has seen the whole text.
 _LAST_TOKEN_MODELS = ("gpt2", "gptj", "gpt_neo", "llama", "mistral", "qwen2", "qwen3", "gemma")
@@ -57,13 +59,13 @@ def is_sentence_transformer(folder: Path) -> bool:
 
 
 def encoder_folder(folder: Path) -> Path:
-    """Return where the first module of a listed folder lies.
+    """Return where a folder's encoder lies: its first module, or the folder itself.
 
     Raises:
         ConfigError: a module that is unknown.
         DataError: a damaged list.
     """
-    listed = _modules(folder)
+    listed = _modules(folder) if is_sentence_transformer(folder) else []
     return listed[0][1] if listed else folder
 
 
@@ -214,6 +216,11 @@ def _pooling(place: Path) -> tuple[str, ...]:
 
 
 def checked_pooling(pooling: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the modes, each once, in the order in which they stand side by side.
+
+    Raises:
+        ConfigError: an unknown one, or none.
+    """
     unknown = [mode for mode in pooling if mode not in MODES]
     if unknown or not pooling:
         raise ConfigError(
@@ -242,7 +249,7 @@ def _dense(place: Path) -> Dense:
 
 
 def _weights(place: Path) -> Path:
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in WEIGHTS:
         if (place / name).is_file():
             return place / name
     raise DataError(f"{place.name} has no weights; copy the model again, whole")

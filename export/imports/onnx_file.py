@@ -8,7 +8,7 @@ beside the file are taken in, if all of it fits into one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from twinserve.export.imports.source import check_size
 from twinserve.export.session import PROVIDER
 
 Array = NDArray[Any]
-SizeOf = Callable[[Path], int]
+# What an imported graph's gate held it against, for the manifest.
+SOURCE = f"the graph as it was, onnxruntime {ort.__version__}"
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,16 @@ class Original:
                 ) from error
             found.append(np.asarray(output)[: rows - start])
         return np.concatenate(found).astype(np.float32)
+
+
+def origin_of(file: OnnxFile, output: Port) -> dict[str, Any]:
+    """Return what the manifest says of every imported graph."""
+    return {
+        "made_with": {"onnx": onnx.__version__, "onnxruntime": ort.__version__},
+        "producer": f"{file.model.producer_name} {file.model.producer_version}".strip(),
+        "output": output.name,
+        "batch_opened_from": file.batch,
+    }
 
 
 def graph_digest(graph: bytes) -> str:

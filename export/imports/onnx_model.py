@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from twinserve.errors import ConfigError, DataError
+from twinserve.errors import ConfigError
 from twinserve.export.imports import modules, onnx_picture, onnx_text, pictures
 from twinserve.export.imports.modules import Plan
 from twinserve.export.imports.onnx_file import OnnxFile, Port, open_file
@@ -58,7 +58,7 @@ def import_folder(
     Args:
         folder: with the configuration.
         graph: the ONNX file in it.
-        texts: a few, for a text twin.
+        texts: to hold a text twin's tokenizer against the library's own.
         settings: flags.
         answers: is told what was taken.
 
@@ -95,7 +95,7 @@ def import_file(path: Path, texts: Sequence[str], settings: Settings, answers: A
 
     Args:
         path: of the file.
-        texts: a few, for a text twin.
+        texts: to hold a text twin's tokenizer against the library's own.
         settings: flags.
         answers: is told what was taken.
 
@@ -151,7 +151,6 @@ def _text(
         tokenizer,
         pad_id_of(plan.encoder, tokenizer),
         positions_of(read_json(plan.encoder / "config.json")),
-        texts,
         settings,
         answers,
     )
@@ -215,13 +214,3 @@ def _modality(file: OnnxFile) -> str:
 
 def _because(file: OnnxFile) -> str:
     return f"the graph takes {'; '.join(map(str, file.inputs)) or 'nothing'}"
-
-
-def check_something(path: Path) -> None:
-    """Refuse a path at which there is nothing.
-
-    Raises:
-        DataError: no file and no folder.
-    """
-    if not path.exists():
-        raise DataError(f"{path} does not exist; give a model's folder, or an ONNX file")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -12,15 +10,16 @@ from onnx import TensorProto
 from twinserve.errors import ConfigError
 from twinserve.export.evidence import Source
 from twinserve.export.imports.onnx_file import (
+    SOURCE,
     OnnxFile,
     Original,
     Port,
     check_batch,
     choose_output,
     graph_digest,
+    origin_of,
 )
-from twinserve.export.imports.picture_folder import told
-from twinserve.export.imports.pictures import Pictures
+from twinserve.export.imports.pictures import Pictures, told
 from twinserve.export.imports.settings import Answers, Settings
 from twinserve.export.imports.source import Imported, metric_of, truncations_of
 from twinserve.export.imports.surgery import Surgery
@@ -130,9 +129,7 @@ def import_pictures(
             found.append((unit(vectors) if normalized else vectors).numpy())
         return np.concatenate(found)
 
-    model = onnx.ModelProto()
-    model.CopyFrom(file.model)
-    surgery = Surgery(model)
+    surgery = Surgery(file.model)
     surgery.take_pixels(
         contract,
         port.name,
@@ -160,15 +157,12 @@ def import_pictures(
         metric=metric,
         normalized=normalized,
         weights_digest=graph_digest(graph),
-        source=Source(embed, f"the graph as it was, onnxruntime {ort.__version__}"),
+        source=Source(embed, SOURCE),
         truncations=truncations,
         origin={
-            "made_with": {"onnx": onnx.__version__, "onnxruntime": ort.__version__},
-            "producer": f"{file.model.producer_name} {file.model.producer_version}".strip(),
-            "output": output.name,
+            **origin_of(file, output),
             "pooling": [] if pooling is None else [pooling],
             "pixels": told(prepared),
-            "batch_opened_from": file.batch,
         },
     )
 

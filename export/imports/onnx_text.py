@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from twinserve.errors import ConfigError
+from twinserve.errors import ConfigError, DataError, ManifestError
 from twinserve.export.evidence import Source
 from twinserve.export.imports.modules import Plan
 from twinserve.export.imports.onnx_file import (
+    SOURCE,
     OnnxFile,
     Original,
     Port,
     check_batch,
     choose_output,
     graph_digest,
+    origin_of,
 )
 from twinserve.export.imports.settings import Answers, Settings
 from twinserve.export.imports.source import Imported, metric_of, truncations_of
@@ -50,7 +50,6 @@ def import_text(
     tokenizer: str,
     pad_id: int,
     places: int | None,
-    texts: Sequence[str],
     settings: Settings,
     answers: Answers,
 ) -> Imported:
@@ -62,7 +61,6 @@ def import_text(
         tokenizer: tokenizer.json.
         pad_id: id that pads.
         places: how many tokens the encoder has places for, None where unknown.
-        texts: a few, to see what the graph gives.
         settings: flags.
         answers: is told what was taken.
 
@@ -70,6 +68,7 @@ def import_text(
         ConfigError: inputs that a text twin does not give, a fixed batch or length, several
             outputs, or states that no pooling was named for.
         DataError: a graph that onnxruntime cannot run.
+        ManifestError: a tokenizer that gives ids which the graph does not know.
     """
     check_batch(file, settings)
     names = _inputs(file)
@@ -87,15 +86,14 @@ def import_text(
     )
     output = choose_output(file, settings, _USUAL_OUTPUTS)
     original = Original(file, output)
-    cutter = Tokenizer(tokenizer, contract)
-    rows = [cutter.encode(text).ids for text in texts[:4]]
 
     def raw(batch: Sequence[Row]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         given = feed(batch, contract)
         mask = given.get(TEXT_INPUTS[1], np.ones_like(given[TEXT_INPUTS[0]]))
         return original.run({names[name].name: array for name, array in given.items()}), mask
 
-    shape = raw(rows[:1])[0].shape
+    largest = max(Tokenizer(tokenizer, contract).largest_id, contract.pad_id)
+    shape = _shape(lambda row: raw([row])[0], largest)
     pooling = _pooling(plan, contract, output, shape, answers)
     width = shape[-1] * max(1, len(pooling))
     layers = plan.layers if pooling else ()
@@ -133,7 +131,7 @@ def import_text(
         plan.matryoshka, dimension, settings, answers, "the folder's configuration"
     )
 
-    surgery = Surgery(_copy(file.model))
+    surgery = Surgery(file.model)
     surgery.take_texts([(name, port.name, port.kind) for name, port in names.items()])
     value = surgery.output(output.name, output.kind)
     if pooling:
@@ -152,18 +150,33 @@ def import_text(
         metric=metric,
         normalized=plan.normalized,
         weights_digest=graph_digest(graph),
-        source=Source(embed, f"the graph as it was, onnxruntime {ort.__version__}"),
+        source=Source(embed, SOURCE),
         tokenizer=tokenizer,
         truncations=truncations,
         origin={
-            "made_with": {"onnx": onnx.__version__, "onnxruntime": ort.__version__},
-            "producer": f"{file.model.producer_name} {file.model.producer_version}".strip(),
-            "output": output.name,
+            **origin_of(file, output),
             "pooling": list(pooling),
-            "batch_opened_from": file.batch,
             "similarity": plan.similarity,
         },
     )
+
+
+def _shape(run: Callable[[Row], NDArray[np.float32]], largest: int) -> tuple[int, ...]:
+    """Return the shape that the graph gives for one token, the one of the largest id.
+
+    Raises:
+        DataError: the graph takes no ids at all.
+        ManifestError: it takes the smallest, and not the largest.
+    """
+    try:
+        return run(np.array([largest], dtype=np.int64)).shape
+    except DataError as error:
+        run(np.zeros(1, dtype=np.int64))
+        raise ManifestError(
+            f"the tokenizer does not fit the encoder: its largest id is {largest}, and the graph "
+            f"cannot look that up ({error.message[:200]}); give the tokenizer.json that the "
+            "encoder was trained with"
+        ) from error
 
 
 def _pooling(
@@ -223,9 +236,3 @@ def _meaning(port: Port) -> str | None:
     if "position" in name:
         return None
     return TEXT_INPUTS[0] if "ids" in name or "token" in name else None
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    return copied

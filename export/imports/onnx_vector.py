@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -12,11 +10,13 @@ from onnx import TensorProto
 from twinserve.errors import ConfigError
 from twinserve.export.evidence import Source
 from twinserve.export.imports.onnx_file import (
+    SOURCE,
     OnnxFile,
     Original,
     check_batch,
     choose_output,
     graph_digest,
+    origin_of,
 )
 from twinserve.export.imports.settings import Answers, Settings
 from twinserve.export.imports.source import Imported, metric_of, truncations_of
@@ -87,9 +87,7 @@ def import_vectors(file: OnnxFile, settings: Settings, answers: Answers) -> Impo
         vectors = np.concatenate(batches)
         return unit(torch.from_numpy(vectors)).numpy() if normalized else vectors
 
-    model = onnx.ModelProto()
-    model.CopyFrom(file.model)
-    surgery = Surgery(model)
+    surgery = Surgery(file.model)
     surgery.take_vectors(contract, port.name, port.kind)
     value = surgery.output(output.name, output.kind)
     graph = surgery.finish(surgery.unit(value) if normalized else value, dimension)
@@ -100,12 +98,7 @@ def import_vectors(file: OnnxFile, settings: Settings, answers: Answers) -> Impo
         metric=metric,
         normalized=normalized,
         weights_digest=graph_digest(graph),
-        source=Source(embed, f"the graph as it was, onnxruntime {ort.__version__}"),
+        source=Source(embed, SOURCE),
         truncations=truncations,
-        origin={
-            "made_with": {"onnx": onnx.__version__, "onnxruntime": ort.__version__},
-            "producer": f"{file.model.producer_name} {file.model.producer_version}".strip(),
-            "output": output.name,
-            "batch_opened_from": file.batch,
-        },
+        origin=origin_of(file, output),
     )

@@ -106,19 +106,7 @@ def import_folder(folder: Path, settings: Settings, answers: Answers) -> Importe
                 "transformers": transformers.__version__,
             },
             "pooling": list(pooling),
-            "pixels": told(prepared),
+            "pixels": pictures.told(prepared),
             "files": digests(folder, read),
         },
     )
-
-
-def told(prepared: pictures.Pictures) -> dict[str, object]:
-    """Say how pictures are prepared, and how far that is from the model's own way."""
-    return {
-        "scale": float(f"{prepared.scale:.6g}"),
-        "mean": list(prepared.mean),
-        "std": list(prepared.std),
-        "centre": None if prepared.crop is None else list(prepared.crop),
-        # Of 255, on pictures that are not square; others are prepared alike.
-        "difference": None if prepared.alike else pictures.difference(prepared),
-    }

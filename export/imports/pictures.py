@@ -137,6 +137,18 @@ def guessed(
     return _asked(found, settings, answers, because=because)
 
 
+def told(prepared: Pictures) -> dict[str, object]:
+    """Say how pictures are prepared, and how far that is from the model's own way."""
+    return {
+        "scale": float(f"{prepared.scale:.6g}"),
+        "mean": list(prepared.mean),
+        "std": list(prepared.std),
+        "centre": None if prepared.crop is None else list(prepared.crop),
+        # Of 255, on pictures that are not square; others are prepared alike.
+        "difference": None if prepared.alike else difference(prepared),
+    }
+
+
 def difference(pictures: Pictures) -> dict[str, float]:
     """Measure, on drawn pictures that are not square, how far pixels are from the model's own.
 

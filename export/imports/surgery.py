@@ -35,7 +35,7 @@ class Surgery:
     """One graph under change; call `finish` last.
 
     Args:
-        model: changed in place; give a copy where the original is still needed.
+        model: the foreign one, which is left as it is.
 
     Raises:
         DataError: an opset so old that it cannot be brought up.

@@ -36,14 +36,13 @@ from twinserve.train import encoders
 from twinserve.train.evaluate import embed
 from twinserve.train.twins import TextTwin
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _BATCH = 32
 _SHARDS = ("model-*.safetensors", "pytorch_model-*.bin")
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the files of torch weights that transformers would read here; [] where none are."""
-    for name in WEIGHTS:
+    for name in modules.WEIGHTS:
         if (folder / name).is_file():
             return [folder / name]
     for pattern in _SHARDS:
