@@ -250,7 +250,9 @@ def _config(folder: Path) -> Any:
 
     with quiet():
         try:
-            return AutoConfig.from_pretrained(folder, local_files_only=True)
+            return AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # whatever a foreign configuration may cause
             raise DataError(
                 f"the configuration in {folder} cannot be read ({_first_line(error)}); give a "
