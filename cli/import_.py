@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     any_kind = parser.add_argument_group("any model")
-    any_kind.add_argument("--metric", type=Metric, choices=list(Metric))
+    any_kind.add_argument("--metric", type=_metric, metavar="|".join(Metric))
     any_kind.add_argument(
         "--pooling", type=_words, help="how tokens or places become one vector: mean, cls, max, …"
     )
@@ -213,25 +213,36 @@ def _show(answers: Sequence[Answer]) -> None:
         print("  ".join([*cells, row[3]]), file=sys.stderr)
 
 
+def _metric(text: str) -> Metric:
+    try:
+        return Metric(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no metric; known are {', '.join(Metric)}"
+        ) from error
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in text.replace("+", ",").split(",") if word)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(positive(word) for word in text.split(","))
+    try:
+        return tuple(positive(word) for word in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list such as 256,128") from error
 
 
 def _number(text: str) -> float:
     """Parse a number or a fraction, such as 1/255."""
+    numerator, slash, denominator = text.partition("/")
     try:
-        return float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError) as error:
-        # argparse would otherwise name this function to the user.
-        numerator, _, denominator = text.partition("/")
-        try:
-            return float(numerator) / float(denominator)
-        except (ValueError, ZeroDivisionError):
-            raise argparse.ArgumentTypeError(f"{text!r} is no number") from error
+        number = float(numerator) / float(denominator if slash else 1)
+    except (ValueError, ZeroDivisionError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return number
 
 
 def _floats(text: str) -> tuple[float, ...]:
