@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.export.imports.conftest import (
+    SentenceFolder,
     picture_graph,
     save_modules,
     save_onnx_folder,
@@ -154,6 +155,16 @@ class TestKinds:
         assert self.kind(vectors) == ("onnx", "TensorInput")
         onnx.save(picture_graph(), tmp_path / "pixels.onnx")
         assert self.kind(tmp_path / "pixels.onnx") == ("onnx", "ImageInput")
+
+    @pytest.mark.long
+    def test_a_folder_of_sentence_transformers(
+        self, sentence_folder: SentenceFolder, tmp_path: Path
+    ) -> None:
+        found, _ = run(sentence_folder(), tmp_path / "t.onnx")
+        assert (found.origin["kind"], found.modality) == ("sentence-transformers", "text")
+        assert found.origin["texts_tokenized_alike"] > 20
+        assert found.parity["source"].startswith("torch ")
+        assert "model.safetensors" in found.origin["files"]
 
     def test_a_vision_folder(self, tmp_path: Path) -> None:
         assert self.kind(save_vit(tmp_path / "vit")) == ("transformers", "ImageInput")
