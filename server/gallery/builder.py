@@ -118,6 +118,7 @@ class Builder:
                 self._work_on(source)
             except Exception:  # one gallery's trouble must not leave the others without graphs
                 logging.getLogger(__name__).exception("building an index failed")
+            del source  # or a deleted gallery would stay in memory until the next one's turn
 
     def _work_on(self, source: Source) -> None:
         planned = source.plan()

@@ -80,11 +80,14 @@ class Strangers:
     def _remembered(
         self, question: tuple[str, float], answer: Callable[[], SearchRate | None]
     ) -> SearchRate | None:
-        if question not in self._answers:
-            if len(self._answers) >= REMEMBERED:
-                self._answers = {}
-            self._answers[question] = answer()
-        return self._answers.get(question)
+        answers = self._answers  # another thread may begin a new one meanwhile
+        if question in answers:
+            return answers[question]
+        found = answer()
+        if len(answers) >= REMEMBERED:
+            answers = self._answers = {}
+        answers[question] = found
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +121,10 @@ class Background(Protocol):
 
     def consider(self, estimator: Estimator) -> None:
         """Have `estimator.refresh` called some time."""
+        ...
+
+    def forget(self, estimator: Estimator) -> None:
+        """Hold on to it no longer: its gallery is gone."""
         ...
 
 
@@ -181,6 +188,7 @@ class Estimator:
     def close(self) -> None:
         """Measure no more; a measurement that is under way ends at its next piece."""
         self._closed = True
+        self._background.forget(self)
 
     def _outdated(self, measured: Measured | None, rows: RowsView) -> bool:
         if measured is None:
@@ -222,6 +230,12 @@ class Refresher:
             self._waiting[id(estimator)] = estimator
             self._changed.notify()
 
+    def forget(self, estimator: Estimator) -> None:
+        """Let go of a gallery, which may be large and its turn far away."""
+        with self._changed:
+            self._waiting.pop(id(estimator), None)
+            self._changed.notify()  # the thread may hold it, waiting for its turn
+
     def close(self) -> None:
         """Drop the measurement that is running, and end the thread."""
         self._stop.set()
@@ -240,6 +254,7 @@ class Refresher:
             ended = time.monotonic()
             self.seconds += ended - began
             estimator.due = ended + max(self._rest, GALLERY_REST * (ended - began))
+            del estimator  # or a deleted gallery would stay in memory until the next one's turn
 
     def _next(self) -> Estimator | None:
         with self._changed:

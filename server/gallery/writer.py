@@ -90,20 +90,28 @@ class Writer:
 
     def _run(self) -> None:
         recent: dict[Hashable, Owner] = {}
-        while True:
-            with self._changed:
-                if not self._waiting and not self._stopping:
-                    self._changed.wait(IDLE_SECONDS if recent else None)
-                group = self._take()
-                if not group and self._stopping:
-                    return
-            if not group:
-                for owner in recent.values():
-                    owner.idle()
-                recent.clear()
-            for owner, jobs in group:
-                recent[id(owner)] = owner
-                _write(owner, jobs)
+        while self._turn(recent):
+            pass
+
+    def _turn(self, recent: dict[Hashable, Owner]) -> bool:
+        """Write what waits, or tidy up; False at the end.
+
+        A function of its own, so that nothing holds on to a deleted gallery while nothing waits.
+        """
+        with self._changed:
+            if not self._waiting and not self._stopping:
+                self._changed.wait(IDLE_SECONDS if recent else None)
+            group = self._take()
+            if not group and self._stopping:
+                return False
+        if not group:
+            for owner in recent.values():
+                owner.idle()
+            recent.clear()
+        for owner, jobs in group:
+            recent[id(owner)] = owner
+            _write(owner, jobs)
+        return True
 
     def _take(self) -> list[tuple[Owner, list[Job]]]:
         rows = 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +115,10 @@ class Nobody:
 
     def consider(self, estimator: Estimator) -> None:
         self.considered.append(estimator)
+
+    def forget(self, estimator: Estimator) -> None:
+        if estimator in self.considered:
+            self.considered.remove(estimator)
 
 
 def test_until_it_is_measured_again_growth_makes_the_statement_larger(quick_folder: Path) -> None:
@@ -263,6 +270,56 @@ def test_closing_ends_the_thread_while_it_measures_and_a_deleted_gallery_is_left
         enroll(galleries.get("faces"), 2000)
     names = [thread.name for thread in threading.enumerate()]
     assert "gallery-impostors" not in names
+
+
+def test_a_deleted_gallery_is_let_go_of_whether_it_was_measured_or_waits_for_its_turn(
+    quick_folder: Path,
+) -> None:
+    patient = GalleryLimits(measure_inline_seconds=0.0, measure_rest_seconds=3600.0)
+    with opened(quick_folder, patient) as galleries:
+        for waits in (False, True):
+            galleries.create(settings())
+            gallery = galleries.get("faces")
+            enroll(gallery, 50)
+            until(lambda gallery=gallery: gallery.estimator.due)
+            if waits:
+                enroll(gallery, 50, "more")  # its next turn is an hour away
+            gone = weakref.ref(gallery)
+            del gallery
+            galleries.delete("faces")
+
+            def collected(gone: weakref.ref[Gallery] = gone) -> bool:
+                gc.collect()
+                return gone() is None
+
+            until(collected)
+
+
+def test_an_answer_is_not_lost_to_another_thread_that_asks_much(quick_folder: Path) -> None:
+    with one_gallery(quick_folder, settings(), INLINE) as gallery:
+        enroll(gallery, 50)
+        known = strangers(gallery)
+        expected = known.at_rate(0.3)
+        assert expected is not None
+        done = threading.Event()
+
+        def ask() -> None:
+            number = 0
+            while not done.is_set():
+                number += 1
+                known.at_threshold(number * 1e-6)
+
+        asking = threading.Thread(target=ask)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        asking.start()
+        try:
+            found = [known.at_rate(0.3) for _ in range(3000)]
+        finally:
+            done.set()
+            asking.join()
+            sys.setswitchinterval(interval)
+        assert found.count(expected) == len(found)
 
 
 def test_trouble_in_one_measurement_does_not_end_the_background(
