@@ -128,6 +128,18 @@ def test_a_subject_of_m_items_is_compared_at_the_corrected_rate() -> None:
     assert limit(rule, CALIBRATION, compared=1000) is NOT_CALIBRATED
 
 
+def test_the_rate_stated_for_a_subject_of_m_items_is_that_of_any_accept() -> None:
+    asked = 1 - (1 - 0.01) ** 10
+    for rule in (Rule(false_accept_rate=asked), Rule(threshold=0.30)):
+        found = limit(rule, CALIBRATION, compared=10)
+        assert found.threshold == 0.30
+        assert found.false_accept_rate == pytest.approx(asked)
+        assert found.false_accept_rate_upper == pytest.approx(1 - (1 - 0.02) ** 10)
+    certain = replace(CALIBRATION, points=(OperatingPoint(0.5, 1.0, 0.9, 1.0),))
+    assert limit(Rule(threshold=0.9), certain, compared=3).false_accept_rate_upper == 1.0
+    assert limit(Rule(threshold=0.95), certain, compared=3).false_accept_rate is None
+
+
 def test_the_correction_keeps_tiny_rates_exact() -> None:
     point = OperatingPoint(1e-12, 2e-12, 0.1, 0.5)
     deep = Calibration(**{**vars(CALIBRATION), "points": (point,)})
@@ -175,7 +187,8 @@ def test_the_models_evidence_states_at_most_its_rate_times_the_items() -> None:
     assert found.evidence is Evidence.MODEL
     assert found.false_positive_identification_rate == pytest.approx(10 * 0.01)
     assert found.false_positive_identification_rate_upper == pytest.approx(10 * 0.02)
-    assert found.expected_false_matches == pytest.approx(5 * 0.01)
+    # Each of the five subjects is matched by any of its two items.
+    assert found.expected_false_matches == pytest.approx(10 * 0.01)
     rate = found.false_positive_identification_rate
     assert rate is not None
     assert rate <= 0.1 * (1 + 1e-9)
@@ -212,7 +225,9 @@ def test_a_threshold_of_the_requests_own_says_what_it_lets_in() -> None:
     assert measured.false_positive_identification_rate == pytest.approx(0.4)
     by_model = search_limit(rule, CALIBRATION, 9, 5, Gallery(share=1.0, least=0.9))
     assert by_model.false_positive_identification_rate == pytest.approx(0.9)  # 9 items at 0.1
-    assert by_model.expected_false_matches == pytest.approx(0.5)
+    assert by_model.expected_false_matches == pytest.approx(0.9)
+    everybody = search_limit(Rule(threshold=0.4), CALIBRATION, 900, 5, None)
+    assert everybody.expected_false_matches == 5.0, "no more subjects than there are"
 
 
 def test_a_search_is_decided_at_its_threshold_like_a_pair() -> None:

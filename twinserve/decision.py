@@ -43,7 +43,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Limit:
-    """A threshold with what is known of its rate; `threshold` None means that none is derivable."""
+    """A threshold with what is known of its rate; `threshold` None means that none is derivable.
+
+    The rate is that of the decision: where a probe is held against several items, of any accept.
+    """
 
     threshold: float | None
     false_accept_rate: float | None = None
@@ -202,13 +205,13 @@ def limit(rule: Rule, calibration: Calibration | None, compared: int = 1) -> Lim
             1 - (1 - FAR)^(1/m).
     """
     if rule.threshold is not None:
-        return _stated(rule.threshold, calibration)
+        return _of_any(_stated(rule.threshold, calibration), compared)
     if calibration is None:
         return NOT_CALIBRATED
     rate = calibration.default_far if rule.false_accept_rate is None else rule.false_accept_rate
     pairwise_rate = -math.expm1(math.log1p(-rate) / max(compared, 1))
     point = _point_at(calibration, pairwise_rate)
-    return NOT_CALIBRATED if point is None else _of_point(point)
+    return NOT_CALIBRATED if point is None else _of_any(_of_point(point), compared)
 
 
 def nearest_of(calibrations: Iterable[Calibration], metric: Metric, items: int) -> NearestOf:
@@ -324,9 +327,14 @@ def _described(
     far, upper = pairwise.false_accept_rate, pairwise.false_accept_rate_upper
     if far is None or upper is None:
         return SearchLimit(threshold, evidence)
-    # The chance of any match is at most the sum of the chances with each.
+    # The chance of any match is at most the sum of the chances with each. A subject is matched by
+    # any of its items, so subjects add up over items as well.
     return SearchLimit(
-        threshold, evidence, min(1.0, items * far), min(1.0, items * upper), subjects * far
+        threshold,
+        evidence,
+        min(1.0, items * far),
+        min(1.0, items * upper),
+        min(float(subjects), items * far),
     )
 
 
@@ -337,6 +345,21 @@ def _contradicts(strangers: Strangers | None, threshold: float, rate: float) -> 
         return False
     # On the scale of logarithms, where the bound was drawn, the lower one lies as far below.
     return measured.rate**2 / measured.rate_upper > rate
+
+
+def _of_any(single: Limit, compared: int) -> Limit:
+    """State the rate at which any of `compared` items is accepted, where each is at its own."""
+
+    def of_any(rate: float | None) -> float | None:
+        if compared <= 1 or rate is None or rate >= 1.0:
+            return rate
+        return -math.expm1(compared * math.log1p(-rate))
+
+    return Limit(
+        single.threshold,
+        of_any(single.false_accept_rate),
+        of_any(single.false_accept_rate_upper),
+    )
 
 
 def _of_point(point: OperatingPoint) -> Limit:

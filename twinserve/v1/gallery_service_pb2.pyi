@@ -765,8 +765,8 @@ class Hits(google.protobuf.message.Message):
     """threshold that was applied, a distance; 0 when NOT_CALIBRATED."""
     expected_false_matches: builtins.float
     """expected_false_matches is how many subjects a probe of nobody would match by chance: measured
-    on the gallery, else the threshold's false accept rate times the subjects searched. Absent when
-    no rate is known for the threshold.
+    on the gallery, else at most the threshold's false accept rate times the items searched. Absent
+    when no rate is known for the threshold.
     """
     exact: builtins.bool
     """exact is true when these hits are provably the nearest."""

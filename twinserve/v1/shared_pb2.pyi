@@ -372,8 +372,8 @@ class Decision(google.protobuf.message.Message):
     """threshold that was applied, a distance; 0 when outcome is NOT_CALIBRATED."""
     false_accept_rate: builtins.float
     """false_accept_rate that threshold measured on held-out classes, in [0, 1]; for a threshold of the
-    request's own, that of the next measured threshold above, so at most this. Absent without
-    calibration.
+    request's own, that of the next measured threshold above, so at most this; for a subject of
+    several items the chance that any of them is accepted. Absent without calibration.
     """
     false_accept_rate_upper: builtins.float
     """false_accept_rate_upper is the upper 95 % bound of false_accept_rate (bootstrap over classes);
