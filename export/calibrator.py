@@ -8,9 +8,10 @@ from that very graph, so that the thresholds belong to what will be served. Need
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -125,10 +126,22 @@ def calibrate_file(
     found = evidence.calibrations(embeddings)
     check_carried(found[0], wishes)
     others = [entry for entry in manifest.calibrations if entry.precision != manifest.precision]
-    made = dataclasses.replace(manifest, calibrations=(*found, *others))
+    made = dataclasses.replace(
+        manifest, calibrations=(*found, *others), training=_without_old_thresholds(manifest)
+    )
     target = (file if out is None else out).resolve()  # a link's target, not the link
     manifests.write_atomically(target, manifests.attach(content, made, tokenizer_json))
     return Manifest.from_json(made.to_json())
+
+
+def _without_old_thresholds(manifest: Manifest) -> dict[str, Any]:
+    """Return `training` without how the replaced thresholds fared on the report classes."""
+    training = dict(manifest.training)
+    report = training.get("report")
+    if isinstance(report, Mapping):
+        kept = {key: value for key, value in report.items() if key != "at_the_thresholds"}
+        training["report"] = kept
+    return training
 
 
 def check_carried(calibration: Calibration, wishes: Wishes) -> None:

@@ -111,15 +111,16 @@ def _smaller(calibration: Calibration, rates: Sequence[float]) -> list[str]:
     for rate in (*rates, min(rates) / 10):
         need = required(calibration, rate)
         if need is not None:
-            body.append((f"{rate:g}", f"{need.impostor_pairs:,}", f"{need.classes:,}"))
+            row = [f"{rate:g}", f"{need.impostor_pairs:,}"]
+            # The vertices of judged pairs are no classes that somebody could go and get.
+            body.append(row if calibration.evidence == "pairs" else [*row, f"{need.classes:,}"])
     if not body:
         return []
-    head = ("FAR", "impostor pairs", "classes")
     count = f"{calibration.impostor_pairs:,} impostor pairs"
-    if calibration.evidence == "pairs":
-        head, body = head[:2], [row[:2] for row in body]
-    else:
+    head = ["FAR", "impostor pairs"]
+    if calibration.evidence != "pairs":
         count += f" of {calibration.classes:,} classes"
+        head.append("classes")
     return [f"Instead of the {count}, smaller rates would take about:", "", *table(head, body)]
 
 

@@ -119,6 +119,16 @@ def test_only_the_calibrations_of_the_file_change(texts_file: Path, questions: P
     assert texts_file.read_bytes() == again
 
 
+def test_how_the_old_thresholds_fared_goes_with_them(texts_file: Path, questions: Path) -> None:
+    tokenizer = manifests.read_tokenizer(texts_file)
+    before = manifests.read(texts_file)
+    report = {"equal_error_rate": 0.1, "at_the_thresholds": [{"threshold": 0.2}]}
+    trained = dataclasses.replace(before, training={"loss": "triplet", "report": report})
+    texts_file.write_bytes(manifests.attach(texts_file.read_bytes(), trained, tokenizer))
+    after = calibrate_file(texts_file, data=questions)
+    assert after.training == {"loss": "triplet", "report": {"equal_error_rate": 0.1}}
+
+
 def test_out_leaves_the_file_alone_and_a_link_is_followed(
     texts_file: Path, questions: Path, tmp_path: Path
 ) -> None:
