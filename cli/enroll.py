@@ -18,7 +18,7 @@ from twinserve.cli import connection, inputs
 from twinserve.cli.exit_codes import FAULT, NO, OK
 from twinserve.cli.output import complain, plain, print_json
 from twinserve.cli.progress import Progress
-from twinserve.errors import DataError, TwinserveError
+from twinserve.errors import AlreadyExists, DataError, TwinserveError
 from twinserve.messages import Enrolled, EnrollItem, Results
 
 DESCRIPTION = (
@@ -63,7 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
     failed: list[tuple[str, TwinserveError]] = []
     with connection.connect(arguments) as client, Progress(len(items), "items") as progress:
         if arguments.create:
-            client.create_gallery(arguments.gallery, model=arguments.model)
+            try:
+                client.create_gallery(arguments.gallery, model=arguments.model)
+            except AlreadyExists:
+                # There with other settings, such as a metric; a model named must be its own.
+                if arguments.model:
+                    raise
 
         def enroll(batch: Sequence[EnrollItem]) -> Results[Enrolled]:
             return client.enroll(arguments.gallery, batch, prompt=arguments.prompt)

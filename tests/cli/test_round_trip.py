@@ -40,6 +40,18 @@ def twinserve(server: RunningServer, *arguments: object) -> subprocess.Completed
     )
 
 
+def test_create_takes_a_gallery_that_is_there_as_it_is_unless_a_model_is_named(
+    server: RunningServer, photos: Path
+) -> None:
+    made = twinserve(server, "gallery", "create", "by-angle", "--metric", "cosine")
+    assert made.returncode == 0, made.stderr
+    enrolled = twinserve(server, "enroll", "by-angle", photos, "--create")
+    assert enrolled.returncode == 0, enrolled.stderr
+    named = twinserve(server, "enroll", "by-angle", photos, "--create", "--model", "small")
+    assert named.returncode == 2
+    assert "by-angle" in named.stderr
+
+
 def test_from_a_folder_of_pictures_to_who_is_this(
     server: RunningServer, photos: Path, tmp_path: Path
 ) -> None:
