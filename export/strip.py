@@ -1,4 +1,4 @@
-"""Takes out of a graph all that is not needed to run it: notes, paths, stack traces, shapes between.
+"""Takes out of a graph what is not needed to run it: notes, paths, stack traces, inner shapes.
 
 So that equal twins give equal bytes, and that a file says nothing of the machine that made it.
 """

@@ -32,6 +32,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from twinserve.errors import GateFailed
 from twinserve.export.precision.cost import CONVOLUTIONS, PRODUCTS, multiply_adds
+from twinserve.export.precision.joining import join
 from twinserve.export.precision.smoothing import smooth
 from twinserve.export.precision.watching import feeds
 from twinserve.export.strip import strip
@@ -64,6 +65,7 @@ class Quantiser:
         self._contract = contract
         self._rows = _drawn(rows)
         self._model = _optimised(model)
+        join(self._model.graph)
         self._ranges: bytes | None = None  # found with the first form, and the same in each
         self.costs = multiply_adds(self._model, contract, self._rows)
         self.candidates = _candidates(self._model.graph, self.costs)
@@ -133,11 +135,7 @@ def _optimised(model: bytes) -> onnx.ModelProto:
         # Symbolic shape inference stumbles over optional inputs, and nothing here needs it.
         quant_pre_process(str(given), str(taken), skip_symbolic_shape=True)
         optimised = onnx.load(str(taken))
-    seen: set[str] = set()
-    for index, node in enumerate(optimised.graph.node):
-        if not node.name or node.name in seen:
-            node.name = f"{node.op_type}_{index}"
-        seen.add(node.name)
+    _name_nodes(optimised.graph)
     return optimised
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,19 +12,26 @@ import torch
 from onnx import numpy_helper
 
 from tests.export.conftest import CONTRACT
+from tests.export.text_twins import make_text_twin, text_contract
+from twinserve import manifest
 from twinserve.calibration import pair_distances
+from twinserve.cli.__main__ import main
 from twinserve.distance import Metric
 from twinserve.errors import ConfigError, GateFailed
 from twinserve.export.evidence import Facts, Reference
 from twinserve.export.precision import lower
 from twinserve.export.precision.fp16 import to_fp16
 from twinserve.export.precision.int8 import Quantiser
+from twinserve.export.precision.joining import join
 from twinserve.export.precision.quality import Judge
 from twinserve.export.precision.sensitivity import BLOCKS, blocks_of, worst_first
 from twinserve.export.session import GraphSession, embed_all
 from twinserve.export.to_onnx import to_onnx
+from twinserve.manifest import ImageInput
+from twinserve.tokens import Tokenizer
 from twinserve.train.conv4 import conv4
 from twinserve.train.data import Labelled
+from twinserve.train.words import contract_for, train_tokenizer, words
 
 DIMENSION = 12
 
@@ -32,7 +40,7 @@ def drawings(classes: int = 40, items: int = 6) -> Labelled:
     generator = np.random.default_rng(5)
     patterns = generator.normal(size=(classes, 1, 4, 4)).repeat(4, axis=2).repeat(4, axis=3)
     noise = generator.normal(size=(classes, items, 16, 16))
-    pixels = np.clip(128 + 50 * patterns + 10 * noise, 0, 255).astype(np.uint8)
+    pixels = np.clip(128 + 50 * patterns + 4 * noise, 0, 255).astype(np.uint8)
     names = tuple(f"class{label:02}" for label in range(classes))
     labels = np.repeat(np.arange(classes), items)
     return Labelled(
@@ -188,6 +196,65 @@ def test_a_layer_whose_values_exceed_fp16_stays_in_float(
     assert to_fp16(model, CONTRACT, reference.gate)[1] == 0
     source = GraphSession(large, CONTRACT)(reference.gate)
     np.testing.assert_allclose(GraphSession(lowered, CONTRACT)(reference.gate), source, atol=5e-3)
+
+
+def test_a_form_that_is_neither_faster_nor_smaller_is_refused(reference: Reference) -> None:
+    bags = ["the card did not arrive", "a transfer was declined", "how long does a cheque take"]
+    tokenizer = train_tokenizer(bags, 40)
+    contract = contract_for(tokenizer, 16)
+    torch.manual_seed(3)
+    graph = to_onnx(words(contract, tokenizer, width=16, dimension=DIMENSION).eval())
+    encoder = Tokenizer(tokenizer, contract)
+    rows = [encoder.encode(text).ids for text in bags * 8]
+    texts = dataclasses.replace(
+        reference,
+        facts=dataclasses.replace(reference.facts, contract=contract),
+        gate=rows,
+        gate_embeddings=embed_all(GraphSession(graph, contract), rows),
+        ranges=rows,
+        calibrate=None,
+        calibrate_rows=None,
+        calibrate_embeddings=None,
+    )
+    with pytest.raises(GateFailed, match=r"nothing in this twin gains from int8.*serve .* fp32"):
+        lower("int8", graph, texts)
+
+
+def test_products_of_one_input_are_joined_and_give_what_they_gave() -> None:
+    graph = onnx.load_from_string(to_onnx(make_text_twin()))
+    rows = [np.arange(4, 4 + length) for length in (3, 9, 20)]
+    source = GraphSession(graph.SerializeToString(), text_contract())(rows)
+    products = sum(node.op_type == "MatMul" for node in graph.graph.node)
+    join(graph.graph)
+    found = GraphSession(graph.SerializeToString(), text_contract())(rows)
+    np.testing.assert_allclose(found, source, atol=1e-5)
+    layers = sum(node.op_type == "Split" for node in graph.graph.node)
+    assert layers > 0  # queries, keys and values of each
+    assert sum(node.op_type == "MatMul" for node in graph.graph.node) == products - 2 * layers
+    onnx.checker.check_model(graph)
+
+
+@pytest.mark.long
+def test_a_trained_run_gives_an_int8_file_that_serves_with_decisions_of_its_own(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, whole = trained
+    for name in ("first", "second"):
+        given = [str(run), "--out", str(tmp_path / f"{name}.onnx"), "--name", "drawings"]
+        assert main(["export", *given, "--precision", "fp32,int8"]) == 0
+    path = tmp_path / "first.int8.onnx"
+    assert path.read_bytes() == (tmp_path / "second.int8.onnx").read_bytes()
+    twin = manifest.read(path)
+    assert twin.precision == "int8"
+    assert {entry.precision for entry in twin.calibrations} == {"int8"}
+    assert twin.space_id == manifest.read(whole).space_id
+    assert "mixed_true_accept_rate_lost" in {one["figure"] for one in twin.parity["figures"]}
+    assert isinstance(twin.input, ImageInput)
+    shape = (5, twin.input.height, twin.input.width, 1)
+    pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    embeddings = GraphSession(path.read_bytes(), twin.input)(pixels)
+    assert embeddings.shape == (5, twin.dimension)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-5)
 
 
 def test_an_unknown_precision_is_refused(model: bytes, reference: Reference) -> None:
