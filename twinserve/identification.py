@@ -6,8 +6,9 @@ strangers with any match (FPIR) at what was asked for, with its 95 % bound; and 
 that rate and the number of subjects that a stranger would match by chance.
 
 Pairs of items are not independent, subjects are. So the bound is a jackknife over subjects: each is
-left out as a prober and as the one who is met. benchmarks/bounds.py holds it against a binomial
-bound, which takes probes for independent and is broken in every third gallery.
+left out as a prober and as the one who is met. The strangers to come are a draw of their own, so its
+error counts twice, as in the bounds of calibration. benchmarks/bounds.py holds it against a
+binomial bound, which takes probes for independent and is broken in every third gallery.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def _jackknife_factor(
     logs = np.log(np.maximum(rates, _LEAST_SHARE * total / count))
     # Subjects that neither matched nor were met stand in `codes`, or change nothing.
     error = math.sqrt((subjects - 1) / subjects * float(((logs - logs.mean()) ** 2).sum()))
-    return math.exp(min(_student(subjects - 1) * error, 50.0))
+    # Strangers are a draw of their own, as wide as the gallery's: both errors add up.
+    return math.exp(min(_student(subjects - 1) * math.sqrt(2.0) * error, 50.0))
 
 
 def _student(freedom: int) -> float:
