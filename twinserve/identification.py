@@ -6,8 +6,8 @@ strangers with any match (FPIR) at what was asked for, with its 95 % bound; and 
 that rate and the number of subjects that a stranger would match by chance.
 
 Pairs of items are not independent, subjects are. So the bound is a jackknife over subjects: each is
-left out as a prober and as the one who is met. The strangers to come are a draw of their own, so its
-error counts twice, as in the bounds of calibration. benchmarks/bounds.py holds it against a
+left out as a prober and as the one who is met. The strangers to come are a draw of their own, so
+its error counts twice, as in the bounds of calibration. benchmarks/bounds.py holds it against a
 binomial bound, which takes probes for independent and is broken in every third gallery.
 """
 
