@@ -18,11 +18,11 @@ import numpy as np
 import onnx
 
 from twinserve.errors import GateFailed
-from twinserve.export.quiet import quiet
 from twinserve.export.session import GraphSession
 from twinserve.export.strip import strip
 from twinserve.feed import Rows
 from twinserve.train.data import take
+from twinserve.train.quiet import quiet
 
 # Below this a measured gain is no reason for operators that onnxruntime alone knows.
 LEAST_GAIN = 1.05

@@ -7,8 +7,6 @@ Nothing is passed over in silence: a row that cannot be used stops the reading, 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import zipfile
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from twinserve.errors import DataError
 from twinserve.feed import Row
 from twinserve.manifest import TensorInput
+from twinserve.train.tables import records
 
 ENDS, JUDGEMENTS, SUBJECTS = (
     ("first", "second"),
@@ -56,7 +55,11 @@ def of_table(path: Path, same_above: float | None) -> list[Judged]:
         DataError: no such file, an unknown column, a judgement that is none, rows that cannot be
             used; with their lines.
     """
-    rows = _rows(path)
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder; --pairs takes a CSV, and --data a folder of labelled pictures"
+        )
+    rows = records(path, "pairs")
     if not rows:
         return []
     first_line, head = rows[0]
@@ -94,36 +97,6 @@ def of_table(path: Path, same_above: float | None) -> list[Judged]:
         judged.append(Judged(f"line {line}", ends, score, subjects))
     refuse(path, faults, len(rows), "rows")
     return judged
-
-
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Return (line, cells) of every row that is not blank."""
-    try:
-        data = path.read_bytes()
-    except IsADirectoryError as error:
-        raise DataError(
-            f"{path} is a folder; --pairs takes a CSV, and --data a folder of labelled pictures"
-        ) from error
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; give a CSV of pairs") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"line {line} of {path} is not UTF-8; save the file as UTF-8") from error
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows = []
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((reader.line_num, cells))
-    except csv.Error as error:
-        raise DataError(
-            f"line {reader.line_num} of {path} is no CSV ({error}); quote texts that hold commas, "
-            "and double the quotes within"
-        ) from error
-    return rows
 
 
 def _check_pair(path: Path, cells: Sequence[str], line: int, same_above: float | None) -> None:

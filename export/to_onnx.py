@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from twinserve.errors import GateFailed
-from twinserve.export.quiet import quiet
 from twinserve.export.signature import (
     BATCH,
     LENGTH,
@@ -28,6 +27,7 @@ from twinserve.export.signature import (
 from twinserve.export.strip import strip
 from twinserve.feed import input_names
 from twinserve.manifest import OUTPUT, ImageInput, InputContract, TextInput
+from twinserve.train.quiet import quiet
 from twinserve.train.twins import Twin
 
 OPSET = 20

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from twinserve.errors import ConfigError, DataError
 from twinserve.train.heads import unit
+from twinserve.train.quiet import quiet
 
 # Of encoder-decoders only the encoder embeds.
 _ENCODER_CLASSES = {
@@ -248,7 +248,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    with quiet():
+    with library_quiet():
         try:
             return AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
@@ -263,7 +263,7 @@ def _config(folder: Path) -> Any:
 def _load(folder: Path, class_name: str, *, needs_pooler: bool = False) -> nn.Module:
     import transformers
 
-    with quiet():
+    with library_quiet():
         try:
             model, report = getattr(transformers, class_name).from_pretrained(
                 folder,
@@ -307,20 +307,16 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the library's progress and advice off the user's terminal; errors still raise."""
+def library_quiet() -> Iterator[None]:
+    """Keep transformers' progress and advice off the user's terminal; errors still raise."""
     from transformers.utils import logging as of_library
 
     library: Any = of_library
     shown = library.is_progress_bar_enabled()
     library.disable_progress_bar()
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet(logging.ERROR):
             yield
     finally:
-        logging.disable(before)
         if shown:
             library.enable_progress_bar()

@@ -7,7 +7,6 @@ file, since a label that is none would become a class, and a class calibrates.
 
 from __future__ import annotations
 
-import csv
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from twinserve.manifest import ImageInput, TensorInput
 from twinserve.preprocess import Pixels, decode_image
 from twinserve.tokens import Tokenizer
 from twinserve.train.data import IntArray, Labelled
+from twinserve.train.tables import records
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 # What the columns of a CSV are usually called, the likeliest first.
@@ -135,7 +135,7 @@ def read_texts(path: Path | str, *, text_column: str = "", label_column: str = "
             that is none (empty or NaN).
     """
     path = Path(path)
-    lines = list(_lines(path))
+    lines = records(path, "texts and labels")
     if not lines:
         raise DataError(f"{path} holds no lines; give one text and its label a line")
     first = [cell.strip() for cell in lines[0][1]]
@@ -256,28 +256,6 @@ def _shared_folders(parents: Sequence[PurePosixPath]) -> int:
     while shared < min(len(first), len(last)) and first[shared] == last[shared]:
         shared += 1
     return shared
-
-
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of its last line, cells) of every record that is not blank."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    yield reader.line_num, cells
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; give a CSV of texts and labels") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 at byte {error.start}; give a CSV of texts and labels in UTF-8"
-        ) from error
-    except (OSError, csv.Error) as error:
-        raise DataError(
-            f"{path} cannot be read as a CSV ({error}); give one text and its label a line, "
-            "quoted where they hold commas"
-        ) from error
 
 
 def _column(

@@ -16,7 +16,7 @@ from twinserve.errors import ConfigError, DataError
 from twinserve.export.imports.settings import Answer, Answers, Settings
 from twinserve.export.imports.source import read_json
 from twinserve.manifest import TextInput
-from twinserve.train.encoders import quiet
+from twinserve.train.encoders import library_quiet
 
 FILE = "tokenizer.json"
 
@@ -144,7 +144,7 @@ def as_the_library_cuts(
     library = _library(folder)
     if library is None:
         return tokenizer, 0
-    with quiet():
+    with library_quiet():
         found = library([text.lower() for text in texts] if lower else texts, truncation=False)
     if any(any(row) for row in found.get("token_type_ids", [])):
         raise DataError(
@@ -184,7 +184,7 @@ def _library(folder: Path) -> Any | None:
     """Return transformers' own tokenizer of a folder, None where it has none of the fast kind."""
     from transformers import AutoTokenizer
 
-    with quiet():
+    with library_quiet():
         try:
             found = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, use_fast=True

@@ -12,10 +12,8 @@ means the same everywhere.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,7 @@ from twinserve.export.strip import strip
 from twinserve.feed import Feed, Rows
 from twinserve.manifest import InputContract
 from twinserve.train.data import take
+from twinserve.train.quiet import quiet
 
 # Rows whose activations set the ranges: a seeded draw of those given.
 RANGE_ROWS = 128
@@ -99,7 +98,7 @@ class Quantiser:
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         _order_pooling(model.graph, lowered)
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder, quiet():
             given, taken, ranges = (Path(folder, name) for name in ("given", "taken", "ranges"))
             given.write_bytes(model.SerializeToString())
             if self._ranges is not None:
@@ -129,7 +128,7 @@ class Quantiser:
 
 def _optimised(model: bytes) -> onnx.ModelProto:
     """Fold and fuse as quantising wants it, and give each node a name of its own."""
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         given, taken = Path(folder, "given"), Path(folder, "taken")
         given.write_bytes(model)
         # Symbolic shape inference stumbles over optional inputs, and nothing here needs it.
@@ -241,14 +240,3 @@ def _drop_unused_domains(model: onnx.ModelProto) -> None:
     kept: list[Any] = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantiser's advice off the user's terminal; errors still raise."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -57,9 +57,9 @@ def test_tabs_separate_a_tsv_and_a_byte_order_mark_is_no_text(tmp_path: Path) ->
         (b"text,label\nhi,a\nho,\n", "line 3 of .* an empty label"),
         (b"text,label\nhi,NaN\n", "line 2 of .* has NaN as its label"),
         (b"text,label\nhi\n", "line 2 of .* has 1 columns, and needs 2"),
-        (b"text,label\nh\xff,a\n", "not UTF-8 at byte"),
-        (b'text,label\n"hi" x,a\n', "cannot be read as a CSV"),
-        (b'text,label\n"hi', "cannot be read as a CSV"),
+        (b"text,label\nh\xff,a\n", "line 2 of .* is not UTF-8 at byte 12"),
+        (b'text,label\n"hi" x,a\n', "line 2 of .* is no CSV"),
+        (b'text,label\n"hi', "line 2 of .* is no CSV"),
     ],
 )
 def test_a_csv_that_cannot_be_meant_is_refused_with_its_place(
@@ -73,7 +73,7 @@ def test_a_csv_that_cannot_be_meant_is_refused_with_its_place(
 def test_a_missing_file_or_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_texts(tmp_path / "none.csv")
-    with pytest.raises(DataError, match="cannot be read as a CSV"):
+    with pytest.raises(DataError, match=r"cannot be read .*; give a CSV of texts and labels"):
         read_texts(tmp_path)
     path = questions.write_csv(tmp_path / "q.csv", [("hi", "a")], ("text", "label"))
     with pytest.raises(DataError, match=r"label_column is 'topic'.*'text', 'label'"):

@@ -1,4 +1,4 @@
-"""Keeps the advice of exporters and optimisers off the user's terminal; errors still raise."""
+"""Keeps the advice of libraries off the user's terminal; errors still raise."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence warnings and logs below errors' level while the block runs."""
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Silence warnings, and logs up to `level`, while the block runs."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
