@@ -158,7 +158,7 @@ def test_without_inputs_there_is_no_gate() -> None:
         check_vectors(source, source, random_inputs(0), CONTRACT)
 
 
-TABLE = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32) / 10
+TABLE = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32) / 3
 
 
 def text_source(rows: Rows) -> np.ndarray:
