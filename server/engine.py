@@ -23,6 +23,7 @@ from twinserve.manifest import Manifest, truncated_space_id
 from twinserve.server import inputs
 from twinserve.server.admission import Admission
 from twinserve.server.batcher import Batcher, Observer, Ride
+from twinserve.server.callers import Caller
 from twinserve.server.config import Limits
 from twinserve.server.inputs import ImageBytes, Prepared, RawInput, Ready, Text, Vector
 from twinserve.server.runner import Runner
@@ -32,14 +33,6 @@ Outcome = Vector | TwinserveError
 # Characters of a call's texts from which they are tokenized in threads: some 500 tokens, which take
 # a tenth of a millisecond, as much as handing them over.
 _FEW_CHARACTERS = 2000
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Whose call it is, and until when the answer is of use."""
-
-    client: str = ""
-    deadline: float | None = None  # a point of time.monotonic
 
 
 @dataclass(frozen=True)

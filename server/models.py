@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from twinserve.errors import FailedPrecondition, ModelNotFound, SpaceMismatch
 from twinserve.server.engine import Engine
@@ -56,6 +57,16 @@ class Models:
                 f"{wrong}; name one of {served}", field=field, resource=("model", name)
             )
         return engine
+
+    @contextmanager
+    def using(self, name: str, field: str = "model") -> Iterator[Engine]:
+        """Hold the engine that `resolve` finds: it is not unloaded while the block runs."""
+        yield self.resolve(name, field)
+
+    @contextmanager
+    def using_space(self, name: str, space_id: str) -> Iterator[Engine]:
+        """Hold the engine that `of_space` finds: it is not unloaded while the block runs."""
+        yield self.of_space(name, space_id)
 
     def of_space(self, name: str, space_id: str) -> Engine:
         """Find the engine that embeds into `space_id`, made with model `name`.

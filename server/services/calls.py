@@ -17,7 +17,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from twinserve.errors import Code, InternalFault, NotBuilt, TwinserveError
-from twinserve.server.engine import Caller
+from twinserve.server.callers import Caller
 from twinserve.server.gate import Gate
 from twinserve.server.metrics import Metrics
 from twinserve.server.services.status import status_of, status_of_items

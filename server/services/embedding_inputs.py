@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from twinserve.errors import TwinserveError
 from twinserve.server import inputs
+from twinserve.server.callers import Caller
 from twinserve.server.config import Limits
-from twinserve.server.engine import Caller, Embedded, Engine, Outcome
+from twinserve.server.engine import Embedded, Engine, Outcome
 from twinserve.server.inputs import RawInput
 from twinserve.server.services import codec
 from twinserve.v1 import shared_pb2 as shared

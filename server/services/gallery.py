@@ -23,8 +23,9 @@ from twinserve.errors import (
 from twinserve.manifest import Calibration
 from twinserve.server import inputs, paging
 from twinserve.server.admission import Admission
+from twinserve.server.callers import Caller
 from twinserve.server.config import Limits
-from twinserve.server.engine import Caller, Embedded
+from twinserve.server.engine import Embedded
 from twinserve.server.gallery import GallerySettings, Hits, NewItem, SearchOutcome
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gallery.gallery import Gallery
