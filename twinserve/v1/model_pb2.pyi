@@ -38,6 +38,9 @@ class Model(google.protobuf.message.Message):
     PROVIDER_FIELD_NUMBER: builtins.int
     OPERATING_POINTS_FIELD_NUMBER: builtins.int
     MANIFEST_JSON_FIELD_NUMBER: builtins.int
+    FILE_FIELD_NUMBER: builtins.int
+    FILE_DIGEST_FIELD_NUMBER: builtins.int
+    SHADOW_FIELD_NUMBER: builtins.int
     name: builtins.str
     """name under which the model is served."""
     version: builtins.str
@@ -58,6 +61,10 @@ class Model(google.protobuf.message.Message):
     """provider of onnxruntime that really runs it, such as CPUExecutionProvider."""
     manifest_json: builtins.str
     """manifest_json is the whole manifest of the twin, as JSON."""
+    file: builtins.str
+    """file that it was loaded from, below the server's --model-dir; empty when --model named it."""
+    file_digest: builtins.str
+    """file_digest is the SHA-256 of that file, in hexadecimal."""
     @property
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """aliases that point at this version now."""
@@ -69,6 +76,10 @@ class Model(google.protobuf.message.Message):
     @property
     def operating_points(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OperatingPoint]:
         """operating_points that its calibration supports, by falling rate; empty when not calibrated."""
+
+    @property
+    def shadow(self) -> Global___Shadow:
+        """shadow is the report of the shadow run whose candidate it is; absent when there is none."""
 
     def __init__(
         self,
@@ -86,10 +97,119 @@ class Model(google.protobuf.message.Message):
         provider: builtins.str = ...,
         operating_points: collections.abc.Iterable[Global___OperatingPoint] | None = ...,
         manifest_json: builtins.str = ...,
+        file: builtins.str = ...,
+        file_digest: builtins.str = ...,
+        shadow: Global___Shadow | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "dimension", b"dimension", "manifest_json", b"manifest_json", "metric", b"metric", "modality", b"modality", "name", b"name", "normalized", b"normalized", "operating_points", b"operating_points", "precision", b"precision", "provider", b"provider", "space_id", b"space_id", "truncations", b"truncations", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["shadow", b"shadow"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "dimension", b"dimension", "file", b"file", "file_digest", b"file_digest", "manifest_json", b"manifest_json", "metric", b"metric", "modality", b"modality", "name", b"name", "normalized", b"normalized", "operating_points", b"operating_points", "precision", b"precision", "provider", b"provider", "shadow", b"shadow", "space_id", b"space_id", "truncations", b"truncations", "version", b"version"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
+
+@typing.final
+class Shadow(google.protobuf.message.Message):
+    """Shadow reports how a candidate fares on another model's live calls."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    CALLS_FIELD_NUMBER: builtins.int
+    ITEMS_FIELD_NUMBER: builtins.int
+    SKIPPED_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    FIRST_ERROR_FIELD_NUMBER: builtins.int
+    COMPARABLE_FIELD_NUMBER: builtins.int
+    MEAN_DRIFT_FIELD_NUMBER: builtins.int
+    WORST_DRIFT_FIELD_NUMBER: builtins.int
+    PAIRS_FIELD_NUMBER: builtins.int
+    PAIRS_DECIDED_OTHERWISE_FIELD_NUMBER: builtins.int
+    PAIRS_MATCHED_FIELD_NUMBER: builtins.int
+    FALSE_ACCEPT_RATE_FIELD_NUMBER: builtins.int
+    MODEL_P50_SECONDS_FIELD_NUMBER: builtins.int
+    MODEL_P99_SECONDS_FIELD_NUMBER: builtins.int
+    CANDIDATE_P50_SECONDS_FIELD_NUMBER: builtins.int
+    CANDIDATE_P99_SECONDS_FIELD_NUMBER: builtins.int
+    candidate: builtins.str
+    """candidate that is tried, as name@version."""
+    model: builtins.str
+    """model whose calls are mirrored, as name@version."""
+    share: builtins.float
+    """share of the calls that are mirrored, in (0, 1]."""
+    calls: builtins.int
+    """calls that the candidate answered too."""
+    items: builtins.int
+    """items of those calls."""
+    skipped: builtins.int
+    """skipped calls, drawn for mirroring while the candidate was behind."""
+    failed: builtins.int
+    """failed items: the model embedded them, and the candidate gave an error."""
+    first_error: builtins.str
+    """first_error of the candidate, in words; empty when there was none."""
+    comparable: builtins.bool
+    """comparable is true when both embed into one space. Otherwise the two embeddings of an input
+    have no cosine that means anything, and the drifts are absent.
+    """
+    mean_drift: builtins.float
+    """mean_drift is the mean cosine distance between both embeddings of an item; absent before the
+    first.
+    """
+    worst_drift: builtins.float
+    """worst_drift is the largest of those distances."""
+    pairs: builtins.int
+    """pairs of mirrored items whose distances were decided by both, each with its own threshold at
+    false_accept_rate; 0 when either is not calibrated.
+    """
+    pairs_decided_otherwise: builtins.int
+    """pairs_decided_otherwise are those where one said match and the other did not."""
+    pairs_matched: builtins.int
+    """pairs_matched are those that the model said match."""
+    false_accept_rate: builtins.float
+    """false_accept_rate of those decisions; absent when either is not calibrated."""
+    model_p50_seconds: builtins.float
+    """model_p50_seconds that a mirrored call took in the model, of the last 1,000: preparing, queue
+    and run.
+    """
+    model_p99_seconds: builtins.float
+    """model_p99_seconds likewise."""
+    candidate_p50_seconds: builtins.float
+    """candidate_p50_seconds that it took in the candidate, which runs mirrored calls one at a time."""
+    candidate_p99_seconds: builtins.float
+    """candidate_p99_seconds likewise."""
+    def __init__(
+        self,
+        *,
+        candidate: builtins.str = ...,
+        model: builtins.str = ...,
+        share: builtins.float = ...,
+        calls: builtins.int = ...,
+        items: builtins.int = ...,
+        skipped: builtins.int = ...,
+        failed: builtins.int = ...,
+        first_error: builtins.str = ...,
+        comparable: builtins.bool = ...,
+        mean_drift: builtins.float | None = ...,
+        worst_drift: builtins.float | None = ...,
+        pairs: builtins.int = ...,
+        pairs_decided_otherwise: builtins.int = ...,
+        pairs_matched: builtins.int = ...,
+        false_accept_rate: builtins.float | None = ...,
+        model_p50_seconds: builtins.float = ...,
+        model_p99_seconds: builtins.float = ...,
+        candidate_p50_seconds: builtins.float = ...,
+        candidate_p99_seconds: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_false_accept_rate", b"_false_accept_rate", "_mean_drift", b"_mean_drift", "_worst_drift", b"_worst_drift", "false_accept_rate", b"false_accept_rate", "mean_drift", b"mean_drift", "worst_drift", b"worst_drift"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_false_accept_rate", b"_false_accept_rate", "_mean_drift", b"_mean_drift", "_worst_drift", b"_worst_drift", "calls", b"calls", "candidate", b"candidate", "candidate_p50_seconds", b"candidate_p50_seconds", "candidate_p99_seconds", b"candidate_p99_seconds", "comparable", b"comparable", "failed", b"failed", "false_accept_rate", b"false_accept_rate", "first_error", b"first_error", "items", b"items", "mean_drift", b"mean_drift", "model", b"model", "model_p50_seconds", b"model_p50_seconds", "model_p99_seconds", b"model_p99_seconds", "pairs", b"pairs", "pairs_decided_otherwise", b"pairs_decided_otherwise", "pairs_matched", b"pairs_matched", "share", b"share", "skipped", b"skipped", "worst_drift", b"worst_drift"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_false_accept_rate", b"_false_accept_rate"]) -> typing.Literal["false_accept_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mean_drift", b"_mean_drift"]) -> typing.Literal["mean_drift"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_worst_drift", b"_worst_drift"]) -> typing.Literal["worst_drift"] | None: ...
+
+Global___Shadow: typing_extensions.TypeAlias = Shadow
 
 @typing.final
 class OperatingPoint(google.protobuf.message.Message):

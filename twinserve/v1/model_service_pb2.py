@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from twinserve.v1 import model_pb2 as twinserve_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n twinserve/v1/model_service.proto\x12\x0ctwinserve.v1\x1a\x18twinserve/v1/model.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.twinserve.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.twinserve.v1.Model\"?\n\x10LoadModelRequest\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\"7\n\x11LoadModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.twinserve.v1.Model\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x15\n\x13UnloadModelResponse2\xcc\x02\n\x0cModelService\x12O\n\nListModels\x12\x1f.twinserve.v1.ListModelsRequest\x1a .twinserve.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.twinserve.v1.GetModelRequest\x1a\x1e.twinserve.v1.GetModelResponse\x12L\n\tLoadModel\x12\x1e.twinserve.v1.LoadModelRequest\x1a\x1f.twinserve.v1.LoadModelResponse\x12R\n\x0bUnloadModel\x12 .twinserve.v1.UnloadModelRequest\x1a!.twinserve.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n twinserve/v1/model_service.proto\x12\x0ctwinserve.v1\x1a\x18twinserve/v1/model.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.twinserve.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.twinserve.v1.Model\"N\n\x10LoadModelRequest\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"7\n\x11LoadModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.twinserve.v1.Model\"B\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x15\n\x13UnloadModelResponse\"N\n\x0fSetAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"6\n\x10SetAliasResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.twinserve.v1.Model\"2\n\x12\x44\x65leteAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x15\n\x13\x44\x65leteAliasResponse\"E\n\x12StartShadowRequest\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\";\n\x13StartShadowResponse\x12$\n\x06shadow\x18\x01 \x01(\x0b\x32\x14.twinserve.v1.Shadow\"&\n\x11StopShadowRequest\x12\x11\n\tcandidate\x18\x01 \x01(\t\":\n\x12StopShadowResponse\x12$\n\x06shadow\x18\x01 \x01(\x0b\x32\x14.twinserve.v1.Shadow2\x90\x05\n\x0cModelService\x12O\n\nListModels\x12\x1f.twinserve.v1.ListModelsRequest\x1a .twinserve.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.twinserve.v1.GetModelRequest\x1a\x1e.twinserve.v1.GetModelResponse\x12L\n\tLoadModel\x12\x1e.twinserve.v1.LoadModelRequest\x1a\x1f.twinserve.v1.LoadModelResponse\x12R\n\x0bUnloadModel\x12 .twinserve.v1.UnloadModelRequest\x1a!.twinserve.v1.UnloadModelResponse\x12I\n\x08SetAlias\x12\x1d.twinserve.v1.SetAliasRequest\x1a\x1e.twinserve.v1.SetAliasResponse\x12R\n\x0b\x44\x65leteAlias\x12 .twinserve.v1.DeleteAliasRequest\x1a!.twinserve.v1.DeleteAliasResponse\x12R\n\x0bStartShadow\x12 .twinserve.v1.StartShadowRequest\x1a!.twinserve.v1.StartShadowResponse\x12O\n\nStopShadow\x12\x1f.twinserve.v1.StopShadowRequest\x1a .twinserve.v1.StopShadowResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,13 +41,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELRESPONSE']._serialized_start=253
   _globals['_GETMODELRESPONSE']._serialized_end=307
   _globals['_LOADMODELREQUEST']._serialized_start=309
-  _globals['_LOADMODELREQUEST']._serialized_end=372
-  _globals['_LOADMODELRESPONSE']._serialized_start=374
-  _globals['_LOADMODELRESPONSE']._serialized_end=429
-  _globals['_UNLOADMODELREQUEST']._serialized_start=431
-  _globals['_UNLOADMODELREQUEST']._serialized_end=482
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=484
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=505
-  _globals['_MODELSERVICE']._serialized_start=508
-  _globals['_MODELSERVICE']._serialized_end=840
+  _globals['_LOADMODELREQUEST']._serialized_end=387
+  _globals['_LOADMODELRESPONSE']._serialized_start=389
+  _globals['_LOADMODELRESPONSE']._serialized_end=444
+  _globals['_UNLOADMODELREQUEST']._serialized_start=446
+  _globals['_UNLOADMODELREQUEST']._serialized_end=512
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=514
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=535
+  _globals['_SETALIASREQUEST']._serialized_start=537
+  _globals['_SETALIASREQUEST']._serialized_end=615
+  _globals['_SETALIASRESPONSE']._serialized_start=617
+  _globals['_SETALIASRESPONSE']._serialized_end=671
+  _globals['_DELETEALIASREQUEST']._serialized_start=673
+  _globals['_DELETEALIASREQUEST']._serialized_end=723
+  _globals['_DELETEALIASRESPONSE']._serialized_start=725
+  _globals['_DELETEALIASRESPONSE']._serialized_end=746
+  _globals['_STARTSHADOWREQUEST']._serialized_start=748
+  _globals['_STARTSHADOWREQUEST']._serialized_end=817
+  _globals['_STARTSHADOWRESPONSE']._serialized_start=819
+  _globals['_STARTSHADOWRESPONSE']._serialized_end=878
+  _globals['_STOPSHADOWREQUEST']._serialized_start=880
+  _globals['_STOPSHADOWREQUEST']._serialized_end=918
+  _globals['_STOPSHADOWRESPONSE']._serialized_start=920
+  _globals['_STOPSHADOWRESPONSE']._serialized_end=978
+  _globals['_MODELSERVICE']._serialized_start=981
+  _globals['_MODELSERVICE']._serialized_end=1637
 # @@protoc_insertion_point(module_scope)

@@ -113,13 +113,16 @@ class LoadModelRequest(google.protobuf.message.Message):
     FILE_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     ALIASES_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
     file: builtins.str
     """file is required: a path below the server's --model-dir, without ".."."""
     name: builtins.str
     """name to serve it under; empty means the manifest's own."""
+    force: builtins.bool
+    """force loads it even where a name moves to another space than galleries of that model hold."""
     @property
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """aliases to point at it once it is warm."""
+        """aliases to point at it once it is warm; those that stand elsewhere move in the same moment."""
 
     def __init__(
         self,
@@ -127,8 +130,9 @@ class LoadModelRequest(google.protobuf.message.Message):
         file: builtins.str = ...,
         name: builtins.str = ...,
         aliases: collections.abc.Iterable[builtins.str] | None = ...,
+        force: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "file", b"file", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "file", b"file", "force", b"force", "name", b"name"]) -> None: ...
 
 Global___LoadModelRequest: typing_extensions.TypeAlias = LoadModelRequest
 
@@ -161,17 +165,23 @@ class UnloadModelRequest(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """name of the model; required."""
     version: builtins.str
     """version to unload; required when the name has more than one."""
+    force: builtins.bool
+    """force unloads it even where aliases point at it, which go too, or galleries need its space,
+    which then take no inputs but ready embeddings until a model of their space is loaded.
+    """
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         version: builtins.str = ...,
+        force: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["force", b"force", "name", b"name", "version", b"version"]) -> None: ...
 
 Global___UnloadModelRequest: typing_extensions.TypeAlias = UnloadModelRequest
 
@@ -186,3 +196,178 @@ class UnloadModelResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___UnloadModelResponse: typing_extensions.TypeAlias = UnloadModelResponse
+
+@typing.final
+class SetAliasRequest(google.protobuf.message.Message):
+    """SetAliasRequest says where an alias is to point."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
+    alias: builtins.str
+    """alias is required: [A-Za-z0-9][A-Za-z0-9._-]{0,127}. It may be the model's own name, which then
+    stays with this version whatever is loaded; it may not be another model's.
+    """
+    name: builtins.str
+    """name of the loaded model; required."""
+    version: builtins.str
+    """version of it; empty means the newest that is loaded."""
+    force: builtins.bool
+    """force moves it even to another space than galleries of its model hold."""
+    def __init__(
+        self,
+        *,
+        alias: builtins.str = ...,
+        name: builtins.str = ...,
+        version: builtins.str = ...,
+        force: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alias", b"alias", "force", b"force", "name", b"name", "version", b"version"]) -> None: ...
+
+Global___SetAliasRequest: typing_extensions.TypeAlias = SetAliasRequest
+
+@typing.final
+class SetAliasResponse(google.protobuf.message.Message):
+    """SetAliasResponse describes where the alias points."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    @property
+    def model(self) -> twinserve.v1.model_pb2.Model:
+        """model that the alias points at now."""
+
+    def __init__(
+        self,
+        *,
+        model: twinserve.v1.model_pb2.Model | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model"]) -> None: ...
+
+Global___SetAliasResponse: typing_extensions.TypeAlias = SetAliasResponse
+
+@typing.final
+class DeleteAliasRequest(google.protobuf.message.Message):
+    """DeleteAliasRequest names an alias."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
+    alias: builtins.str
+    """alias is required."""
+    force: builtins.bool
+    """force deletes it even where it holds a model's own name at the space that galleries need."""
+    def __init__(
+        self,
+        *,
+        alias: builtins.str = ...,
+        force: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alias", b"alias", "force", b"force"]) -> None: ...
+
+Global___DeleteAliasRequest: typing_extensions.TypeAlias = DeleteAliasRequest
+
+@typing.final
+class DeleteAliasResponse(google.protobuf.message.Message):
+    """DeleteAliasResponse says that the alias is gone."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteAliasResponse: typing_extensions.TypeAlias = DeleteAliasResponse
+
+@typing.final
+class StartShadowRequest(google.protobuf.message.Message):
+    """StartShadowRequest says what is tried on whose traffic."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    candidate: builtins.str
+    """candidate is required: name, name@version or alias of a loaded model."""
+    model: builtins.str
+    """model whose live calls are mirrored, by name, name@version or alias; required. It stays that
+    version when the name moves on.
+    """
+    share: builtins.float
+    """share of its calls that are mirrored, in (0, 1]."""
+    def __init__(
+        self,
+        *,
+        candidate: builtins.str = ...,
+        model: builtins.str = ...,
+        share: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate", "model", b"model", "share", b"share"]) -> None: ...
+
+Global___StartShadowRequest: typing_extensions.TypeAlias = StartShadowRequest
+
+@typing.final
+class StartShadowResponse(google.protobuf.message.Message):
+    """StartShadowResponse describes the run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHADOW_FIELD_NUMBER: builtins.int
+    @property
+    def shadow(self) -> twinserve.v1.model_pb2.Shadow:
+        """shadow as it began."""
+
+    def __init__(
+        self,
+        *,
+        shadow: twinserve.v1.model_pb2.Shadow | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["shadow", b"shadow"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["shadow", b"shadow"]) -> None: ...
+
+Global___StartShadowResponse: typing_extensions.TypeAlias = StartShadowResponse
+
+@typing.final
+class StopShadowRequest(google.protobuf.message.Message):
+    """StopShadowRequest names a shadow run by its candidate."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    candidate: builtins.str
+    """candidate is required: name, name@version or alias."""
+    def __init__(
+        self,
+        *,
+        candidate: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["candidate", b"candidate"]) -> None: ...
+
+Global___StopShadowRequest: typing_extensions.TypeAlias = StopShadowRequest
+
+@typing.final
+class StopShadowResponse(google.protobuf.message.Message):
+    """StopShadowResponse holds the last report."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHADOW_FIELD_NUMBER: builtins.int
+    @property
+    def shadow(self) -> twinserve.v1.model_pb2.Shadow:
+        """shadow as it ended."""
+
+    def __init__(
+        self,
+        *,
+        shadow: twinserve.v1.model_pb2.Shadow | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["shadow", b"shadow"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["shadow", b"shadow"]) -> None: ...
+
+Global___StopShadowResponse: typing_extensions.TypeAlias = StopShadowResponse

@@ -26,7 +26,11 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """ModelService lists, loads and unloads twins.
+    """ModelService lists, loads and unloads twins, moves aliases, and tries candidates on live traffic.
+
+    Changes are made one at a time and last over a restart. None fails a call: a running one keeps the
+    version that it began with, one that comes later gets the new one. A change that would take a
+    gallery's space away from it is refused, unless it is forced.
     """
 
     def __init__(self, channel):
@@ -55,10 +59,34 @@ class ModelServiceStub(object):
                 request_serializer=twinserve_dot_v1_dot_model__service__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=twinserve_dot_v1_dot_model__service__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/twinserve.v1.ModelService/SetAlias',
+                request_serializer=twinserve_dot_v1_dot_model__service__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=twinserve_dot_v1_dot_model__service__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/twinserve.v1.ModelService/DeleteAlias',
+                request_serializer=twinserve_dot_v1_dot_model__service__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=twinserve_dot_v1_dot_model__service__pb2.DeleteAliasResponse.FromString,
+                _registered_method=True)
+        self.StartShadow = channel.unary_unary(
+                '/twinserve.v1.ModelService/StartShadow',
+                request_serializer=twinserve_dot_v1_dot_model__service__pb2.StartShadowRequest.SerializeToString,
+                response_deserializer=twinserve_dot_v1_dot_model__service__pb2.StartShadowResponse.FromString,
+                _registered_method=True)
+        self.StopShadow = channel.unary_unary(
+                '/twinserve.v1.ModelService/StopShadow',
+                request_serializer=twinserve_dot_v1_dot_model__service__pb2.StopShadowRequest.SerializeToString,
+                response_deserializer=twinserve_dot_v1_dot_model__service__pb2.StopShadowResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
-    """ModelService lists, loads and unloads twins.
+    """ModelService lists, loads and unloads twins, moves aliases, and tries candidates on live traffic.
+
+    Changes are made one at a time and last over a restart. None fails a call: a running one keeps the
+    version that it began with, one that comes later gets the new one. A change that would take a
+    gallery's space away from it is refused, unless it is forced.
     """
 
     def ListModels(self, request, context):
@@ -77,14 +105,44 @@ class ModelServiceServicer(object):
 
     def LoadModel(self, request, context):
         """LoadModel loads a twin from the server's model folder, warms it, and moves the aliases named
-        to it.
+        to it. What is loaded already, with the same content, is not loaded again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """UnloadModel stops serving a version once its running requests are done.
+        """UnloadModel stops serving a version: no new call gets it, and it is freed once the running ones
+        are done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """SetAlias points an alias, new or not, at a loaded version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """DeleteAlias takes an alias away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartShadow(self, request, context):
+        """StartShadow sends a share of a model's live calls to a candidate too, and compares the answers.
+        Callers see nothing of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopShadow(self, request, context):
+        """StopShadow ends it, and returns the last report.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +171,26 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=twinserve_dot_v1_dot_model__service__pb2.UnloadModelRequest.FromString,
                     response_serializer=twinserve_dot_v1_dot_model__service__pb2.UnloadModelResponse.SerializeToString,
             ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=twinserve_dot_v1_dot_model__service__pb2.SetAliasRequest.FromString,
+                    response_serializer=twinserve_dot_v1_dot_model__service__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=twinserve_dot_v1_dot_model__service__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=twinserve_dot_v1_dot_model__service__pb2.DeleteAliasResponse.SerializeToString,
+            ),
+            'StartShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartShadow,
+                    request_deserializer=twinserve_dot_v1_dot_model__service__pb2.StartShadowRequest.FromString,
+                    response_serializer=twinserve_dot_v1_dot_model__service__pb2.StartShadowResponse.SerializeToString,
+            ),
+            'StopShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopShadow,
+                    request_deserializer=twinserve_dot_v1_dot_model__service__pb2.StopShadowRequest.FromString,
+                    response_serializer=twinserve_dot_v1_dot_model__service__pb2.StopShadowResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'twinserve.v1.ModelService', rpc_method_handlers)
@@ -122,7 +200,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """ModelService lists, loads and unloads twins.
+    """ModelService lists, loads and unloads twins, moves aliases, and tries candidates on live traffic.
+
+    Changes are made one at a time and last over a restart. None fails a call: a running one keeps the
+    version that it began with, one that comes later gets the new one. A change that would take a
+    gallery's space away from it is refused, unless it is forced.
     """
 
     @staticmethod
@@ -223,6 +305,114 @@ class ModelService(object):
             '/twinserve.v1.ModelService/UnloadModel',
             twinserve_dot_v1_dot_model__service__pb2.UnloadModelRequest.SerializeToString,
             twinserve_dot_v1_dot_model__service__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinserve.v1.ModelService/SetAlias',
+            twinserve_dot_v1_dot_model__service__pb2.SetAliasRequest.SerializeToString,
+            twinserve_dot_v1_dot_model__service__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinserve.v1.ModelService/DeleteAlias',
+            twinserve_dot_v1_dot_model__service__pb2.DeleteAliasRequest.SerializeToString,
+            twinserve_dot_v1_dot_model__service__pb2.DeleteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinserve.v1.ModelService/StartShadow',
+            twinserve_dot_v1_dot_model__service__pb2.StartShadowRequest.SerializeToString,
+            twinserve_dot_v1_dot_model__service__pb2.StartShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinserve.v1.ModelService/StopShadow',
+            twinserve_dot_v1_dot_model__service__pb2.StopShadowRequest.SerializeToString,
+            twinserve_dot_v1_dot_model__service__pb2.StopShadowResponse.FromString,
             options,
             channel_credentials,
             insecure,

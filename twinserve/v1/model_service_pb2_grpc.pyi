@@ -89,8 +89,77 @@ _ModelServiceUnloadModelType = typing_extensions.TypeVar(
     ],
 )
 
-class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceLoadModelType, _ModelServiceUnloadModelType]):
-    """ModelService lists, loads and unloads twins."""
+_ModelServiceSetAliasType = typing_extensions.TypeVar(
+    '_ModelServiceSetAliasType',
+    grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.SetAliasRequest,
+        twinserve.v1.model_service_pb2.SetAliasResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.SetAliasRequest,
+        twinserve.v1.model_service_pb2.SetAliasResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.SetAliasRequest,
+        twinserve.v1.model_service_pb2.SetAliasResponse,
+    ],
+)
+
+_ModelServiceDeleteAliasType = typing_extensions.TypeVar(
+    '_ModelServiceDeleteAliasType',
+    grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.DeleteAliasRequest,
+        twinserve.v1.model_service_pb2.DeleteAliasResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.DeleteAliasRequest,
+        twinserve.v1.model_service_pb2.DeleteAliasResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.DeleteAliasRequest,
+        twinserve.v1.model_service_pb2.DeleteAliasResponse,
+    ],
+)
+
+_ModelServiceStartShadowType = typing_extensions.TypeVar(
+    '_ModelServiceStartShadowType',
+    grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.StartShadowRequest,
+        twinserve.v1.model_service_pb2.StartShadowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.StartShadowRequest,
+        twinserve.v1.model_service_pb2.StartShadowResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.StartShadowRequest,
+        twinserve.v1.model_service_pb2.StartShadowResponse,
+    ],
+)
+
+_ModelServiceStopShadowType = typing_extensions.TypeVar(
+    '_ModelServiceStopShadowType',
+    grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.StopShadowRequest,
+        twinserve.v1.model_service_pb2.StopShadowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.StopShadowRequest,
+        twinserve.v1.model_service_pb2.StopShadowResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.StopShadowRequest,
+        twinserve.v1.model_service_pb2.StopShadowResponse,
+    ],
+)
+
+class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceLoadModelType, _ModelServiceUnloadModelType, _ModelServiceSetAliasType, _ModelServiceDeleteAliasType, _ModelServiceStartShadowType, _ModelServiceStopShadowType]):
+    """ModelService lists, loads and unloads twins, moves aliases, and tries candidates on live traffic.
+
+    Changes are made one at a time and last over a restart. None fails a call: a running one keeps the
+    version that it began with, one that comes later gets the new one. A change that would take a
+    gallery's space away from it is refused, unless it is forced.
+    """
 
     @typing.overload
     def __init__(self: ModelServiceStub[
@@ -109,6 +178,22 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
         grpc.UnaryUnaryMultiCallable[
             twinserve.v1.model_service_pb2.UnloadModelRequest,
             twinserve.v1.model_service_pb2.UnloadModelResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            twinserve.v1.model_service_pb2.SetAliasRequest,
+            twinserve.v1.model_service_pb2.SetAliasResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            twinserve.v1.model_service_pb2.DeleteAliasRequest,
+            twinserve.v1.model_service_pb2.DeleteAliasResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            twinserve.v1.model_service_pb2.StartShadowRequest,
+            twinserve.v1.model_service_pb2.StartShadowResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            twinserve.v1.model_service_pb2.StopShadowRequest,
+            twinserve.v1.model_service_pb2.StopShadowResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -130,6 +215,22 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
             twinserve.v1.model_service_pb2.UnloadModelRequest,
             twinserve.v1.model_service_pb2.UnloadModelResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            twinserve.v1.model_service_pb2.SetAliasRequest,
+            twinserve.v1.model_service_pb2.SetAliasResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            twinserve.v1.model_service_pb2.DeleteAliasRequest,
+            twinserve.v1.model_service_pb2.DeleteAliasResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            twinserve.v1.model_service_pb2.StartShadowRequest,
+            twinserve.v1.model_service_pb2.StartShadowResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            twinserve.v1.model_service_pb2.StopShadowRequest,
+            twinserve.v1.model_service_pb2.StopShadowResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     ListModels: _ModelServiceListModelsType
@@ -140,11 +241,27 @@ class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelService
 
     LoadModel: _ModelServiceLoadModelType
     """LoadModel loads a twin from the server's model folder, warms it, and moves the aliases named
-    to it.
+    to it. What is loaded already, with the same content, is not loaded again.
     """
 
     UnloadModel: _ModelServiceUnloadModelType
-    """UnloadModel stops serving a version once its running requests are done."""
+    """UnloadModel stops serving a version: no new call gets it, and it is freed once the running ones
+    are done.
+    """
+
+    SetAlias: _ModelServiceSetAliasType
+    """SetAlias points an alias, new or not, at a loaded version."""
+
+    DeleteAlias: _ModelServiceDeleteAliasType
+    """DeleteAlias takes an alias away."""
+
+    StartShadow: _ModelServiceStartShadowType
+    """StartShadow sends a share of a model's live calls to a candidate too, and compares the answers.
+    Callers see nothing of it.
+    """
+
+    StopShadow: _ModelServiceStopShadowType
+    """StopShadow ends it, and returns the last report."""
 
 ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -163,10 +280,31 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
         twinserve.v1.model_service_pb2.UnloadModelRequest,
         twinserve.v1.model_service_pb2.UnloadModelResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.SetAliasRequest,
+        twinserve.v1.model_service_pb2.SetAliasResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.DeleteAliasRequest,
+        twinserve.v1.model_service_pb2.DeleteAliasResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.StartShadowRequest,
+        twinserve.v1.model_service_pb2.StartShadowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.model_service_pb2.StopShadowRequest,
+        twinserve.v1.model_service_pb2.StopShadowResponse,
+    ],
 ]
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
-    """ModelService lists, loads and unloads twins."""
+    """ModelService lists, loads and unloads twins, moves aliases, and tries candidates on live traffic.
+
+    Changes are made one at a time and last over a restart. None fails a call: a running one keeps the
+    version that it began with, one that comes later gets the new one. A change that would take a
+    gallery's space away from it is refused, unless it is forced.
+    """
 
     @abc.abstractmethod
     def ListModels(
@@ -191,7 +329,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[twinserve.v1.model_service_pb2.LoadModelResponse, collections.abc.Awaitable[twinserve.v1.model_service_pb2.LoadModelResponse]]:
         """LoadModel loads a twin from the server's model folder, warms it, and moves the aliases named
-        to it.
+        to it. What is loaded already, with the same content, is not loaded again.
         """
 
     @abc.abstractmethod
@@ -200,6 +338,42 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: twinserve.v1.model_service_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[twinserve.v1.model_service_pb2.UnloadModelResponse, collections.abc.Awaitable[twinserve.v1.model_service_pb2.UnloadModelResponse]]:
-        """UnloadModel stops serving a version once its running requests are done."""
+        """UnloadModel stops serving a version: no new call gets it, and it is freed once the running ones
+        are done.
+        """
+
+    @abc.abstractmethod
+    def SetAlias(
+        self,
+        request: twinserve.v1.model_service_pb2.SetAliasRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[twinserve.v1.model_service_pb2.SetAliasResponse, collections.abc.Awaitable[twinserve.v1.model_service_pb2.SetAliasResponse]]:
+        """SetAlias points an alias, new or not, at a loaded version."""
+
+    @abc.abstractmethod
+    def DeleteAlias(
+        self,
+        request: twinserve.v1.model_service_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[twinserve.v1.model_service_pb2.DeleteAliasResponse, collections.abc.Awaitable[twinserve.v1.model_service_pb2.DeleteAliasResponse]]:
+        """DeleteAlias takes an alias away."""
+
+    @abc.abstractmethod
+    def StartShadow(
+        self,
+        request: twinserve.v1.model_service_pb2.StartShadowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[twinserve.v1.model_service_pb2.StartShadowResponse, collections.abc.Awaitable[twinserve.v1.model_service_pb2.StartShadowResponse]]:
+        """StartShadow sends a share of a model's live calls to a candidate too, and compares the answers.
+        Callers see nothing of it.
+        """
+
+    @abc.abstractmethod
+    def StopShadow(
+        self,
+        request: twinserve.v1.model_service_pb2.StopShadowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[twinserve.v1.model_service_pb2.StopShadowResponse, collections.abc.Awaitable[twinserve.v1.model_service_pb2.StopShadowResponse]]:
+        """StopShadow ends it, and returns the last report."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
