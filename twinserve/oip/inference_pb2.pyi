@@ -750,12 +750,31 @@ class ModelConfig(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class ParametersEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___ModelParameter: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___ModelParameter | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
     PLATFORM_FIELD_NUMBER: builtins.int
     MAX_BATCH_SIZE_FIELD_NUMBER: builtins.int
     INPUT_FIELD_NUMBER: builtins.int
     OUTPUT_FIELD_NUMBER: builtins.int
     DYNAMIC_BATCHING_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
     BACKEND_FIELD_NUMBER: builtins.int
     name: builtins.str
     """name of the model."""
@@ -777,6 +796,12 @@ class ModelConfig(google.protobuf.message.Message):
     def dynamic_batching(self) -> Global___ModelDynamicBatching:
         """dynamic_batching is present when requests are batched together."""
 
+    @property
+    def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___ModelParameter]:
+        """parameters are free key-value pairs: what ModelMetadata calls properties, for clients that do
+        not know those.
+        """
+
     def __init__(
         self,
         *,
@@ -786,12 +811,31 @@ class ModelConfig(google.protobuf.message.Message):
         input: collections.abc.Iterable[Global___ModelInput] | None = ...,
         output: collections.abc.Iterable[Global___ModelOutput] | None = ...,
         dynamic_batching: Global___ModelDynamicBatching | None = ...,
+        parameters: collections.abc.Mapping[builtins.str, Global___ModelParameter] | None = ...,
         backend: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["dynamic_batching", b"dynamic_batching"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["backend", b"backend", "dynamic_batching", b"dynamic_batching", "input", b"input", "max_batch_size", b"max_batch_size", "name", b"name", "output", b"output", "platform", b"platform"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backend", b"backend", "dynamic_batching", b"dynamic_batching", "input", b"input", "max_batch_size", b"max_batch_size", "name", b"name", "output", b"output", "parameters", b"parameters", "platform", b"platform"]) -> None: ...
 
 Global___ModelConfig: typing_extensions.TypeAlias = ModelConfig
+
+@typing.final
+class ModelParameter(google.protobuf.message.Message):
+    """ModelParameter is one value of a ModelConfig's parameters."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STRING_VALUE_FIELD_NUMBER: builtins.int
+    string_value: builtins.str
+    """string_value, text."""
+    def __init__(
+        self,
+        *,
+        string_value: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["string_value", b"string_value"]) -> None: ...
+
+Global___ModelParameter: typing_extensions.TypeAlias = ModelParameter
 
 @typing.final
 class ModelInput(google.protobuf.message.Message):
@@ -802,10 +846,13 @@ class ModelInput(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     DATA_TYPE_FIELD_NUMBER: builtins.int
     DIMS_FIELD_NUMBER: builtins.int
+    OPTIONAL_FIELD_NUMBER: builtins.int
     name: builtins.str
     """name of the input."""
     data_type: Global___TensorDataType.ValueType
     """data_type of its elements."""
+    optional: builtins.bool
+    """optional is true of an input that may be left out, since another one can stand for it."""
     @property
     def dims(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """dims without the batch axis; -1 stands for any extent."""
@@ -816,8 +863,9 @@ class ModelInput(google.protobuf.message.Message):
         name: builtins.str = ...,
         data_type: Global___TensorDataType.ValueType = ...,
         dims: collections.abc.Iterable[builtins.int] | None = ...,
+        optional: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data_type", b"data_type", "dims", b"dims", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data_type", b"data_type", "dims", b"dims", "name", b"name", "optional", b"optional"]) -> None: ...
 
 Global___ModelInput: typing_extensions.TypeAlias = ModelInput
 
@@ -857,8 +905,16 @@ class ModelDynamicBatching(google.protobuf.message.Message):
 
     PREFERRED_BATCH_SIZE_FIELD_NUMBER: builtins.int
     MAX_QUEUE_DELAY_MICROSECONDS_FIELD_NUMBER: builtins.int
+    PRIORITY_LEVELS_FIELD_NUMBER: builtins.int
+    DEFAULT_PRIORITY_LEVEL_FIELD_NUMBER: builtins.int
     max_queue_delay_microseconds: builtins.int
     """max_queue_delay_microseconds is the longest wait for more requests."""
+    priority_levels: builtins.int
+    """priority_levels is the number of levels that the parameter "priority" tells apart, from 1, the
+    most urgent.
+    """
+    default_priority_level: builtins.int
+    """default_priority_level is the level of a request that names none, or 0."""
     @property
     def preferred_batch_size(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """preferred_batch_size, if any."""
@@ -868,8 +924,10 @@ class ModelDynamicBatching(google.protobuf.message.Message):
         *,
         preferred_batch_size: collections.abc.Iterable[builtins.int] | None = ...,
         max_queue_delay_microseconds: builtins.int = ...,
+        priority_levels: builtins.int = ...,
+        default_priority_level: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_queue_delay_microseconds", b"max_queue_delay_microseconds", "preferred_batch_size", b"preferred_batch_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_priority_level", b"default_priority_level", "max_queue_delay_microseconds", b"max_queue_delay_microseconds", "preferred_batch_size", b"preferred_batch_size", "priority_levels", b"priority_levels"]) -> None: ...
 
 Global___ModelDynamicBatching: typing_extensions.TypeAlias = ModelDynamicBatching
 
