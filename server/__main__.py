@@ -24,14 +24,14 @@ from grpc_reflection.v1alpha import reflection
 from twinserve.errors import ConfigError, TwinserveError
 from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
-from twinserve.server import http, providers
+from twinserve.server import gauges, http, providers
 from twinserve.server.admission import Admission
 from twinserve.server.config import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, ServerConfig
 from twinserve.server.engine import Engine
 from twinserve.server.gallery import GalleryLimits
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gate import Gate
-from twinserve.server.metrics import BatchObserver, Metrics
+from twinserve.server.metrics import Metrics
 from twinserve.server.models import Models
 from twinserve.server.runner import Runner
 from twinserve.server.services import inference
@@ -85,7 +85,9 @@ async def serve(config: ServerConfig) -> None:
         galleries = Galleries(config.data_dir, limits)
         await asyncio.to_thread(galleries.open)
         stack.push_async_callback(asyncio.to_thread, galleries.close)
-        _watch(metrics, engines, galleries)
+        gauges.watch_models(metrics, models)
+        gauges.watch_admission(metrics, admission)
+        gauges.watch_galleries(metrics, galleries)
 
         server = grpc.aio.server(
             options=[
@@ -173,13 +175,12 @@ def _load(
             admission=admission,
             preparers=workers,
             preparer_count=count,
-            observer=BatchObserver(metrics, name),
+            observer=metrics.observer(name),
             limits=config.limits,
             max_batch=config.max_batch,
             max_batch_tokens=max_tokens,
             runners=config.runners,
         )
-        metrics.model_info.labels(engine.version, manifest.precision, device.provider).set(1)
         log.info(
             "%s: %s on %s, %d threads",
             engine.version,
@@ -188,28 +189,7 @@ def _load(
             config.threads or count,
         )
         engines.append(engine)
-    metrics.watch("admitted_rows", "Rows admitted and not yet answered.", lambda: admission.rows)
     return engines, admission
-
-
-def _watch(metrics: Metrics, engines: list[Engine], galleries: Galleries) -> None:
-    metrics.watch(
-        "queue_rows",
-        "Rows that wait for a runner.",
-        lambda: sum(engine.batcher.waiting for engine in engines),
-    )
-
-    def total(name: str) -> float:
-        return float(sum(getattr(status, name) for status in galleries.list("", 1_000_000)))
-
-    metrics.watch("gallery_count", "Galleries.", lambda: len(galleries.list("", 1_000_000)))
-    metrics.watch("gallery_items", "Live items of all galleries.", lambda: total("item_count"))
-    metrics.watch("gallery_index_debt", "Rows not yet in HNSW.", lambda: total("index_debt"))
-    metrics.watch(
-        "gallery_measuring_seconds",
-        "Time spent in the background on measuring how strangers fare in large galleries.",
-        lambda: galleries.measuring_seconds,
-    )
 
 
 def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:

@@ -1,11 +1,18 @@
-"""The HTTP port, on the same loop: /metrics for Prometheus, /healthz and /readyz for probes."""
+"""The HTTP port, on the same loop: /metrics for Prometheus, /healthz and /readyz for probes.
+
+What /metrics says is gathered in a thread: it asks the galleries' stores, and a few hundred series
+take milliseconds to write, which the loop has better uses for.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 from collections.abc import Callable
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 
 async def start(
@@ -16,11 +23,18 @@ async def start(
     Raises:
         OSError: the port is taken.
     """
+    # One scrape at a time: more would only compete for the same stores.
+    scraping = asyncio.Lock()
 
     async def metrics(request: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        accept = ",".join(request.headers.getall("Accept", []))
+        packed = gzip_accepted(",".join(request.headers.getall("Accept-Encoding", [])))
+        async with scraping:
+            body, kind = await asyncio.to_thread(exposition, registry, accept, packed)
+        headers = {"Content-Type": kind, "Vary": "Accept, Accept-Encoding"}
+        if packed:
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=body, headers=headers)
 
     async def alive(request: web.Request) -> web.Response:
         return web.Response(text="alive\n")
@@ -40,3 +54,19 @@ async def start(
     await site.start()
     bound: int = runner.addresses[0][1]
     return runner, bound
+
+
+def exposition(registry: CollectorRegistry, accept: str, packed: bool) -> tuple[bytes, str]:
+    """Write what the registry holds.
+
+    Args:
+        registry: of the server.
+        accept: the scraper's Accept header: OpenMetrics or Prometheus' text format.
+        packed: whether to compress with gzip.
+
+    Returns:
+        The body, and its content type.
+    """
+    encode, kind = choose_encoder(accept)
+    body = encode(registry)
+    return (gzip.compress(body, compresslevel=1) if packed else body), kind

@@ -1,18 +1,30 @@
-"""What the server tells Prometheus.
+"""What the server tells Prometheus, and the figures that other reports take from the same cells.
 
-One registry a server, no globals. Labels are bounded: model names and versions are the operator's,
-methods and reasons are ours, and nothing is labelled by client, item or subject.
+One registry a server, no globals. Labels are bounded: model names are the operator's, methods and
+reasons are ours, and nothing is labelled by client, item, subject or gallery. What happened is
+counted here, from any thread; what is so at the moment is asked at each scrape (`gauges`). A HELP
+text says the unit and what the figure is good for; `docs/metrics.md` repeats it and adds queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import numpy as np
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.process_collector import ProcessCollector
 
 from twinserve.server.batcher import Reason
+from twinserve.server.observations import Counters, Family, HistogramCell, Histograms, Total
+
+log = logging.getLogger(__name__)
 
 SECONDS = (
     0.0002,
@@ -32,7 +44,12 @@ SECONDS = (
     10.0,
 )
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 DISTANCES = tuple(i / 10 for i in range(1, 21))
+LOADING = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
+
+# Values of one gauge: what stands behind its labels, and the number.
+Samples = Iterable[tuple[Sequence[str], float]]
 
 
 class Metrics:
@@ -41,79 +58,233 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = self._histogram(
-            "request_seconds", "Time of a call inside the server.", ("method", "code")
+        GCCollector(registry=self.registry)
+        self._families: list[Family[Any]] = []
+        self._observers: dict[str, BatchObserver] = {}
+        self._lock = threading.Lock()
+        self.requests = self.histogram(
+            "request_seconds",
+            "Seconds that a call spent inside the server, by method, code and model (empty where "
+            "the call failed or needs none). The rate of its count is the traffic; its quantiles "
+            "are what callers feel, less the network.",
+            ("method", "code", "model"),
         )
-        self.queue = self._histogram(
-            "queue_seconds", "Time between prepared and taken into a batch.", ("model",)
-        )
-        self.preprocess = self._histogram(
-            "preprocess_seconds", "Time to decode and resize a call's inputs.", ("model",)
-        )
-        self.inference = self._histogram("inference_seconds", "Time of one run.", ("model",))
-        self.search = self._histogram(
-            "search_seconds", "Time of a call inside the gallery.", ("method",)
-        )
-        self.batch_rows = Histogram(
-            "twinserve_batch_rows", "Rows of one run.", ("model",), buckets=ROWS,
-            registry=self.registry,
-        )  # fmt: skip
-        self.distances = Histogram(
-            "twinserve_compared_distance",
-            "Distances that Compare and Verify measured; their drift shows drift of the inputs.",
+        self.queue = self.histogram(
+            "queue_seconds",
+            "Seconds from prepared to taken into a run, a job each. Where this grows and "
+            "inference does not, the server is short of runners.",
             ("model",),
-            buckets=DISTANCES,
-            registry=self.registry,
         )
-        self.search_decisions = self._counter(
-            "search_decisions", "Probes searched, by what their threshold stood on.", ("evidence",)
+        self.preprocess = self.histogram(
+            "preprocess_seconds",
+            "Seconds to decode or tokenize a call's inputs, waiting for a thread included. Where "
+            "this exceeds inference, send smaller pictures or give the server more processors.",
+            ("model",),
         )
-        self.batches = self._counter("batches", "Runs, by why they left.", ("model", "reason"))
-        self.tokens = self._counter(
-            "tokens", "Tokens of texts that were run: their own, and padding.", ("model", "kind")
+        self.inference = self.histogram(
+            "inference_seconds",
+            "Seconds of one run of the model. Its sum over time, divided by the runners, is the "
+            "share of time that they are busy.",
+            ("model",),
         )
-        self.rejections = self._counter("rejections", "Errors answered, by reason.", ("reason",))
-        self.dropped = self._counter(
-            "dropped_rows", "Rows dropped before they cost anything.", ("model", "why")
+        self.search = self.histogram(
+            "search_seconds",
+            "Seconds of a call inside the gallery: of Enroll up to the commit on disk, of Search "
+            "and Verify the search alone.",
+            ("method",),
         )
-        self.model_info = Gauge(
-            "twinserve_model_info",
-            "1 for each loaded model, with what really runs it.",
-            ("model", "precision", "provider"),
-            registry=self.registry,
+        self.batch_rows = self.histogram(
+            "batch_rows",
+            "Rows of one run. Its mean, sum by count, says whether batching happens: near 1 under "
+            "load, the model is so fast that there is nothing to collect.",
+            ("model",),
+            ROWS,
+        )
+        self.batch_tokens = self.histogram(
+            "batch_tokens",
+            "Tokens of one run of texts, padding included: what the run costs. Compare with "
+            "--max-batch-tokens.",
+            ("model",),
+            TOKENS,
+        )
+        self.distances = self.histogram(
+            "compared_distance",
+            "Distances that Compare and Verify measured, in the metric's own unit. A shift of "
+            "their distribution is a shift of the inputs, or of who they come from.",
+            ("model",),
+            DISTANCES,
+        )
+        self.nearest = self.histogram(
+            "nearest_distance",
+            "Distance of each searched probe to its nearest item, in the metric's own unit. "
+            "A shift is one of the probes, or of what is enrolled.",
+            ("model",),
+            DISTANCES,
+        )
+        self.search_decisions = self.counter(
+            "search_decisions",
+            "Probes searched, by what their threshold stood on. Many without evidence: calibrate "
+            "the twin, or enrol more subjects.",
+            ("evidence",),
+        )
+        self.batches = self.counter(
+            "batches",
+            "Runs, by why they left: runner_free is a server with room, full one at its limit of "
+            "rows or tokens, deadline one whose callers are in a hurry.",
+            ("model", "reason"),
+        )
+        self.tokens = self.counter(
+            "tokens",
+            "Tokens of texts that were run: their own (text), and those that fill up to the "
+            "longest of a run (padding), which is work for nothing.",
+            ("model", "kind"),
+        )
+        self.rejections = self.counter(
+            "rejections",
+            "Errors answered, a failed item each, by the reason that clients see. QUEUE_FULL: "
+            "more load than capacity; IMAGE_UNDECODABLE and the like: a client's fault.",
+            ("reason",),
+        )
+        self.dropped = self.counter(
+            "dropped_rows",
+            "Rows dropped before they cost anything, by why: the caller cancelled, its deadline "
+            "passed, or the run before failed. Many expired: deadlines shorter than the queue.",
+            ("model", "why"),
+        )
+        self.model_loads = self.counter(
+            "model_loads",
+            "Loads of twins that ended, by outcome (loaded, failed).",
+            ("outcome",),
+        )
+        self.model_load_seconds = self.histogram(
+            "model_load_seconds",
+            "Seconds from a twin's file to a warm model. A swap takes as long before it flips.",
+            ("model",),
+            LOADING,
+        )
+        build = _build()
+        self.watch_each(
+            "build_info",
+            "1, with the versions that run; join it to tell releases apart.",
+            tuple(build),
+            lambda: [(tuple(build.values()), 1.0)],
         )
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """Export a gauge that is read at each scrape."""
-        self.registry.register(_Watched(f"twinserve_{name}", text, read))
+        """Export a gauge that is read at each scrape, in the scrape's thread."""
+        self.watch_each(name, text, (), lambda: [((), read())])
 
-    def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
-        return Histogram(f"twinserve_{name}", text, labels, buckets=SECONDS, registry=self.registry)
+    def watch_each(
+        self, name: str, text: str, labels: Sequence[str], read: Callable[[], Samples]
+    ) -> None:
+        """Export a gauge of several values, read at each scrape, in the scrape's thread.
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
-        return Counter(f"twinserve_{name}", text, labels, registry=self.registry)
+        Args:
+            name: without the prefix.
+            text: its HELP.
+            labels: names of its labels.
+            read: gives all values that stand at the moment, each with its labels.
+        """
+        self.registry.register(_Watched(f"twinserve_{name}", text, tuple(labels), read))
+
+    def histogram(
+        self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float] = SECONDS
+    ) -> Histograms:
+        """Add a histogram, of seconds unless other bounds are given."""
+        family = Histograms(f"twinserve_{name}", text, labels, bounds)
+        self._families.append(family)
+        self.registry.register(family)
+        return family
+
+    def counter(self, name: str, text: str, labels: Sequence[str]) -> Counters:
+        """Add a counter; it is exported as `twinserve_<name>_total`."""
+        family = Counters(f"twinserve_{name}", text, labels)
+        self._families.append(family)
+        self.registry.register(family)
+        return family
+
+    def forget(self, model: str) -> None:
+        """Let go of every label of a model name that is served no more."""
+        with self._lock:
+            self._observers.pop(model, None)
+        for family in self._families:
+            family.forget("model", model)
+
+    def observer(self, model: str) -> BatchObserver:
+        """Return what counts the runs of a model name; the same for all of its versions."""
+        with self._lock:
+            found = self._observers.get(model)
+            if found is None:
+                found = self._observers[model] = BatchObserver(self, model)
+            return found
+
+    def figures(self, model: str) -> ModelFigures:
+        """Return what was counted of a model name since it was first served."""
+        answered, failed = Total(0, 0.0), Total(0, 0.0)
+        for (_, code, name), cell in self.requests.cells():
+            if name == model:
+                one = cell.total()
+                if code == "OK":
+                    answered = Total(answered.count + one.count, answered.sum + one.sum)
+                else:
+                    failed = Total(failed.count + one.count, failed.sum + one.sum)
+        observer = self.observer(model)
+        sizes, last = observer.runs()
+        return ModelFigures(
+            answered=answered,
+            failed=failed,
+            queue=self.queue.labels(model).total(),
+            preprocess=self.preprocess.labels(model).total(),
+            inference=self.inference.labels(model).total(),
+            rows=int(self.batch_rows.labels(model).total().sum),
+            runs=sizes,
+            last_run=last,
+        )
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """What was counted of one model; sums are seconds."""
+
+    answered: Total  # calls that were answered OK
+    failed: Total  # calls that were not, as far as their model is known
+    queue: Total  # jobs
+    preprocess: Total  # calls
+    inference: Total  # runs
+    rows: int
+    runs: dict[int, Total]  # by rows of the run
+    last_run: float  # Unix time; 0 before the first
 
 
 class BatchObserver:
-    """Tells Prometheus what one model's batcher does."""
+    """Told by one model's batcher, from its threads, what it does."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
-        # Children are looked up once: labels() costs more than the observation.
+        # Cells are looked up once; that they are there also shows the series before its first call.
         self._rows = metrics.batch_rows.labels(model)
         self._seconds = metrics.inference.labels(model)
         self._queue = metrics.queue.labels(model)
         self._reasons = {reason: metrics.batches.labels(model, reason.value) for reason in Reason}
         self._tokens = metrics.tokens.labels(model, "text")
         self._padding = metrics.tokens.labels(model, "padding")
+        self._batch_tokens = metrics.batch_tokens.labels(model)
         self._dropped = {
             why: metrics.dropped.labels(model, why) for why in ("cancelled", "expired", "failed")
         }
+        metrics.preprocess.labels(model)
+        self._sizes: dict[int, HistogramCell] = {}  # seconds by rows, at most max_batch of them
+        self._last = 0.0
 
     def batch(self, rows: int, seconds: float, reason: Reason) -> None:
         """A batch ran."""
         self._rows.observe(rows)
         self._seconds.observe(seconds)
         self._reasons[reason].inc()
+        size = self._sizes.get(rows)
+        if size is None:
+            size = self._sizes.setdefault(rows, HistogramCell(np.empty(0)))
+        size.observe(seconds)
+        self._last = time.time()
 
     def queued(self, seconds: float) -> None:
         """A job waited."""
@@ -123,15 +294,49 @@ class BatchObserver:
         """A run of texts was padded."""
         self._tokens.inc(tokens)
         self._padding.inc(padding)
+        self._batch_tokens.observe(tokens + padding)
 
     def dropped(self, rows: int, why: str) -> None:
         """Rows were dropped."""
         self._dropped[why].inc(rows)
 
+    def runs(self) -> tuple[dict[int, Total], float]:
+        """Return the runs by their rows, and the Unix time of the last one's end."""
+        sizes = {rows: cell.total() for rows, cell in sorted(self._sizes.copy().items())}
+        return sizes, self._last
+
 
 class _Watched:
-    def __init__(self, name: str, text: str, read: Callable[[], float]) -> None:
-        self._name, self._text, self._read = name, text, read
+    """A gauge that is asked at each scrape; one that cannot answer does not spoil the others."""
+
+    def __init__(
+        self, name: str, text: str, labels: tuple[str, ...], read: Callable[[], Samples]
+    ) -> None:
+        self._name, self._text, self._labels, self._read = name, text, labels, read
 
     def collect(self) -> Iterable[Metric]:
-        yield GaugeMetricFamily(self._name, self._text, value=self._read())
+        metric = GaugeMetricFamily(self._name, self._text, labels=self._labels)
+        try:
+            for values, value in self._read():
+                metric.add_metric(values, value)
+        except Exception:
+            log.exception("%s could not be read", self._name)
+        yield metric
+
+
+def _build() -> dict[str, str]:
+    return {
+        "version": _version("twinserve"),
+        "python": platform.python_version(),
+        "onnxruntime": _version("onnxruntime", "onnxruntime-gpu"),
+        "grpcio": _version("grpcio"),
+    }
+
+
+def _version(*packages: str) -> str:
+    for package in packages:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return ""

@@ -73,15 +73,16 @@ def unary(
     @functools.wraps(method)
     async def call(self: Servicer, request: Request, context: Context) -> Response:
         began = time.perf_counter()
-        code = "CANCELLED"
+        code, model = "CANCELLED", ""
         try:
             status = await _answer(self, method, request, context)
             if not isinstance(status, status_pb2.Status):
                 code = "OK"
+                model = getattr(status, "model_version", "").partition("@")[0]
                 return status
             code = Code(status.code).name
         finally:
-            self.metrics.requests.labels(name, code).observe(time.perf_counter() - began)
+            self.metrics.requests.labels(name, code, model).observe(time.perf_counter() - began)
         await abort(context, status)
         raise AssertionError("abort returned")
 

@@ -120,7 +120,7 @@ def test_rubbish_and_cancelled_calls_leave_the_server_as_it_was(
     with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics") as reply:
         text = reply.read().decode()
     assert "twinserve_admitted_rows 0.0" in text
-    assert "twinserve_queue_rows 0.0" in text
+    assert 'twinserve_queue_rows{model="small"} 0.0' in text
     assert server.stop() == 0
     # grpc itself logs an error when a call is cancelled while it answers; ours must not.
     assert not [line for line in server.errors if " ERROR twinserve" in line]

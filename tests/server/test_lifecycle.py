@@ -99,14 +99,14 @@ def test_the_http_port_has_health_and_metrics(server: RunningServer) -> None:
     code, text = get(server, "/metrics")
     assert code == 200
     for family in (
-        'twinserve_request_seconds_count{code="OK",method="Embed"}',
-        'twinserve_request_seconds_count{code="INVALID_ARGUMENT",method="Embed"}',
+        'twinserve_request_seconds_count{code="OK",method="Embed",model="small"}',
+        'twinserve_request_seconds_count{code="INVALID_ARGUMENT",method="Embed",model=""}',
         'twinserve_rejections_total{reason="IMAGE_UNDECODABLE"}',
         'twinserve_batch_rows_count{model="small"}',
         'twinserve_batches_total{model="small",reason="runner_free"}',
         'twinserve_queue_seconds_bucket{le="0.0002",model="small"}',
         'twinserve_model_info{model="small@1",precision="fp32",provider="CPUExecutionProvider"}',
-        "twinserve_queue_rows 0.0",
+        'twinserve_queue_rows{model="small"} 0.0',
         "twinserve_admitted_rows 0.0",
         "twinserve_gallery_items",
         "process_resident_memory_bytes",
@@ -173,7 +173,10 @@ def test_a_cancelled_call_leaves_nothing_behind(
         assert len(stub.Embed(pb.EmbedRequest(inputs=[wire.tensor(PIXELS[0])])).results) == 1
         for _ in range(200):
             _, text = get(running, "/metrics")
-            if "twinserve_admitted_rows 0.0" in text and "twinserve_queue_rows 0.0" in text:
+            if (
+                "twinserve_admitted_rows 0.0" in text
+                and 'twinserve_queue_rows{model="small"} 0.0' in text
+            ):
                 break
             time.sleep(0.02)
         else:
