@@ -28,7 +28,7 @@ if _version_not_supported:
 class ModelServiceStub(object):
     """ModelService lists, loads and unloads twins, moves aliases, and tries candidates on live traffic.
 
-    Changes are made one at a time and last over a restart. None fails a call: a running one keeps the
+    Changes come one at a time and last over a restart. None fails a call: a running call keeps the
     version that it began with, one that comes later gets the new one. A change that would take a
     gallery's space away from it is refused, unless it is forced.
     """
@@ -84,7 +84,7 @@ class ModelServiceStub(object):
 class ModelServiceServicer(object):
     """ModelService lists, loads and unloads twins, moves aliases, and tries candidates on live traffic.
 
-    Changes are made one at a time and last over a restart. None fails a call: a running one keeps the
+    Changes come one at a time and last over a restart. None fails a call: a running call keeps the
     version that it began with, one that comes later gets the new one. A change that would take a
     gallery's space away from it is refused, unless it is forced.
     """
@@ -202,7 +202,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 class ModelService(object):
     """ModelService lists, loads and unloads twins, moves aliases, and tries candidates on live traffic.
 
-    Changes are made one at a time and last over a restart. None fails a call: a running one keeps the
+    Changes come one at a time and last over a restart. None fails a call: a running call keeps the
     version that it began with, one that comes later gets the new one. A change that would take a
     gallery's space away from it is refused, unless it is forced.
     """

@@ -156,7 +156,7 @@ _ModelServiceStopShadowType = typing_extensions.TypeVar(
 class ModelServiceStub(typing.Generic[_ModelServiceListModelsType, _ModelServiceGetModelType, _ModelServiceLoadModelType, _ModelServiceUnloadModelType, _ModelServiceSetAliasType, _ModelServiceDeleteAliasType, _ModelServiceStartShadowType, _ModelServiceStopShadowType]):
     """ModelService lists, loads and unloads twins, moves aliases, and tries candidates on live traffic.
 
-    Changes are made one at a time and last over a restart. None fails a call: a running one keeps the
+    Changes come one at a time and last over a restart. None fails a call: a running call keeps the
     version that it began with, one that comes later gets the new one. A change that would take a
     gallery's space away from it is refused, unless it is forced.
     """
@@ -301,7 +301,7 @@ ModelServiceAsyncStub: typing_extensions.TypeAlias = ModelServiceStub[
 class ModelServiceServicer(metaclass=abc.ABCMeta):
     """ModelService lists, loads and unloads twins, moves aliases, and tries candidates on live traffic.
 
-    Changes are made one at a time and last over a restart. None fails a call: a running one keeps the
+    Changes come one at a time and last over a restart. None fails a call: a running call keeps the
     version that it began with, one that comes later gets the new one. A change that would take a
     gallery's space away from it is refused, unless it is forced.
     """
