@@ -20,14 +20,16 @@ from dataclasses import replace
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
 
-from twinserve.errors import ConfigError, TwinserveError
+from twinserve.errors import ConfigError, QueueFull, TwinserveError
 from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
 from twinserve.server import gauges, http, providers
 from twinserve.server.admission import Admission
 from twinserve.server.config import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, ServerConfig
 from twinserve.server.engine import Engine
+from twinserve.server.front import Front
 from twinserve.server.gallery import GalleryLimits
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gate import Gate
@@ -38,6 +40,7 @@ from twinserve.server.services import inference
 from twinserve.server.services.embedding import EmbeddingService
 from twinserve.server.services.gallery import GalleryService
 from twinserve.server.services.model import ModelService
+from twinserve.server.services.status import status_of
 from twinserve.v1 import (
     embedding_service_pb2,
     embedding_service_pb2_grpc,
@@ -50,6 +53,7 @@ from twinserve.v1 import (
 log = logging.getLogger("twinserve.server")
 
 LAST_BYTES = 1.0  # seconds
+CALLS_AGAIN = 0.25  # seconds after which a call refused for the number of calls may come again
 
 _SERVICES = (
     embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
@@ -89,16 +93,7 @@ async def serve(config: ServerConfig) -> None:
         gauges.watch_admission(metrics, admission)
         gauges.watch_galleries(metrics, galleries)
 
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", config.limits.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                # Two servers on one port would share its connections without a word.
-                ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ]
-        )
+        server = _front(config, readers)
         checks = health.aio.HealthServicer()
         names = ("", *_SERVICES, _INFERENCE)
         for name in names:
@@ -148,6 +143,33 @@ async def serve(config: ServerConfig) -> None:
     log.info("stopped")
 
 
+def _front(config: ServerConfig, threads: ThreadPoolExecutor) -> Front:
+    def overloaded() -> grpc.Status:
+        limit = config.limits.max_calls
+        full = QueueFull(
+            f"{limit} calls are inside, which is the limit, so this one is refused; retry in "
+            f"{CALLS_AGAIN:.2f} s, or send several inputs a call",
+            retry_after=CALLS_AGAIN,
+            metadata={"limit": str(limit)},
+        )
+        refusal: grpc.Status = rpc_status.to_status(status_of(full))
+        return refusal
+
+    return Front(
+        [
+            ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            # Two servers on one port would share its connections without a word.
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ],
+        threads,
+        config.limits.max_calls,
+        overloaded,
+    )
+
+
 def _load(
     config: ServerConfig, metrics: Metrics, workers: ThreadPoolExecutor, count: int
 ) -> tuple[list[Engine], Admission]:
@@ -192,7 +214,7 @@ def _load(
     return engines, admission
 
 
-def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:
+def _bind(server: Front, config: ServerConfig) -> int:
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
         return server.add_insecure_port(f"{host}:{config.grpc_port}")

@@ -28,6 +28,7 @@ class Limits:
     max_pixels: int = MAX_PIXELS  # of one image, told from its header
     max_message_bytes: int = 64 << 20  # of one gRPC message
     max_rows: int = 4096  # rows admitted and not yet answered, over all calls
+    max_calls: int = 4096  # inside at a time; more are refused before their message is read
     max_top_k: int = 1000
     max_hits: int = 65_536  # probes times top_k of one Search
 
@@ -160,6 +161,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows admitted and not yet answered, before calls are refused (%(default)s)",
     )
     parser.add_argument(
+        "--max-calls",
+        type=int,
+        default=defaults.max_calls,
+        help="calls inside, before more are refused without their messages being read "
+        "(%(default)s)",
+    )
+    parser.add_argument(
         "--grace",
         type=float,
         default=30.0,
@@ -192,7 +200,9 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         name, separator, path = text.partition("=")
         named = separator and _MODEL_NAME.fullmatch(name) and not Path(text).exists()
         models.append(ModelSpec(Path(path), name) if named else ModelSpec(Path(text)))
-    limits = Limits(max_rows=arguments.max_rows)
+    limits = Limits(max_rows=arguments.max_rows, max_calls=arguments.max_calls)
+    if limits.max_calls < 1:
+        raise ConfigError(f"--max-calls is {limits.max_calls}; it must be at least 1")
     # A Compare has two rows a pair.
     if limits.max_rows < 2 * limits.max_items:
         raise ConfigError(

@@ -1,0 +1,431 @@
+"""One call: what the core does for it, what its servicer's method sees of it, and how it ends.
+
+A call's events arrive in the front's thread. Its method runs in one of two ways: driven by whoever
+has news for it (methods marked `driven`), or as a task of asyncio's loop. Reads and writes are
+`Completion`s, which both can await. Whatever happens, a call ends with one status; it is over when
+that and the client's end of it have been told, and nothing refers to it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import grpc
+
+from twinserve.server.completion import Completion, Driven, drive
+from twinserve.server.front import core
+
+log = logging.getLogger(__name__)
+
+# Messages from this size on are parsed, and their call begun, in a thread: it takes milliseconds.
+LARGE = 256 * 1024
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def driven(method: Function) -> Function:
+    """Mark a servicer's method as one that awaits nothing but `Completion`s.
+
+    It begins in the front's thread and goes on in whichever thread ends what it waits for, so it
+    must never block. All other methods are tasks of asyncio's loop.
+    """
+    method.__driven__ = True  # type: ignore[attr-defined]
+    return method
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of a service, as its generated code registers it."""
+
+    name: str
+    parse: Callable[[bytes], Any] | None
+    serialise: Callable[[Any], bytes] | None
+    reads_stream: bool
+    writes_stream: bool
+    run: Callable[[Any, Any], Any]
+    is_driven: bool
+
+    @classmethod
+    def of(cls, name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Method:
+        """Read what `add_…Servicer_to_server` made."""
+        reads, writes = bool(handler.request_streaming), bool(handler.response_streaming)
+        run = {
+            (False, False): handler.unary_unary,
+            (False, True): handler.unary_stream,
+            (True, False): handler.stream_unary,
+            (True, True): handler.stream_stream,
+        }[reads, writes]
+        if run is None:
+            raise ValueError(f"{name} has no method of its kind; register it as it streams")
+        return cls(
+            name,
+            handler.request_deserializer,
+            handler.response_serializer,
+            reads,
+            writes,
+            run,
+            getattr(run, "__driven__", False),
+        )
+
+
+class Owner(Protocol):
+    """The front, as its calls see it."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def in_thread(self, work: Callable[[], None]) -> None:
+        """Have a large message parsed somewhere else."""
+
+    def over(self, call: Call) -> None:
+        """A call has had its last event."""
+
+
+# What a call is like before anything has happened to it stands on the class, so that a call that
+# uses little of it costs little.
+class Call(grpc.aio.ServicerContext[Any, Any]):
+    """One call, and the context that its method is given.
+
+    Args:
+        owner: the front.
+        event: of the core, which holds the call.
+        method: that is called.
+    """
+
+    _running: Driven[Any] | asyncio.Task[Any] | None = None
+    _cancelled = False
+    _ended = False
+    _aborted = False
+    _first = True  # nothing was sent yet
+    _code: grpc.StatusCode | None = None
+    _details = ""
+    _trailing: core.Metadata = ()
+    _callbacks: list[Callable[[Any], None]] | None = None
+    _reading: Completion[bytes | None] | None = None
+    _due = 2  # the status sent, and the close told
+
+    def __init__(self, owner: Owner, event: core.Event, method: Method) -> None:
+        self._owner = owner
+        self._event = event
+        self._core: core.CoreCall = event.call
+        self._method = method
+
+    # What the front does with a call, in its thread.
+
+    def begin(self) -> None:
+        """Read the first message, or start the method that reads a stream."""
+        core.watch_close(self._core, self._on_close)
+        if not self._method.reads_stream:
+            core.read_message(self._core, self._on_message)
+        elif self._method.is_driven:
+            self._drive(self._method.run(self._requests(), self))
+        else:
+            self._owner.loop.call_soon_threadsafe(self._start_task, None)
+
+    def _on_message(self, event: core.Event) -> None:
+        data = core.message_of(event)
+        if data is None:
+            self._code = grpc.StatusCode.UNIMPLEMENTED
+            self._details = f"{self._method.name} takes exactly one message, and none came"
+            self._aborted = True
+            self._end(None, None)
+        elif len(data) >= LARGE:
+            self._owner.in_thread(lambda: self._on_data(data))
+        elif self._method.is_driven:
+            self._on_data(data)
+        else:
+            self._owner.loop.call_soon_threadsafe(self._start_task, data)
+
+    def _on_data(self, data: bytes) -> None:
+        method = self._method
+        try:
+            request = data if method.parse is None else method.parse(data)
+        except Exception as error:
+            self._unreadable(error)
+            return
+        if not method.is_driven:
+            self._owner.loop.call_soon_threadsafe(self._start_with, request)
+        elif method.writes_stream:
+            self._drive(self._write_all(request))
+        else:
+            self._drive(method.run(request, self))
+
+    def _drive(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        if self._cancelled:
+            coroutine.close()
+            self._end(None, None)
+            return
+        running = drive(coroutine, self._end)
+        if not self._ended:
+            self._running = running
+            if self._cancelled:
+                running.abandon()
+            if self._ended:
+                self._running = None  # no circle of references stays behind
+
+    def _on_close(self, event: core.Event) -> None:
+        if core.was_cancelled(event):
+            self._cancelled = True
+            running = self._running
+            if isinstance(running, Driven):
+                running.abandon()
+            elif not self._method.is_driven and not self._ended:
+                self._on_loop(self._cancel_task)
+        self._had_one()
+
+    def _on_sent(self, event: core.Event) -> None:
+        self._had_one()
+
+    def _had_one(self) -> None:
+        self._due -= 1
+        if self._due:
+            return
+        callbacks, self._callbacks = self._callbacks, None
+        for callback in callbacks or ():
+            try:
+                callback(self)
+            except Exception:
+                log.exception("a callback of %s failed", self._method.name)
+        self._owner.over(self)
+
+    # On the loop, for the methods that are tasks.
+
+    def _start_task(self, data: bytes | None) -> None:
+        if data is None:
+            self._start_with(self._requests())
+            return
+        try:
+            request = data if self._method.parse is None else self._method.parse(data)
+        except Exception as error:
+            self._unreadable(error)
+            return
+        self._start_with(request)
+
+    def _start_with(self, argument: Any) -> None:
+        if self._cancelled:
+            self._end(None, None)
+            return
+        if self._method.writes_stream:
+            running = self._write_all(argument)
+        else:
+            running = self._method.run(argument, self)
+        task = self._owner.loop.create_task(running)
+        self._running = task
+        task.add_done_callback(self._on_task)
+
+    def _cancel_task(self) -> None:
+        if isinstance(self._running, asyncio.Task):
+            self._running.cancel()
+
+    def _on_task(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self._end(None, asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self._end(None, error)
+        else:
+            self._end(task.result(), None)
+
+    def _on_loop(self, work: Callable[..., None]) -> None:
+        # A closed loop means that the server has stopped.
+        with contextlib.suppress(RuntimeError):
+            self._owner.loop.call_soon_threadsafe(work)
+
+    # The end, in whichever thread it comes.
+
+    def _unreadable(self, error: Exception) -> None:
+        log.warning("a message of %s cannot be read: %s", self._method.name, error)
+        self._code = grpc.StatusCode.INTERNAL
+        self._details = (
+            f"the message cannot be read as {self._method.name} takes it; encode it with the "
+            "contract's stubs"
+        )
+        self._aborted = True
+        self._end(None, None)
+
+    def _end(self, value: Any, error: BaseException | None) -> None:
+        """Send the reply, or the status that the error becomes."""
+        self._ended = True
+        self._running = None
+        if error is None and not self._aborted and not self._method.writes_stream:
+            code = self._code
+            if code is None or code is grpc.StatusCode.OK:
+                try:
+                    serialise = self._method.serialise
+                    data = value if serialise is None else serialise(value)
+                    core.send_reply(self._core, data, self._trailing, self._first, self._on_sent)
+                    return
+                except Exception as failed:
+                    log.exception("the reply of %s cannot be sent", self._method.name)
+                    error = failed
+        code, details = self._status(error)
+        core.send_status(self._core, code, details, self._trailing, self._first, self._on_sent)
+
+    def _status(self, error: BaseException | None) -> tuple[grpc.StatusCode, str]:
+        if self._aborted or error is None:
+            return self._code or grpc.StatusCode.OK, self._details
+        if isinstance(error, asyncio.CancelledError):
+            return grpc.StatusCode.CANCELLED, "the call was cancelled"
+        log.error("%s failed", self._method.name, exc_info=error)
+        return grpc.StatusCode.UNKNOWN, f"{self._method.name} failed inside the server"
+
+    # Streams.
+
+    async def _requests(self) -> AsyncIterator[Any]:
+        while (request := await self.read()) is not grpc.aio.EOF:
+            yield request
+
+    async def _write_all(self, argument: Any) -> None:
+        answer = self._method.run(argument, self)
+        if not hasattr(answer, "__aiter__"):
+            await answer
+            return
+        async with contextlib.aclosing(answer) as responses:
+            async for response in responses:
+                await self.write(response)
+
+    async def read(self) -> Any:
+        """Return the client's next message, or grpc.aio.EOF."""
+        if self._cancelled:
+            raise asyncio.CancelledError
+        got: Completion[bytes | None] = Completion()
+        core.read_message(self._core, lambda event: got.set_result(core.message_of(event)))
+        data = await got
+        if data is None:
+            if self._cancelled:
+                raise asyncio.CancelledError
+            return grpc.aio.EOF
+        if self._method.parse is None:
+            return data
+        try:
+            return self._method.parse(data)
+        except Exception as error:
+            log.warning("a message of %s cannot be read: %s", self._method.name, error)
+            await self.abort(
+                grpc.StatusCode.INTERNAL,
+                f"a message cannot be read as {self._method.name} takes it; encode it with the "
+                "contract's stubs",
+            )
+
+    async def write(self, message: Any) -> None:
+        """Send one message; returns once the core took it, which a slow reader delays."""
+        serialise = self._method.serialise
+        data = message if serialise is None else serialise(message)
+        if self._cancelled:
+            raise asyncio.CancelledError
+        took: Completion[bool] = Completion()
+        core.send_message(
+            self._core, data, self._first, lambda event: took.set_result(event.success)
+        )
+        self._first = False
+        if not await took:
+            raise asyncio.CancelledError
+
+    async def send_initial_metadata(self, initial_metadata: Any) -> None:
+        """Send what goes before all messages; once."""
+        if not self._first:
+            raise RuntimeError("the initial metadata went out already; send it before all else")
+        sent: Completion[bool] = Completion()
+        self._first = False
+        core.send_initial(
+            self._core, tuple(initial_metadata), lambda event: sent.set_result(event.success)
+        )
+        if not await sent:
+            raise asyncio.CancelledError
+
+    # What the method sees of the call.
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()
+    ) -> NoReturn:
+        """End the call with a status other than OK.
+
+        Raises:
+            grpc.aio.AbortError: always; it is not to be caught.
+        """
+        if code is grpc.StatusCode.OK:
+            raise RuntimeError("a call cannot be aborted with OK; return instead")
+        self._aborted = True
+        self._code = code
+        self._details = details
+        if trailing_metadata:
+            self._trailing = tuple(trailing_metadata)
+        raise grpc.aio.AbortError(details)
+
+    async def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        """End the call with a status and its trailing metadata; see `abort`."""
+        await self.abort(status.code, status.details, status.trailing_metadata or ())
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        """Give what goes after all messages."""
+        self._trailing = tuple(trailing_metadata)
+
+    def trailing_metadata(self) -> Any:
+        """Return what goes after all messages."""
+        return self._trailing
+
+    def invocation_metadata(self) -> Any:
+        """Return what the client sent before its messages: (key, value) each."""
+        return self._event.invocation_metadata
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """Give the code that the call ends with."""
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        """Return the code that the call is to end with."""
+        return self._code or grpc.StatusCode.OK
+
+    def set_details(self, details: str) -> None:
+        """Give the sentence that goes with the code."""
+        self._details = details
+
+    def details(self) -> str:
+        """Return the sentence that goes with the code."""
+        return self._details
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        """Refuse: vectors barely compress, and the front sends all replies as they are."""
+        raise NotImplementedError("the front does not compress replies; leave it out")
+
+    def disable_next_message_compression(self) -> None:
+        """Do nothing: no message is compressed."""
+
+    def peer(self) -> str:
+        """Return the other side's address."""
+        return core.peer_of(self._core)
+
+    def peer_identities(self) -> Sequence[bytes] | None:
+        """Return who the other side proved to be."""
+        return core.identities_of(self._core)
+
+    def peer_identity_key(self) -> str | None:
+        """Return the property that the other side is told apart by."""
+        return core.identity_key_of(self._core)
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        """Return what the transport's handshake told of the other side."""
+        return core.auth_of(self._core)
+
+    def time_remaining(self) -> float | None:  # type: ignore[override]
+        """Return the seconds until the deadline, at least 0; None where there is none."""
+        deadline = core.deadline_of(self._event.call_details)
+        return None if deadline is None else max(deadline - time.time(), 0.0)
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Have `callback` called, in the front's thread, when the call is over."""
+        if self._callbacks is None:
+            self._callbacks = []
+        self._callbacks.append(callback)
+
+    def cancelled(self) -> bool:
+        """Say whether the client has gone, by its own will or at its deadline."""
+        return self._cancelled
+
+    def done(self) -> bool:
+        """Say whether the method has ended, or the client has gone."""
+        return self._ended or self._cancelled
