@@ -122,6 +122,11 @@ class Table:
                 )
         for alias, version in self.aliases.items():
             found[alias] = found[version]
+        unnamed = self.default if self.default in names else ""
+        if not unnamed and len(names) == 1:
+            (unnamed,) = names
+        if unnamed:
+            found[""] = found[unnamed]
         object.__setattr__(self, "_by_name", found)
 
     def of(self, name: str) -> Served | None:
@@ -141,7 +146,7 @@ class Table:
         Raises:
             ModelNotFound: no such model, or "" with several served; the message lists them.
         """
-        found = self._by_name.get(name or self._unnamed())
+        found = self._by_name.get(name)
         if found is None:
             versions = ", ".join(one.engine.version for one in self.served)
             wrong = f"model {name[:200]} is not served" if name else "several models are served"
@@ -181,17 +186,11 @@ class Table:
 
     def names(self) -> set[str]:
         """Return the names that may come to mean another version: bare ones and aliases."""
-        return {name for name in self._by_name if "@" not in name}
+        return {name for name in self._by_name if name and "@" not in name}
 
     def spaces(self) -> set[str]:
         """Return every space that something served gives."""
         return {space for one in self.served for space in one.engine.spaces}
-
-    def _unnamed(self) -> str:
-        names = {one.engine.name for one in self.served}
-        if self.default in names:
-            return self.default
-        return names.pop() if len(names) == 1 else ""
 
 
 @dataclass(frozen=True)

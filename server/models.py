@@ -7,7 +7,7 @@ of its answer is of one version, and an unload waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 
@@ -57,25 +57,26 @@ class Models:
 
     def using(self, name: str, field: str = "model") -> AbstractContextManager[Engine]:
         """Hold the engine that `resolve` finds: it is not unloaded while the block runs."""
-        return _Using(self, lambda table: table.find(name, field))
+        return _Using(self, name, field)
 
     def using_space(self, name: str, space_id: str) -> AbstractContextManager[Engine]:
         """Hold the engine that `of_space` finds: it is not unloaded while the block runs."""
-        return _Using(self, lambda table: table.find_space(name, space_id))
+        return _UsingSpace(self, name, space_id)
 
 
 class _Using:
-    # A class, for a generator costs a microsecond more, once a call.
-    __slots__ = ("_find", "_held", "_models")
+    # Classes, for a generator costs a microsecond more, once a call.
+    __slots__ = ("_held", "_models", "_name", "_what")
 
-    def __init__(self, models: Models, find: Callable[[Table], Served]) -> None:
+    def __init__(self, models: Models, name: str, what: str) -> None:
         self._models = models
-        self._find = find
+        self._name = name
+        self._what = what
         self._held: Served
 
     def __enter__(self) -> Engine:
         for _ in range(_LOOKS):
-            held = self._find(self._models.table)
+            held = self._find()
             if held.enter():
                 self._held = held
                 return held.engine
@@ -88,3 +89,13 @@ class _Using:
         traceback: TracebackType | None,
     ) -> None:
         self._held.leave()
+
+    def _find(self) -> Served:
+        return self._models.table.find(self._name, self._what)
+
+
+class _UsingSpace(_Using):
+    __slots__ = ()
+
+    def _find(self) -> Served:
+        return self._models.table.find_space(self._name, self._what)
