@@ -158,7 +158,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     def _drive(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         if self._cancelled:
             coroutine.close()
-            self._end(None, None)
+            self._end(None, asyncio.CancelledError())
             return
         running = drive(coroutine, self._end)
         if not self._ended:
@@ -208,7 +208,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     def _start_with(self, argument: Any) -> None:
         if self._cancelled:
-            self._end(None, None)
+            self._end(None, asyncio.CancelledError())
             return
         if self._method.writes_stream:
             running = self._write_all(argument)
@@ -251,27 +251,31 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """Send the reply, or the status that the error becomes."""
         self._ended = True
         self._running = None
-        if error is None and not self._aborted and not self._method.writes_stream:
-            code = self._code
-            if code is None or code is grpc.StatusCode.OK:
-                try:
-                    serialise = self._method.serialise
-                    data = value if serialise is None else serialise(value)
-                    core.send_reply(self._core, data, self._trailing, self._first, self._on_sent)
-                    return
-                except Exception as failed:
-                    log.exception("the reply of %s cannot be sent", self._method.name)
-                    error = failed
-        code, details = self._status(error)
-        core.send_status(self._core, code, details, self._trailing, self._first, self._on_sent)
+        method = self._method
+        status = self._status(error)
+        if status is None:
+            try:
+                data = value if method.serialise is None else method.serialise(value)
+            except Exception:
+                log.exception("the reply of %s cannot be serialised", method.name)
+                status = grpc.StatusCode.INTERNAL, f"the reply of {method.name} cannot be sent"
+            else:
+                core.send_reply(self._core, data, self._trailing, self._first, self._on_sent)
+                return
+        core.send_status(self._core, *status, self._trailing, self._first, self._on_sent)
 
-    def _status(self, error: BaseException | None) -> tuple[grpc.StatusCode, str]:
-        if self._aborted or error is None:
-            return self._code or grpc.StatusCode.OK, self._details
-        if isinstance(error, asyncio.CancelledError):
+    def _status(self, error: BaseException | None) -> tuple[grpc.StatusCode, str] | None:
+        """Return what the call ends with, None where a reply does."""
+        if self._aborted:
+            return self._code or grpc.StatusCode.UNKNOWN, self._details
+        if self._cancelled or isinstance(error, asyncio.CancelledError):
             return grpc.StatusCode.CANCELLED, "the call was cancelled"
-        log.error("%s failed", self._method.name, exc_info=error)
-        return grpc.StatusCode.UNKNOWN, f"{self._method.name} failed inside the server"
+        if error is not None:
+            log.error("%s failed", self._method.name, exc_info=error)
+            return grpc.StatusCode.UNKNOWN, f"{self._method.name} failed inside the server"
+        if self._code is not None and self._code is not grpc.StatusCode.OK:
+            return self._code, self._details
+        return (grpc.StatusCode.OK, self._details) if self._method.writes_stream else None
 
     # Streams.
 
