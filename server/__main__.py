@@ -27,15 +27,15 @@ from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
 from twinserve.server import gauges, http, providers
 from twinserve.server.admission import Admission
-from twinserve.server.config import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, ServerConfig
-from twinserve.server.engine import Engine
+from twinserve.server.config import ServerConfig
 from twinserve.server.front import Front
 from twinserve.server.gallery import GalleryLimits
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gate import Gate
+from twinserve.server.loading import Loader
 from twinserve.server.metrics import Metrics
+from twinserve.server.model_table import Table
 from twinserve.server.models import Models
-from twinserve.server.runner import Runner
 from twinserve.server.services import inference
 from twinserve.server.services.embedding import EmbeddingService
 from twinserve.server.services.gallery import GalleryService
@@ -79,10 +79,14 @@ async def serve(config: ServerConfig) -> None:
     async with contextlib.AsyncExitStack() as stack:
         workers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="prepare"))
         readers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="read"))
-        engines, admission = await asyncio.to_thread(_load, config, metrics, workers, count)
-        for engine in engines:
-            stack.push_async_callback(engine.close)
-        models = Models(engines)
+        models = Models()
+        admission = Admission(
+            config.limits.max_rows,
+            lambda: max((engine.batcher.seconds_per_row for engine in models), default=0.001),
+        )
+        loader = Loader(config, metrics, admission, workers, count)
+        stack.push_async_callback(_close, models)
+        await asyncio.to_thread(_load, config, models, loader)
         limits = GalleryLimits()
         if config.exact_below is not None:
             limits = replace(limits, exact_scan_below=config.exact_below)
@@ -170,48 +174,15 @@ def _front(config: ServerConfig, threads: ThreadPoolExecutor) -> Front:
     )
 
 
-def _load(
-    config: ServerConfig, metrics: Metrics, workers: ThreadPoolExecutor, count: int
-) -> tuple[list[Engine], Admission]:
-    """Load and warm every twin, one after the other: concurrent loading is not safe."""
-    device = providers.choose(config.device, providers.Runtime.installed())
-    on_cpu = device.provider == providers.CPU
-    max_tokens = config.max_batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
-    # The preparers are the threads; the tokenizer library needs none of its own.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    engines: list[Engine] = []
-    admission = Admission(
-        config.limits.max_rows,
-        lambda: max((engine.batcher.seconds_per_row for engine in engines), default=0.001),
-    )
-    for spec in config.models:
-        if not spec.path.is_file():
-            raise ConfigError(f"--model {spec.path} is not a file; give the path of a twin.onnx")
-        runner = Runner(spec.path, device, config.threads or count)
-        runner.warm(config.max_batch, max_tokens)
-        manifest = runner.manifest
-        name = spec.name or manifest.name
-        engine = Engine(
-            runner,
-            name,
-            admission=admission,
-            preparers=workers,
-            preparer_count=count,
-            observer=metrics.observer(name),
-            limits=config.limits,
-            max_batch=config.max_batch,
-            max_batch_tokens=max_tokens,
-            runners=config.runners,
-        )
-        log.info(
-            "%s: %s on %s, %d threads",
-            engine.version,
-            manifest.precision,
-            device.label,
-            config.threads or count,
-        )
-        engines.append(engine)
-    return engines, admission
+def _load(config: ServerConfig, models: Models, loader: Loader) -> None:
+    served = [loader.load(spec.path, spec.name) for spec in config.models]
+    names = {one.engine.name for one in served}
+    models.table = Table(tuple(served), default=names.pop() if len(names) == 1 else "")
+
+
+async def _close(models: Models) -> None:
+    for engine in models:
+        await engine.close()
 
 
 def _bind(server: Front, config: ServerConfig) -> int:

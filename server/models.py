@@ -12,7 +12,9 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from twinserve.server.engine import Engine
-from twinserve.server.model_table import Served, Table
+from twinserve.server.model_table import Served, Table, order
+
+__all__ = ["Models", "order"]
 
 # A name that moves while it is looked up is looked up again; more often than this it cannot move.
 _LOOKS = 1000
