@@ -1,7 +1,6 @@
-"""The folder of galleries: one lock, catalogue, writer, builder and refresher, many galleries.
+"""The folder of galleries: one catalogue, writer, builder and refresher, many galleries.
 
-    data_dir/lock                      held while a server runs; a second one is refused
-    data_dir/catalog.db                which galleries there are (catalog.py)
+    data_dir/lock, catalog.db          data_folder.py; the catalogue's rows of galleries: catalog.py
     data_dir/galleries/<folder>/store.db   one gallery's truth (store.py)
     data_dir/trash/<folder>            deleted, to be removed
 
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import os
 import re
@@ -26,11 +24,9 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from twinserve.errors import (
     AlreadyExists,
-    FailedPrecondition,
     GalleryFull,
     GalleryNotFound,
     InvalidInput,
@@ -39,6 +35,8 @@ from twinserve.errors import (
     TwinserveError,
     Unavailable,
 )
+from twinserve.server.data_folder import DataFolder
+from twinserve.server.database import now
 from twinserve.server.gallery import metadata, store
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.catalog import Catalog, Entry
@@ -53,16 +51,27 @@ MAX_DECLARED_KEYS = 64
 
 
 class Galleries:
-    """All galleries of one data folder. Calls are blocking and safe from any thread."""
+    """All galleries of one data folder. Calls are blocking and safe from any thread.
 
-    def __init__(self, data_dir: Path, limits: GalleryLimits = GalleryLimits()) -> None:  # noqa: B008 - frozen
-        self._root = Path(data_dir)
+    Args:
+        data: the folder, held by the caller; or its path, and then `open` takes and `close` gives
+            it back.
+        limits: of all galleries.
+    """
+
+    def __init__(
+        self,
+        data: Path | DataFolder,
+        limits: GalleryLimits = GalleryLimits(),  # noqa: B008 - frozen
+    ) -> None:
+        self._data = data
+        self._root = data.root if isinstance(data, DataFolder) else Path(data)
         self._limits = limits
         self._lock = threading.RLock()  # guards creation and deletion; never held by a read
         self._open: dict[str, tuple[Gallery, Entry]] = {}
         # Those whose store is damaged or missing: refused one by one, while the others serve.
         self._refused: dict[str, tuple[StoreDamaged, Entry]] = {}
-        self._lock_file: IO[str] | None = None
+        self._own_folder: DataFolder | None = None
         self._catalog: Catalog | None = None
         self._writer: Writer | None = None
         self._builder: Builder | None = None
@@ -81,9 +90,11 @@ class Galleries:
                 a gallery that holds items.
         """
         (self._root / "galleries").mkdir(parents=True, exist_ok=True)
-        self._lock_file = _take_lock(self._root / "lock")
+        folder = self._data
+        if not isinstance(folder, DataFolder):
+            folder = self._own_folder = DataFolder(self._root)
         try:
-            self._catalog = Catalog(self._root / "catalog.db")
+            self._catalog = Catalog(folder.catalog)
             self._writer = Writer(self._limits.max_waiting_rows)
             self._builder = Builder(self._limits.build_threads)
             self._refresher = Refresher(self._limits.measure_rest_seconds)
@@ -121,7 +132,7 @@ class Galleries:
             catalog = self._running()
             answer = None
             if request_id:
-                oldest = store.now() - int(self._limits.replay_seconds * 1e6)
+                oldest = now() - int(self._limits.replay_seconds * 1e6)
                 answer = catalog.answer(request_id, oldest)
             if answer is not None and _differing(answer[0], settings):
                 raise InvalidInput(
@@ -173,6 +184,11 @@ class Galleries:
         )
         return [opened[name][0].status() for name in names[:limit]]
 
+    def settings(self) -> tuple[GallerySettings, ...]:
+        """What every gallery was made with, the refused ones too."""
+        held = (*self._open.copy().values(), *self._refused.copy().values())
+        return tuple(entry.settings for _, entry in held)
+
     def delete(self, name: str) -> None:
         """Delete a gallery with everything in it, a damaged one too; writes that wait for it fail.
 
@@ -208,12 +224,10 @@ class Galleries:
                 gallery.close()
             self._open = {}
             self._refused = {}
-            if self._catalog is not None:
-                self._catalog.close()
             self._builder = self._refresher = self._writer = self._catalog = None
-            if self._lock_file is not None:
-                self._lock_file.close()
-                self._lock_file = None
+            if self._own_folder is not None:
+                self._own_folder.close()
+                self._own_folder = None
 
     @property
     def measuring_seconds(self) -> float:
@@ -225,7 +239,7 @@ class Galleries:
     def _create(
         self, catalog: Catalog, settings: GallerySettings, request_id: str
     ) -> GalleryStatus:
-        entry = Entry(settings, uuid.uuid4().hex, store.now())
+        entry = Entry(settings, uuid.uuid4().hex, now())
         folder = self._root / "galleries" / entry.folder
         folder.mkdir()
         try:
@@ -384,26 +398,6 @@ def _check_same(there: GallerySettings, wanted: GallerySettings) -> None:
             "another name, or delete it first",
             resource=("gallery", there.name),
         )
-
-
-def _take_lock(path: Path) -> IO[str]:
-    # Opened for appending: a refused second server must not wipe the holder's process id.
-    file = path.open("a+", encoding="ascii")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read(32).strip() or "unknown"
-        file.close()
-        raise FailedPrecondition(
-            f"the data folder {path.parent} is in use by another server (process {holder}); stop "
-            "that one, or give this one a folder of its own",
-            resource=("folder", str(path.parent)),
-        ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
 
 
 def _fsync_folder(path: Path) -> None:

@@ -42,6 +42,7 @@ from twinserve.errors import (
     Unavailable,
     WrongShape,
 )
+from twinserve.server.database import now
 from twinserve.server.gallery import builder, metadata, tokens
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.estimator import Estimator, Refresher
@@ -49,7 +50,7 @@ from twinserve.server.gallery.filters import check_filter, matches
 from twinserve.server.gallery.rows import NewRow, Rows
 from twinserve.server.gallery.search import Question, View, rescore, search
 from twinserve.server.gallery.segments import Growing, Segment, safe
-from twinserve.server.gallery.store import Record, Store, as_twinserve_error, now
+from twinserve.server.gallery.store import Record, Store, as_twinserve_error
 from twinserve.server.gallery.types import (
     Change,
     Enrolled,

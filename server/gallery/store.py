@@ -3,7 +3,7 @@
 The crash that it survives: a process that dies at any instant loses no transaction that `commit`
 returned for (WAL, synchronous=FULL: the log is fsynced before COMMIT returns) and keeps no part of
 another one. What SQLite does not catch, a flipped bit inside a row, a checksum of each row does.
-A file that fails its check is copied to `*.broken` and refused; it is never repaired in place.
+A file that fails its check is set aside and refused (database.py).
 
 One thread writes, through one connection; readers borrow connections of their own, which see the
 last commit and never wait for the writer. The format stands in docs/storage.md.
@@ -12,32 +12,20 @@ last commit and never wait for the writer. The format stands in docs/storage.md.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
-import shutil
 import sqlite3
 import struct
 import threading
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinserve.errors import (
-    DiskFull,
-    GalleryNotFound,
-    StoreDamaged,
-    TwinserveError,
-    Unavailable,
-)
+from twinserve.errors import GalleryNotFound, StoreDamaged, TwinserveError
+from twinserve.server import database
 
 SCHEMA_VERSION = 1
-APPLICATION_ID = 0x7457494E  # "tWIN"
-RETRY_DISK_SECONDS = 5.0
-PAGE_BYTES = 16_384
-CHECKPOINT_PAGES = 2_000  # 32 MB of log at most before a commit pays for a checkpoint
 
 _SCHEMA = """
 CREATE TABLE items(
@@ -54,17 +42,6 @@ CREATE INDEX requests_by_time ON requests(at);
 INSERT INTO state VALUES ('sequence', 0), ('next_number', 1);
 """
 _ITEM_COLUMNS = "number, id, subject, metadata, digest, created, updated, checksum"
-_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR}
-# What the disk refuses to give back, told apart by SQLite's extended codes.
-_UNREADABLE = {
-    sqlite3.SQLITE_IOERR_READ,
-    sqlite3.SQLITE_IOERR_SHORT_READ,
-    sqlite3.SQLITE_IOERR_FSTAT,
-    sqlite3.SQLITE_IOERR_CORRUPTFS,
-    sqlite3.SQLITE_IOERR_DATA,
-}
-_IN_THE_WAY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 @dataclass(frozen=True)
@@ -88,33 +65,6 @@ class Loaded:
     embeddings: bytes
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open a file of ours for one writer, durable at every commit."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
-    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_PAGES * PAGE_BYTES}")
-    return connection
-
-
-def check_file(connection: sqlite3.Connection, path: Path, schema_version: int) -> None:
-    """Refuse a file that SQLite's quick check finds damaged, or that another version wrote.
-
-    Raises:
-        StoreDamaged: with the first finding.
-    """
-    findings = [" ".join(row[0].split()) for row in connection.execute("PRAGMA quick_check(1)")]
-    if findings != ["ok"]:
-        raise StoreDamaged(f"{path.name}: {findings[0]}")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version != schema_version:
-        raise StoreDamaged(
-            f"{path.name} has schema version {version}, and this server reads {schema_version}"
-        )
-
-
 def never_used(path: Path) -> bool:
     """Whether a file is missing or surely holds no item; False where that cannot be read."""
     if not path.exists():
@@ -129,51 +79,10 @@ def never_used(path: Path) -> bool:
         return False
 
 
-def set_aside(path: Path, finding: str) -> StoreDamaged:
-    """Copy a damaged file to `*.broken` (once; the first copy is the evidence) and word it."""
-    broken = path.with_name(path.name + ".broken")
-    for suffix in ("", "-wal"):
-        source, target = path.with_name(path.name + suffix), Path(f"{broken}{suffix}")
-        if source.exists() and not target.exists():
-            with contextlib.suppress(OSError):  # a full disk must not hide the finding
-                shutil.copyfile(source, target)
-    finding = finding.removeprefix(f"{path.name}: ")
-    otherwise = ", or delete the gallery" if path.name == "store.db" else ""
-    return StoreDamaged(
-        f"the database {path.parent.name}/{path.name} is damaged ({finding}); a copy was put "
-        f"beside it as {broken.name}. Put a backup in its place and start again{otherwise}",
-        resource=("database", path.name),
-    )
-
-
 def as_twinserve_error(error: Exception, name: str, *, reading: bool = False) -> TwinserveError:
-    """Word an error of SQLite or the file system for the one whose write, or read, it stopped."""
-    extended = getattr(error, "sqlite_errorcode", 0)
-    code = extended & 0xFF
-    if code in _IN_THE_WAY:
-        return Unavailable(
-            f"the database of gallery {name!r} is locked by another process ({error}); close "
-            "whatever else has it open, and try again",
-            resource=("gallery", name),
-            retry_after=RETRY_DISK_SECONDS,
-        )
-    if extended in _UNREADABLE or (reading and code == sqlite3.SQLITE_IOERR):
-        return StoreDamaged(
-            f"the database of gallery {name!r} could not be read ({error}); check the server's "
-            "data disk, and restart the server to have the database checked",
-            resource=("gallery", name),
-        )
-    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-    if full or code in _NO_ROOM:
-        return DiskFull(
-            f"gallery {name!r} could not be written ({error}); nothing of this request was "
-            "kept. Free space on the server's data disk, and try again",
-            resource=("gallery", name),
-            retry_after=RETRY_DISK_SECONDS,
-        )
-    return StoreDamaged(
-        f"the database of gallery {name!r} failed ({error}); restart the server to have it checked",
-        resource=("gallery", name),
+    """Word an error of SQLite or the file system for a write, or read, of the gallery `name`."""
+    return database.as_twinserve_error(
+        error, f"gallery {name!r}", ("gallery", name), reading=reading
     )
 
 
@@ -197,10 +106,10 @@ class Store:
                 "put a backup in its place and start again, or delete the gallery",
                 resource=("database", path.name),
             )
-        with refusing_damage(path):
-            self._connection = connect(path)
+        with database.refusing_damage(path):
+            self._connection = database.connect(path)
             try:
-                check_file(self._connection, path, SCHEMA_VERSION)
+                database.check_file(self._connection, path, SCHEMA_VERSION)
                 state = dict(self._connection.execute("SELECT key, value FROM state"))
                 self.sequence: int = state["sequence"]
                 self.next_number: int = state["next_number"]
@@ -221,9 +130,9 @@ class Store:
     @classmethod
     def create(cls, path: Path, name: str) -> Store:
         """Make an empty file and open it."""
-        connection = connect(path)
+        connection = database.connect(path)
         connection.executescript(
-            f"PRAGMA application_id = {APPLICATION_ID}; BEGIN; {_SCHEMA}"
+            f"PRAGMA application_id = {database.APPLICATION_ID}; BEGIN; {_SCHEMA}"
             f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
         connection.close()
@@ -235,7 +144,7 @@ class Store:
         Raises:
             StoreDamaged: a checksum or a vector's length is wrong, or a vector is missing.
         """
-        with refusing_damage(self.path):
+        with database.refusing_damage(self.path):
             cursor = self._connection.execute(
                 "SELECT i.number, i.id, i.subject, i.metadata, i.digest, i.created, i.updated,"
                 " i.checksum, v.embedding, v.checksum"
@@ -451,11 +360,6 @@ class Reader:
         ]
 
 
-def now() -> int:
-    """Microseconds since 1970."""
-    return time.time_ns() // 1_000
-
-
 def _find(connection: sqlite3.Connection, ids: Sequence[str]) -> Iterator[Record]:
     query = f"SELECT {_ITEM_COLUMNS} FROM items WHERE id IN (SELECT value FROM json_each(?))"
     for row in connection.execute(query, (json.dumps(list(ids)),)):
@@ -491,20 +395,3 @@ def _checksum(record: Record) -> int:
     numbers = struct.pack(">qqq", record.number, record.created, record.updated)
     texts = "\0".join((record.id, record.subject, record.metadata)).encode()
     return zlib.crc32(record.digest, zlib.crc32(texts, zlib.crc32(numbers)))
-
-
-@contextlib.contextmanager
-def refusing_damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except StoreDamaged as error:
-        raise set_aside(path, error.message) from error
-    except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if isinstance(error, sqlite3.OperationalError) and code not in _DAMAGED | {
-            sqlite3.SQLITE_ERROR
-        }:
-            raise as_twinserve_error(error, path.parent.name) from error
-        raise set_aside(path, str(error)) from error
-    except (KeyError, UnicodeDecodeError) as error:
-        raise set_aside(path, f"unreadable content: {error}") from error

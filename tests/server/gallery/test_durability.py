@@ -32,6 +32,7 @@ from twinserve.errors import (
     StoreDamaged,
     Unavailable,
 )
+from twinserve.server import data_folder
 from twinserve.server.gallery import Galleries, GalleryLimits, MetadataType
 from twinserve.server.gallery.catalog import Catalog
 from twinserve.server.gallery.store import Store, as_twinserve_error
@@ -337,15 +338,16 @@ def test_what_a_crash_left_of_a_creation_or_deletion_is_swept_away(tmp_path: Pat
 def test_a_deletion_that_a_crash_interrupted_is_finished(tmp_path: Path) -> None:
     with one_gallery(tmp_path, settings()) as gallery:
         gallery.enroll([new("a", [1, 0, 0, 0])]).result()
-    catalog = Catalog(tmp_path / "catalog.db")
+    file = data_folder.Catalog(tmp_path / "catalog.db")
+    catalog = Catalog(file)
     catalog.drop(*catalog.entries())
-    catalog.close()  # and here the process died
+    file.close()  # and here the process died
     with opened(tmp_path) as galleries:
         assert galleries.list("", 9) == []
         assert list((tmp_path / "galleries").iterdir()) == []
-    catalog = Catalog(tmp_path / "catalog.db")
-    assert catalog.deleted() == []
-    catalog.close()
+    file = data_folder.Catalog(tmp_path / "catalog.db")
+    assert Catalog(file).deleted() == []
+    file.close()
 
 
 def test_a_deletion_stands_though_its_files_cannot_be_moved_yet(
