@@ -7,6 +7,7 @@ which has a bound of its own). The queue itself never refuses.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ class Admission:
     def __init__(self, max_rows: int, seconds_per_row: Callable[[], float]) -> None:
         self._max_rows = max_rows
         self._seconds_per_row = seconds_per_row
+        self._lock = threading.Lock()
         self.rows = 0
 
     @contextmanager
@@ -33,16 +35,20 @@ class Admission:
         Raises:
             QueueFull: with the time in which the rows inside should be done.
         """
-        if self.rows + rows > self._max_rows:
-            wait = min(max(self.rows * self._seconds_per_row(), 0.01), 30.0)
+        with self._lock:
+            held = self.rows
+            if held + rows <= self._max_rows:
+                self.rows += rows
+        if held + rows > self._max_rows:
+            wait = min(max(held * self._seconds_per_row(), 0.01), 30.0)
             raise QueueFull(
-                f"{self.rows} rows are waiting or running and the limit is {self._max_rows}, so "
+                f"{held} rows are waiting or running and the limit is {self._max_rows}, so "
                 f"{rows} more are refused; retry in {wait:.2f} s or send fewer at a time",
                 retry_after=wait,
-                metadata={"limit": str(self._max_rows), "value": str(self.rows + rows)},
+                metadata={"limit": str(self._max_rows), "value": str(held + rows)},
             )
-        self.rows += rows
         try:
             yield
         finally:
-            self.rows -= rows
+            with self._lock:
+                self.rows -= rows

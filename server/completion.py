@@ -47,6 +47,7 @@ class Completion(Generic[Value]):
                 return
             self._value = value
             self._done = True
+            self._abandoned = None
         self._call()
 
     def set_error(self, error: BaseException) -> None:
@@ -56,6 +57,7 @@ class Completion(Generic[Value]):
                 return
             self._error = error
             self._done = True
+            self._abandoned = None
         self._call()
 
     def abandon(self) -> None:
@@ -65,8 +67,10 @@ class Completion(Generic[Value]):
                 return
             self._error = asyncio.CancelledError()
             self._done = True
-        if self._abandoned is not None:
-            self._abandoned()
+            # Let go of in every case: it knows the work, which knows this.
+            abandoned, self._abandoned = self._abandoned, None
+        if abandoned is not None:
+            abandoned()
         self._call()
 
     def when_done(self, callback: Callable[[], None]) -> bool:

@@ -1,8 +1,9 @@
 """One served twin: raw inputs in, embeddings out, each row in whatever batch it rode.
 
-Ties together admission, preparation in threads, the batcher and the runner. It knows nothing of
-gRPC and nothing of galleries. An input that cannot be used fails alone: its place in the reply
-holds the error, and the others go on.
+Ties together admission, preparation, the batcher and the runner. It knows nothing of gRPC and
+nothing of galleries. `Engine.embed` waits for nothing but `Completion`s, so that it may be driven
+by the thread that read the call as well as awaited on asyncio's loop. An input that cannot be used
+fails alone: its place in the reply holds the error, and the others go on.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from twinserve.server import inputs
 from twinserve.server.admission import Admission
 from twinserve.server.batcher import Batcher, Observer, Ride
 from twinserve.server.callers import Caller
+from twinserve.server.completion import Completion
 from twinserve.server.config import Limits
 from twinserve.server.inputs import ImageBytes, Prepared, RawInput, Ready, Text, Vector
 from twinserve.server.runner import Runner
@@ -84,14 +86,13 @@ class Engine:
         self._preparers = preparers
         self._preparer_count = preparer_count
         self._limits = limits
-        self._executor = ThreadPoolExecutor(runners, thread_name_prefix=f"run-{name}")
         self.batcher = Batcher(
             runner.run,
-            self._executor,
             max_batch=max_batch,
             runners=runners,
             observer=observer,
             max_tokens=None if runner.tokenizer is None else max_batch_tokens,
+            name=name,
         )
 
     @property
@@ -146,17 +147,14 @@ class Engine:
         space_id = self.space_of(wanted)
         with self._admission.admit(len(raws)):
             began = time.perf_counter()
-            with self.batcher.expecting():
-                prepared = await self._prepare(raws, wanted, space_id)
+            prepared = await self._prepare(raws, wanted, space_id)
             preprocess = time.perf_counter() - began
             places = [i for i, one in enumerate(prepared) if isinstance(one, Prepared)]
             rows = [one.row for one in prepared if isinstance(one, Prepared)]
             ride = None
             finished: list[Outcome] = []
             if rows:
-                vectors, ride = await self.batcher.submit(
-                    rows, client=caller.client, deadline=caller.deadline
-                )
+                vectors, ride = await self.batcher.submit(rows, caller)
                 finished = self._finish(vectors, wanted)
         ran = dict(zip(places, finished, strict=True))
         return Embedded(
@@ -169,9 +167,8 @@ class Engine:
         )
 
     async def close(self) -> None:
-        """Let running work finish, then free the threads."""
-        await self.batcher.drained()
-        self._executor.shutdown()
+        """Let running work finish, then end the threads; may be called again."""
+        await asyncio.to_thread(self.batcher.close)
 
     async def _prepare(
         self, raws: Sequence[RawInput], dimension: int, space_id: str
@@ -195,21 +192,7 @@ class Engine:
             return [one(raw) for raw in raws]
         size = -(-len(raws) // self._preparer_count)
         parts = [raws[at : at + size] for at in range(0, len(raws), size)]
-        given_up = threading.Event()
-
-        def prepare(part: Sequence[RawInput]) -> list[Prepared | Outcome]:
-            # A call that was cancelled is not prepared to its end: nobody counts it any more.
-            return [one(raw) for raw in part if not given_up.is_set()]
-
-        loop = asyncio.get_running_loop()
-        try:
-            done = await asyncio.gather(
-                *(loop.run_in_executor(self._preparers, prepare, part) for part in parts)
-            )
-        except BaseException:
-            given_up.set()
-            raise
-        return [entry for part in done for entry in part]
+        return await _in_threads(self._preparers, parts, one)
 
     def _finish(self, vectors: Vector, dimension: int) -> list[Outcome]:
         """Truncate, and refuse what no metric can compare: per row."""
@@ -231,3 +214,35 @@ class Engine:
                 "is the input blank? Send another"
             )
         return vector
+
+
+def _in_threads(
+    threads: Executor,
+    parts: Sequence[Sequence[RawInput]],
+    one: Callable[[RawInput], Prepared | Outcome],
+) -> Completion[list[Prepared | Outcome]]:
+    """Prepare parts of a call side by side; the thread that ends last goes on with the call."""
+    # A call that was cancelled is not prepared to its end: nobody counts it any more.
+    given_up = threading.Event()
+    done: list[list[Prepared | Outcome]] = [[] for _ in parts]
+    left = len(parts)
+    lock = threading.Lock()
+    completion: Completion[list[Prepared | Outcome]] = Completion(given_up.set)
+
+    def prepare(place: int) -> None:
+        nonlocal left
+        try:
+            done[place] = [one(raw) for raw in parts[place] if not given_up.is_set()]
+        except BaseException as error:
+            given_up.set()
+            completion.set_error(error)
+            return
+        with lock:
+            left -= 1
+            last = not left
+        if last:
+            completion.set_result([entry for part in done for entry in part])
+
+    for place in range(len(parts)):
+        threads.submit(prepare, place)
+    return completion

@@ -1,8 +1,8 @@
 """Which texts share a run: a run is padded to its longest, so one long text makes all others pay.
 
 In: the lengths of the rows that are to be run now. Out: how they are cut into runs so that the
-whole takes the least time, as far as a run costs its tokens, padding included, and a fixed price.
-Measured tables of a model's own runs would know better; this needs none.
+whole takes the least time, as far as a run costs its tokens, padding included, and a fixed price,
+which the model's own measured runs tell (`costs.RunCosts`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-# What a run costs beside its tokens, told in tokens. Measured with all-MiniLM-L6-v2 on one core and
-# on two: 3.4 to 4 ms a run, 0.31 ms a token, which makes 11 to 13.
+# What a run costs beside its tokens, told in tokens, where nothing was measured. Measured with
+# all-MiniLM-L6-v2 on one core and on two: 3.4 to 4 ms a run, 0.31 ms a token, which makes 11 to 13.
 RUN_TOKENS = 16
 # Lengths are told apart by this many steps up to the longest, which bounds the work of a cut.
 _STEPS = 32
@@ -22,12 +22,20 @@ def padded(lengths: Sequence[int]) -> int:
     return len(lengths) * max(lengths, default=0)
 
 
-def cut(lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Cut rows into runs of the least total cost, RUN_TOKENS and the padded tokens of each.
+def cut(
+    lengths: Sequence[int],
+    max_tokens: int,
+    *,
+    max_rows: int = 1 << 30,
+    run_tokens: float = RUN_TOKENS,
+) -> list[int]:
+    """Cut rows into runs of the least total cost, `run_tokens` and the padded tokens of each.
 
     Args:
         lengths: of the rows in tokens, rising; at least one.
         max_tokens: most tokens of one run, padding included; a longer row runs alone.
+        max_rows: most rows of one run.
+        run_tokens: what a run costs beside its tokens, told in tokens.
 
     Returns:
         the number of rows of each run; their sum is len(lengths).
@@ -38,21 +46,21 @@ def cut(lengths: Sequence[int], max_tokens: int) -> list[int]:
     for _, count in groups:
         ends.append(ends[-1] + count)
     # best[g]: the least cost of the first g groups, and where their last run begins.
-    best: list[tuple[int, int]] = [(0, 0)]
+    best: list[tuple[float, int]] = [(0.0, 0)]
     for g, (longest, _) in enumerate(groups, 1):
-        fitting = max(1, max_tokens // longest)
+        fitting = min(max_rows, max(1, max_tokens // longest))
         options = []
         for first in range(g):
             rows = ends[g] - ends[first]
             runs = -(-rows // fitting)
-            options.append((best[first][0] + runs * RUN_TOKENS + rows * longest, first))
+            options.append((best[first][0] + runs * run_tokens + rows * longest, first))
         best.append(min(options))
     counts: list[int] = []
     g = len(groups)
     while g:
         first = best[g][1]
         rows = ends[g] - ends[first]
-        fitting = max(1, max_tokens // lengths[ends[g] - 1])
+        fitting = min(max_rows, max(1, max_tokens // lengths[ends[g] - 1]))
         # The longest are cut off first, so that what is left over are the shortest.
         while rows:
             counts.append(min(rows, fitting))

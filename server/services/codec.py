@@ -39,6 +39,7 @@ _REASONS = {
     Reason.FULL: shared.DISPATCH_REASON_FULL,
     Reason.DEADLINE: shared.DISPATCH_REASON_DEADLINE,
     Reason.WAIT_ENDED: shared.DISPATCH_REASON_WAIT_ENDED,
+    Reason.AGED: shared.DISPATCH_REASON_AGED,
 }
 OUTCOMES = {
     Outcome.MATCH: shared.OUTCOME_MATCH,

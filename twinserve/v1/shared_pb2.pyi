@@ -204,6 +204,8 @@ class _DispatchReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     """DISPATCH_REASON_DEADLINE: waiting longer would have passed a request's deadline."""
     DISPATCH_REASON_WAIT_ENDED: _DispatchReason.ValueType  # 4
     """DISPATCH_REASON_WAIT_ENDED: the wait for more items ended."""
+    DISPATCH_REASON_AGED: _DispatchReason.ValueType  # 5
+    """DISPATCH_REASON_AGED: an item had waited so long that it went before its turn."""
 
 class DispatchReason(_DispatchReason, metaclass=_DispatchReasonEnumTypeWrapper):
     """DispatchReason says why a batch left the queue."""
@@ -218,6 +220,8 @@ DISPATCH_REASON_DEADLINE: DispatchReason.ValueType  # 3
 """DISPATCH_REASON_DEADLINE: waiting longer would have passed a request's deadline."""
 DISPATCH_REASON_WAIT_ENDED: DispatchReason.ValueType  # 4
 """DISPATCH_REASON_WAIT_ENDED: the wait for more items ended."""
+DISPATCH_REASON_AGED: DispatchReason.ValueType  # 5
+"""DISPATCH_REASON_AGED: an item had waited so long that it went before its turn."""
 Global___DispatchReason: typing_extensions.TypeAlias = DispatchReason
 
 @typing.final

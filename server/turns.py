@@ -1,0 +1,380 @@
+"""Who rides next: the waiting jobs of one model, and the order in which they leave.
+
+In this precedence: what is expired is dropped; a head that has waited past the ageing limit goes
+first, of whatever class (strict priority starves), though at most in one run of `AGED_EVERY`; the
+most urgent class goes before the others; within it the client that was served least is the seed,
+and those who are no more than a quantum ahead of it are of the same round, served by deadline.
+Texts of a run are of like length: the run is the one that holds the seed in the cut of what waits
+that costs least (`padding.cut`).
+
+Being served is counted in what it costs, rows or padded tokens, on a clock of each client's own
+that cannot fall behind its class's (start-time fair queueing, Goyal, Vin and Cheng, 1996): a client
+that was idle has saved nothing up, and one that took what nobody else wanted owes nothing for it.
+
+Nothing here takes a lock; the batcher holds its own around every call.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator
+
+from twinserve.server import padding
+from twinserve.server.callers import Priority
+from twinserve.server.costs import RunCosts
+from twinserve.server.jobs import Job, Reason, Run
+
+# What a client may be ahead of the least served and still be of its round, in rows and in tokens.
+# Small enough that a client with many calls waiting leaves room in every run, large enough that
+# calls of several rows stay together.
+QUANTUM, QUANTUM_TOKENS = 4, 64
+# At most one run of so many goes to the aged: when nearly all are, they must not undo the order.
+AGED_EVERY = 4
+# Rows of texts among which like lengths are looked for.
+WINDOW = 256
+# A call's rows are spread over free runners where that saves this many seconds.
+SPLIT_GAIN = 0.001
+# Clients that are remembered though nothing of theirs waits, beyond those that wait.
+_REMEMBERED = 4096
+
+
+class _Line:
+    """The waiting jobs of one client in one class, the most urgent first."""
+
+    __slots__ = ("client", "heap", "rows", "tag")
+
+    def __init__(self, client: str, tag: float) -> None:
+        self.client = client
+        self.heap: list[tuple[float, int, Job]] = []
+        self.rows = 0
+        self.tag = tag  # what the client was served, on the clock of its class
+
+    def head(self) -> tuple[float, int, Job] | None:
+        """Return the most urgent job that still waits; spent ones are let go of."""
+        while self.heap and not self.heap[0][2].pending:
+            heapq.heappop(self.heap)
+        return self.heap[0] if self.heap else None
+
+    def compact(self) -> None:
+        """Let go of spent jobs inside the heap, where they are many."""
+        if len(self.heap) > 2 * self.rows + 64:
+            self.heap = [entry for entry in self.heap if entry[2].pending]
+            heapq.heapify(self.heap)
+
+
+class _Class:
+    """The lines of one class of priority."""
+
+    __slots__ = ("lines", "rows", "served", "time", "tokens")
+
+    def __init__(self) -> None:
+        self.lines: dict[str, _Line] = {}
+        self.rows = 0
+        self.tokens = 0
+        self.time = 0.0  # the least that a waiting client was served, when last one was
+        self.served: dict[str, float] = {}  # of clients that wait no more, where ahead of `time`
+
+    def line(self, client: str) -> _Line:
+        line = self.lines.get(client)
+        if line is None:
+            line = _Line(client, max(self.served.pop(client, 0.0), self.time))
+            self.lines[client] = line
+        return line
+
+    def leave(self, line: _Line) -> None:
+        """Remember what a client without waiting rows is ahead."""
+        del self.lines[line.client]
+        if len(self.served) > _REMEMBERED:
+            self.served = {c: tag for c, tag in self.served.items() if tag > self.time}
+            if len(self.served) > _REMEMBERED:
+                self.served.clear()
+        if line.tag > self.time:
+            self.served[line.client] = line.tag
+
+
+class Turns:
+    """The queue of one model.
+
+    Args:
+        max_batch: most rows of one run.
+        max_tokens: most tokens of one run, padding included, where rows are texts; a longer text
+            runs alone. None where all rows have one shape.
+        costs: the measured table; says how large a run need be.
+        ageing: seconds after which a waiting head goes before its turn.
+        expired: told of every job that is dropped because its deadline has passed.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch: int,
+        max_tokens: int | None,
+        costs: RunCosts,
+        ageing: float,
+        expired: Callable[[Job, int], None],
+    ) -> None:
+        self._max_batch = max_batch
+        self._max_tokens = max_tokens
+        self._costs = costs
+        self._ageing = ageing
+        self._expired = expired
+        self._classes = {priority: _Class() for priority in Priority}
+        self._sequence = 0
+        self._since_aged = AGED_EVERY
+        self.rows = 0  # that wait
+
+    def push(self, job: Job) -> None:
+        """Let a job wait for its turn."""
+        caller = job.caller
+        # Without a deadline, or with a far one, a job is as urgent as one that will have aged, so
+        # that none of its client's keeps it waiting for good.
+        urgency = job.submitted + self._ageing
+        if caller.deadline is not None:
+            urgency = min(urgency, caller.deadline)
+        self._sequence += 1
+        among = self._classes[caller.priority]
+        line = among.line(caller.client)
+        heapq.heappush(line.heap, (urgency, self._sequence, job))
+        count = len(job.pending)
+        line.rows += count
+        among.rows += count
+        among.tokens += sum(job.lengths)
+        self.rows += count
+
+    def drop(self, job: Job) -> int:
+        """Let a job wait no more; returns the rows of it that did."""
+        count = len(job.pending)
+        if count:
+            self._spend(job, job.pending)
+            line = self._classes[job.caller.priority].lines.get(job.caller.client)
+            if line is not None:
+                line.compact()
+        return count
+
+    def ahead(self, job_tokens: float, priority: Priority, client: str) -> float:
+        """Return what is to be run before a job's last row would be, in rows or padded tokens.
+
+        Of each other client no more counts than would be served by the job's own turn.
+        """
+        before = 0.0
+        for urgency, among in self._classes.items():
+            if urgency < priority:
+                before += self._cost(among)
+        among = self._classes[priority]
+        mine = among.lines.get(client)
+        own = (self._line_cost(among, mine) if mine else 0.0) + job_tokens
+        whole = self._cost(among)
+        if whole <= own:
+            return before + whole
+        others = sum(
+            min(self._line_cost(among, line), own + self._quantum)
+            for line in among.lines.values()
+            if line is not mine
+        )
+        return before + others + own - job_tokens
+
+    def take(self, now: float, free: int = 1) -> Run | None:
+        """Bind the next run, or return None where nothing waits.
+
+        Args:
+            now: a point of the clock of deadlines.
+            free: runners that could take a run now, this one included.
+        """
+        aged = self._look(now)
+        for among in self._classes.values():
+            if among.rows:
+                break
+        else:
+            return None
+        self._since_aged += 1
+        seed = None
+        if aged is not None and self._since_aged >= AGED_EVERY:
+            seed = aged
+            # It goes first only where it would not have gone anyway.
+            among = self._classes[seed.caller.priority]
+        among.time = max(among.time, min(line.tag for line in among.lines.values()))
+        run = Run()
+        if self._max_tokens is None:
+            self._fill(run, among, seed, now, free)
+        else:
+            self._fill_like(run, among, seed, now, free)
+        if seed is not None:
+            self._since_aged = 0
+            if run.reason is Reason.RUNNER_FREE:
+                run.reason = Reason.AGED
+        return run if run.parts else self.take(now, free)
+
+    @property
+    def _quantum(self) -> int:
+        return QUANTUM if self._max_tokens is None else QUANTUM_TOKENS
+
+    def _cost(self, among: _Class) -> float:
+        return among.rows if self._max_tokens is None else among.tokens
+
+    def _line_cost(self, among: _Class, line: _Line) -> float:
+        """Return what a line's rows cost; of texts, as if all of the class were of one length."""
+        if self._max_tokens is None:
+            return line.rows
+        return line.rows * among.tokens / max(among.rows, 1)
+
+    def _look(self, now: float) -> Job | None:
+        """Drop what is expired at the head of each line; return the head that has aged most."""
+        oldest: Job | None = None
+        for among in self._classes.values():
+            for line in list(among.lines.values()):
+                while (entry := line.head()) is not None and entry[2].is_late(now):
+                    self._drop_late(entry[2])
+                if entry is None:
+                    continue
+                job = entry[2]
+                aged = job.submitted + self._ageing <= now
+                if aged and (oldest is None or job.submitted < oldest.submitted):
+                    oldest = job
+        return oldest
+
+    def _drop_late(self, job: Job) -> None:
+        count = len(job.pending)
+        self._spend(job, job.pending)
+        self._expired(job, count)
+
+    def _spend(self, job: Job, indices: list[int]) -> None:
+        """Count rows of a job as waiting no more."""
+        count = len(indices)
+        among = self._classes[job.caller.priority]
+        line = among.lines[job.caller.client]
+        if job.lengths:
+            among.tokens -= sum(job.lengths[i] for i in indices)
+        if count == len(job.pending):
+            job.pending = []
+        elif job.pending[:count] == indices:
+            del job.pending[:count]
+        else:
+            gone = set(indices)
+            job.pending = [i for i in job.pending if i not in gone]
+        line.rows -= count
+        among.rows -= count
+        self.rows -= count
+        if not line.rows:
+            among.leave(line)
+
+    def _carry(self, run: Run, job: Job, indices: list[int], cost: float) -> None:
+        among = self._classes[job.caller.priority]
+        among.lines[job.caller.client].tag += cost
+        run.add(job, indices)
+        self._spend(job, indices)
+
+    def _fill(self, run: Run, among: _Class, seed: Job | None, now: float, free: int) -> None:
+        """Bind rows of one shape: all that wait, or as many as a run need hold, in turn."""
+        enough = min(self._max_batch, math.ceil(min(self._costs.enough(), self._max_batch)))
+        limit = self._share(among.rows, enough, free)
+        if among.rows <= limit:
+            for line in list(among.lines.values()):
+                for _, _, job in sorted(line.heap):
+                    if job.is_late(now):
+                        self._drop_late(job)
+                    elif job.pending:
+                        self._carry(run, job, job.pending, len(job.pending))
+            return
+        chosen: dict[Job, int] = {}
+        room = limit
+        for job, _, count, _ in self._in_turn(among, seed, now):
+            count = min(count, room)
+            chosen[job] = chosen.get(job, 0) + count
+            room -= count
+            if not room:
+                break
+        for job, count in chosen.items():
+            self._carry(run, job, job.pending[:count], count)
+        if among.rows and limit == enough:
+            run.reason = Reason.FULL
+
+    def _fill_like(self, run: Run, among: _Class, seed: Job | None, now: float, free: int) -> None:
+        """Bind texts of like length: the run of the cheapest cut that the seed is in.
+
+        Of the runs with texts of the seed's round, the shortest: all of them have their turn before
+        any of the next round, and the most are answered soonest.
+        """
+        window: list[tuple[int, int, Job, int]] = []  # length, round, job, index
+        for job, at, count, turn in self._in_turn(among, seed, now):
+            window += [(job.lengths[i], turn, job, i) for i in job.pending[at : at + count]]
+            if len(window) >= WINDOW:
+                break
+        if not window:
+            return
+        first = window[0]
+        assert self._max_tokens is not None
+        enough = min(self._max_tokens, math.ceil(min(self._costs.enough(), self._max_tokens)))
+        cap = self._share(among.tokens, enough, free)
+        window.sort(key=lambda row: row[0])
+        counts = padding.cut(
+            [row[0] for row in window],
+            cap,
+            max_rows=self._max_batch,
+            run_tokens=self._costs.fixed_tokens or padding.RUN_TOKENS,
+        )
+        end = 0
+        for count in counts:
+            rows = window[end : end + count]
+            end += count
+            if first in rows if seed is not None else any(row[1] == first[1] for row in rows):
+                break
+        chosen: dict[Job, list[int]] = {}
+        for _, _, job, index in rows:
+            chosen.setdefault(job, []).append(index)
+        longest = rows[-1][0]
+        for job, indices in chosen.items():
+            self._carry(run, job, indices, longest * len(indices))
+        if among.rows and (len(rows) == self._max_batch or (len(rows) + 1) * longest > enough):
+            run.reason = Reason.FULL
+
+    def _share(self, waiting: int, enough: int, free: int) -> int:
+        """Return the most of `waiting` that one run is to take, where `free` runners could run."""
+        if free > 1:
+            share = -(-waiting // free)
+            saved = self._costs.seconds(min(waiting, enough)) - self._costs.seconds(share)
+            if saved > SPLIT_GAIN:
+                return min(enough, share)
+        return enough
+
+    def _in_turn(
+        self, among: _Class, seed: Job | None, now: float
+    ) -> Iterator[tuple[Job, int, int, int]]:
+        """Give a class's rows in their order: job, first place in its pending, count, round.
+
+        Nothing is bound by it: what comes later comes as if all before had been served.
+        """
+        quantum = self._quantum
+        heads: list[tuple[int, float, int, float, int, Job, list[tuple[float, int, Job]]]] = []
+        already = 0
+        if seed is not None:
+            already = min(len(seed.pending), quantum)
+            yield seed, 0, already, -1
+        for line in among.lines.values():
+            # Of a copy, since the rows that are given may not be taken.
+            rest = line.heap.copy()
+            urgency, number, job = rest[0]
+            heapq.heappush(
+                heads, (int(line.tag / quantum), urgency, number, line.tag, 0, job, rest)
+            )
+        while heads:
+            turn, _, _, tag, at, job, rest = heapq.heappop(heads)
+            if job is seed:
+                at = max(at, already)
+            left = 0 if job.is_late(now) else len(job.pending) - at
+            if left > 0:
+                size = max(1, job.lengths[job.pending[at]]) if job.lengths else 1
+                count = min(left, max(1, quantum // size))
+                yield job, at, count, turn
+                tag += count * size
+                at += count
+                left -= count
+            if left <= 0:
+                at = 0
+                heapq.heappop(rest)
+                while rest and not rest[0][2].pending:
+                    heapq.heappop(rest)
+                if not rest:
+                    continue
+            urgency, number, job = rest[0]
+            heapq.heappush(heads, (int(tag / quantum), urgency, number, tag, at, job, rest))
