@@ -18,9 +18,7 @@ from twinserve.errors import ConfigError, DataError, TwinserveError
 T = TypeVar("T")
 A = TypeVar("A")
 
-ENDINGS = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-)
+ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"))
 
 
 def add_text_flag(parser: argparse.ArgumentParser) -> None:

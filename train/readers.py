@@ -23,7 +23,7 @@ from twinserve.tokens import Tokenizer
 from twinserve.train.data import IntArray, Labelled
 from twinserve.train.tables import records
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 # What the columns of a CSV are usually called, the likeliest first.
 TEXT_NAMES = ("text", "sentence", "question", "query")
 LABEL_NAMES = ("label", "category", "class", "intent", "subject")

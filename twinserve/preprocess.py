@@ -5,7 +5,7 @@ Pillow is part of the contract: the same file gives the same pixels wherever it 
 the size before a pixel is decoded, decode, apply the orientation, bring 16 bits to 8, lay
 transparency on white, convert to L or RGB, and only then resize (Pillow resizes palette and 1-bit
 pictures by nearest neighbour without a word). No draft mode: it would let the requested size
-change the pixels.
+change the pixels. Five formats and no more: each decoder is a door for whoever sends pictures.
 """
 
 from __future__ import annotations
@@ -29,8 +29,13 @@ Pixels = NDArray[np.uint8]
 
 # Names the steps above; raise it whenever they would give other pixels.
 DECODER = "pillow-1"
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 40_000_000
+# A scan of ten bytes makes the decoder pass over every pixel again, so 16 MB of them would keep a
+# thread for hours; EXIF that comes in a million crumbs, for a minute. Cameras write up to a dozen
+# of the first, and one of the second.
+MAX_SCANS, MAX_EXIF_PARTS = 200, 1000
+_SCAN, _EXIF = b"\xff\xda", b"\xff\xe1"
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -46,7 +51,8 @@ def decode_image(data: bytes, contract: ImageInput, max_pixels: int = MAX_PIXELS
 
     Raises:
         EmptyInput: no bytes.
-        LimitExceeded: more pixels than `max_pixels`, told from the header alone.
+        LimitExceeded: more pixels than `max_pixels`, told from the header alone; or a JPEG of
+            more passes or parts than anybody's camera writes.
         UndecodableImage: not a picture of `FORMATS`, or a truncated or damaged one.
     """
     if not data:
@@ -124,6 +130,8 @@ def check_pixels(array: NDArray[np.generic], contract: ImageInput) -> Pixels:
 
 def _opened(data: bytes, contract: ImageInput, max_pixels: int) -> Image.Image:
     """Decode at full size and bring to L or RGB."""
+    if data.startswith(b"\xff\xd8"):
+        _check_parts(data)
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     if width * height > max_pixels:
@@ -134,6 +142,18 @@ def _opened(data: bytes, contract: ImageInput, max_pixels: int) -> Image.Image:
         )
     image.load()
     return _to_mode(ImageOps.exif_transpose(image), contract)
+
+
+def _check_parts(data: bytes) -> None:
+    """Refuse a JPEG that is cheap to send and dear to decode."""
+    for what, marker, most in (("scans", _SCAN, MAX_SCANS), ("EXIF parts", _EXIF, MAX_EXIF_PARTS)):
+        found = data.count(marker)
+        if found > most:
+            raise LimitExceeded(
+                f"the JPEG has {found} {what}, the limit is {most}; save it anew, as baseline and "
+                "without metadata",
+                metadata={"limit": str(most), "value": str(found)},
+            )
 
 
 def _padded(
@@ -151,8 +171,8 @@ def _padded(
 def _to_mode(image: Image.Image, contract: ImageInput) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow clips 16-bit grey to 255 instead of scaling it.
-        wide = np.asarray(image, dtype=np.int64)
-        image = Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8))
+        high = np.asarray(image) >> 8
+        image = Image.fromarray(np.clip(high, 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
