@@ -122,9 +122,8 @@ class Batcher:
         order = list(range(len(rows)))
         if len(lengths) > 1:
             order.sort(key=lengths.__getitem__)
-        job = Job(
-            rows, lengths, caller, now, Completion(lambda: self._drop(job, "cancelled")), order
-        )
+        completion: Completion[tuple[Outputs, Ride]] = Completion(lambda: self._cancelled(job))
+        job = Job(rows, lengths, caller, now, completion, order)
         with self._lock:
             if self._closed:
                 raise Unavailable("the model is being unloaded; retry, or name another")
