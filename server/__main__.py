@@ -36,9 +36,9 @@ from twinserve.server.loading import Loader
 from twinserve.server.metrics import Metrics
 from twinserve.server.model_table import Table
 from twinserve.server.models import Models
-from twinserve.server.services import inference
 from twinserve.server.services.embedding import EmbeddingService
 from twinserve.server.services.gallery import GalleryService
+from twinserve.server.services.inference import InferenceService
 from twinserve.server.services.model import ModelService
 from twinserve.server.services.status import status_of
 from twinserve.v1 import (
@@ -113,11 +113,13 @@ async def serve(config: ServerConfig) -> None:
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelService(models, metrics, gate), server
         )
-        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference.servicer(), server)
+        serving = False
+        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            InferenceService(models, metrics, gate, config.limits, lambda: serving), server
+        )
         reflection.enable_server_reflection(
             (*_SERVICES, _INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
-        serving = False
         web, http_port = await http.start(
             config.host, config.http_port, metrics.registry, lambda: serving
         )
@@ -127,7 +129,7 @@ async def serve(config: ServerConfig) -> None:
             log.info("stopped before serving")
             return
         await server.start()
-        for name in ("", *_SERVICES):
+        for name in names:
             await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
         serving = True
         print(

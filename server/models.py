@@ -91,6 +91,9 @@ class _Using:
         traceback: TracebackType | None,
     ) -> None:
         self._held.leave()
+        if error is not None:
+            # Whoever counts the call's failure learns which model's it was.
+            error.__dict__["model"] = self._held.engine.name
 
     def _find(self) -> Served:
         return self._models.table.find(self._name, self._what)

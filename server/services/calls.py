@@ -75,12 +75,13 @@ def unary(
         began = time.perf_counter()
         code, model = "CANCELLED", ""
         try:
-            status = await _answer(self, method, request, context)
-            if not isinstance(status, status_pb2.Status):
-                code = "OK"
-                model = getattr(status, "model_version", "").partition("@")[0]
-                return status
-            code = Code(status.code).name
+            with self.gate.enter():
+                response = await method(self, request, context)
+            code, model = "OK", _model_of(response)
+            return response
+        except Exception as error:
+            status = _status_of(self, name, error)
+            code, model = Code(status.code).name, getattr(error, "model", "")
         finally:
             self.metrics.requests.labels(name, code, model).observe(time.perf_counter() - began)
         await abort(context, status)
@@ -89,27 +90,22 @@ def unary(
     return call
 
 
-async def _answer(
-    servicer: Servicer,
-    method: Callable[[Servicer, Request, Context], Awaitable[Response]],
-    request: Request,
-    context: Context,
-) -> Response | status_pb2.Status:
-    """Return the method's response, or the status that its error becomes."""
-    try:
-        with servicer.gate.enter():
-            return await method(servicer, request, context)
-    except ItemsFailed as failed:
-        count_errors(servicer.metrics, failed.errors)
-        return status_of_items(failed.errors)
-    except TwinserveError as error:
-        count_errors(servicer.metrics, {0: error})
-        return status_of(error)
-    except Exception:
-        log.exception("%s failed", method.__name__)
-        fault = InternalFault(f"{method.__name__} failed inside the server; its log says why")
-        count_errors(servicer.metrics, {0: fault})
-        return status_of(fault)
+def _model_of(response: object) -> str:
+    """Name the model that a reply says it is of."""
+    name: str = getattr(response, "model_name", "")
+    return name or getattr(response, "model_version", "").partition("@")[0]
+
+
+def _status_of(servicer: Serving, method: str, error: Exception) -> status_pb2.Status:
+    """Return the status that a call's error becomes, and count it."""
+    if isinstance(error, ItemsFailed):
+        count_errors(servicer.metrics, error.errors)
+        return status_of_items(error.errors)
+    if not isinstance(error, TwinserveError):
+        log.error("%s failed", method, exc_info=error)
+        error = InternalFault(f"{method} failed inside the server; its log says why")
+    count_errors(servicer.metrics, {0: error})
+    return status_of(error)
 
 
 async def abort(context: Context, status: status_pb2.Status) -> None:

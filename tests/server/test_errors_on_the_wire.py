@@ -18,7 +18,6 @@ from tests.conftest import RunningServer
 from tests.server import wire
 from tests.server.wire import Refused, Stubs
 from twinserve import manifest
-from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.v1 import (
     embedding_service_pb2 as embedding_pb,
 )
@@ -462,20 +461,12 @@ def test_a_gallery_name_outside_the_pattern_is_refused(stubs: Stubs, name: str) 
 
 
 def test_calls_of_later_releases_answer_unimplemented_with_a_sentence(stubs: Stubs) -> None:
-    inference = inference_pb2_grpc.GRPCInferenceServiceStub(stubs.channel)
     calls: list[Callable[[], object]] = [
         lambda: stubs.model.LoadModel(model_service_pb2.LoadModelRequest(file="a.onnx")),
         lambda: stubs.model.UnloadModel(model_service_pb2.UnloadModelRequest(name="small")),
         lambda: list(stubs.embedding.EmbedStream(iter([embedding_pb.EmbedStreamRequest()]))),
         lambda: list(stubs.gallery.EnrollStream(iter([gallery_service_pb2.EnrollRequest()]))),
-        *(
-            lambda method=method: getattr(inference, method.name)(
-                getattr(inference_pb2, method.input_type.name)()
-            )
-            for method in inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
-        ),
     ]
-    assert len(calls) == 12
     for call in calls:
         with Refused(CODE.UNIMPLEMENTED) as refused:
             call()
