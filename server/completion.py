@@ -25,13 +25,14 @@ class Completion(Generic[Value]):
             gave up; it must not block.
     """
 
-    __slots__ = ("_abandoned", "_callbacks", "_done", "_error", "_lock", "_value")
+    __slots__ = ("_abandoned", "_callbacks", "_done", "_error", "_given_up", "_lock", "_value")
 
     def __init__(self, abandoned: Callable[[], None] | None = None) -> None:
         self._abandoned = abandoned
         self._callbacks: list[Callable[[], None]] = []
         self._done = False
         self._error: BaseException | None = None
+        self._given_up = False
         self._lock = threading.Lock()
         self._value: Value
 
@@ -65,7 +66,7 @@ class Completion(Generic[Value]):
         with self._lock:
             if self._done:
                 return
-            self._error = asyncio.CancelledError()
+            self._given_up = True
             self._done = True
             # Let go of in every case: it knows the work, which knows this.
             abandoned, self._abandoned = self._abandoned, None
@@ -86,6 +87,9 @@ class Completion(Generic[Value]):
 
     def result(self) -> Value:
         """Return the value, or raise the exception; only once done."""
+        if self._given_up:
+            # Made here: one that was kept would hold the frames that it passed, and they it.
+            raise asyncio.CancelledError
         if self._error is not None:
             raise self._error
         return self._value

@@ -123,7 +123,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if not self._method.reads_stream:
             core.read_message(self._core, self._on_message)
         elif self._method.is_driven:
-            self._drive(self._method.run(self._requests(), self))
+            self._drive(self._run(self._requests()))
         else:
             self._owner.loop.call_soon_threadsafe(self._start_task, None)
 
@@ -150,10 +150,16 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             return
         if not method.is_driven:
             self._owner.loop.call_soon_threadsafe(self._start_with, request)
-        elif method.writes_stream:
-            self._drive(self._write_all(request))
         else:
-            self._drive(method.run(request, self))
+            self._drive(self._run(request))
+
+    def _run(self, argument: Any) -> Coroutine[Any, Any, Any]:
+        running: Coroutine[Any, Any, Any]
+        if self._method.writes_stream:
+            running = self._write_all(argument)
+        else:
+            running = self._method.run(argument, self)
+        return running
 
     def _drive(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         if self._cancelled:
@@ -210,11 +216,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if self._cancelled:
             self._end(None, asyncio.CancelledError())
             return
-        if self._method.writes_stream:
-            running = self._write_all(argument)
-        else:
-            running = self._method.run(argument, self)
-        task = self._owner.loop.create_task(running)
+        task = self._owner.loop.create_task(self._run(argument))
         self._running = task
         task.add_done_callback(self._on_task)
 

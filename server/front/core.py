@@ -8,6 +8,7 @@ tag, and the thread that polls the queue calls it with the event once the operat
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -55,6 +56,8 @@ class Core:
         self._server = cygrpc.Server(tuple(options), False)
         self._server.register_completion_queue(self._queue)
         self.poll: Callable[..., Event] = self._queue.poll
+        # Freed by the polling thread, perhaps before another is back from telling it to stop.
+        self._ending = threading.Lock()
 
     def add_port(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen; returns the port, 0 where that cannot be."""
@@ -73,15 +76,18 @@ class Core:
 
     def shut(self, tag: Tag) -> None:
         """Take no more calls; the tag is called when the last one has ended."""
-        self._server.shutdown(self._queue, tag)
+        with self._ending:
+            self._server.shutdown(self._queue, tag)
 
     def cancel_all(self) -> None:
         """End the calls that are left; only once shut."""
-        self._server.cancel_all_calls()
+        with self._ending:
+            self._server.cancel_all_calls()
 
     def destroy(self) -> None:
         """Free the server; only once the tag of `shut` was called."""
-        self._server.destroy()
+        with self._ending:
+            self._server.destroy()
 
 
 def read_message(call: CoreCall, tag: Tag) -> None:
