@@ -82,6 +82,8 @@ class Engine:
     ) -> None:
         self.runner = runner
         self.name = name
+        # Told of every answered call, in the thread that answers it; a shadow run's (shadow.py).
+        self.mirror: Callable[[Sequence[RawInput], Embedded], None] | None = None
         self._admission = admission
         self._preparers = preparers
         self._preparer_count = preparer_count
@@ -157,7 +159,7 @@ class Engine:
                 vectors, ride = await self.batcher.submit(rows, caller)
                 finished = self._finish(vectors, wanted)
         ran = dict(zip(places, finished, strict=True))
-        return Embedded(
+        embedded = Embedded(
             tuple(ran[i] if isinstance(one, Prepared) else one for i, one in enumerate(prepared)),
             space_id,
             preprocess,
@@ -165,6 +167,9 @@ class Engine:
             tuple(one.token_count if isinstance(one, Prepared) else 0 for one in prepared),
             tuple(isinstance(one, Prepared) and one.truncated for one in prepared),
         )
+        if self.mirror is not None:
+            self.mirror(raws, embedded)
+        return embedded
 
     async def close(self) -> None:
         """Let running work finish, then end the threads; may be called again."""
