@@ -1,6 +1,7 @@
 # The commands of the house; `make` alone lists them.
-# Everything is installed into .venv (the project) and .venv-stubs (the pinned stub generator) inside
-# this folder; a stamp in each says that it is up to date, so that a second call costs nothing.
+# Everything is installed into .venv (the project), .venv-stubs (the pinned stub generator) and
+# .venv-triton (tritonclient, whose pins and descriptors collide with ours) inside this folder; a
+# stamp in each says that it is up to date, so that a second call costs nothing.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -26,7 +27,7 @@ bin := $(venv)/bin
 pins := pyproject.toml constraints.txt tools/environment.py
 environment = $(PYTHON) tools/environment.py --goal $(or $(firstword $(MAKECMDGOALS)),demo) --torch-index "$(TORCH_INDEX)" --cuda "$(CUDA)"
 
-.PHONY: help demo serve test test-long check stubs pins wheel container-dry-run clean python
+.PHONY: help demo serve test test-long triton check stubs pins wheel container-dry-run clean python
 
 help: ## list these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [TORCH_INDEX=<address>] [CUDA=yes]"
@@ -46,6 +47,8 @@ test: dev-installed ## run the tests (PYTEST_ARGS="-k name" picks some, "-n 2" r
 
 test-long: dev-installed ## run the long tests too: minutes to hours
 	@$(bin)/pytest -m long $(PYTEST_ARGS)
+
+triton: triton-installed ## install tritonclient aside: the tests with it run from then on
 
 check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract
 	@status=0
@@ -69,15 +72,16 @@ pins: python ## write constraints.txt anew from what the package index offers to
 	@tools/pins "$(PYTHON)"
 
 clean: ## remove environments, caches and builds (runs/ stays)
-	rm -rf .venv .venv-stubs .venv-pins dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-stubs .venv-triton .venv-pins dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments ----------------------------------------------------------------------------------
 
-.PHONY: all-installed dev-installed stubs-installed
+.PHONY: all-installed dev-installed stubs-installed triton-installed
 all-installed: $(venv)/.all
 dev-installed: $(venv)/.dev
 stubs-installed: .venv-stubs/.stamp
+triton-installed: .venv-triton/.stamp
 
 python:
 	@if [ -z "$(PYTHON)" ]; then
@@ -96,4 +100,8 @@ $(venv)/.dev: $(pins) | python
 
 .venv-stubs/.stamp: tools/stubs-requirements.txt tools/environment.py | python
 	@$(environment) --requirements tools/stubs-requirements.txt .venv-stubs
+	touch $@
+
+.venv-triton/.stamp: tools/triton-requirements.txt tools/environment.py | python
+	@$(environment) --requirements tools/triton-requirements.txt .venv-triton
 	touch $@

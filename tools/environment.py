@@ -206,7 +206,7 @@ def make(options: argparse.Namespace) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     if options.requirements:
-        # These pins are the generator's own; the project's constraints do not hold for them.
+        # Such a file has pins of its own; the project's constraints do not hold for them.
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*command, "-r", str(options.requirements)], cwd=ROOT, check=True)
         return

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = {"demo", "serve", "test", "test-long", "check", "stubs", "wheel", "clean", "help"}
+COMMANDS = {
+    "demo",
+    "serve",
+    "test",
+    "test-long",
+    "triton",
+    "check",
+    "stubs",
+    "wheel",
+    "clean",
+    "help",
+}
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -56,9 +67,10 @@ def test_make_without_a_fitting_python_says_which_ones_fit(clone: Path) -> None:
     assert "twinserve: no Python 3.11 or 3.12 here" in done.stderr
 
 
-def test_ci_runs_the_two_commands_of_the_readme(root: Path) -> None:
+def test_ci_runs_the_two_commands_of_the_readme_with_tritonclient_at_hand(root: Path) -> None:
     lines = (root / ".ci" / "run").read_text().splitlines()
     assert [line.split()[:2] for line in lines if line.startswith("make ")] == [
+        ["make", "triton"],
         ["make", "test"],
         ["make", "check"],
     ]
