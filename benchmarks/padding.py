@@ -25,6 +25,7 @@ from twinserve.feed import Row
 from twinserve.server.batcher import Batcher, Outputs, Reason, Rows
 from twinserve.server.config import CPU_BATCH_TOKENS
 from twinserve.server.padding import padded
+from twinserve.server.planning import Asked
 from twinserve.server.providers import CPU, Device
 from twinserve.server.runner import Runner
 
@@ -111,7 +112,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    runner = Runner(arguments.model, Device(CPU, {}), arguments.threads)
+    runner = Runner(arguments.model, Device(CPU, {}), Asked(1, arguments.threads))
     assert runner.tokenizer is not None, "the twin takes no texts"
     lines = [line for line in arguments.texts.read_text().splitlines() if line.strip()]
     drawn = np.random.default_rng(0).choice(len(lines), arguments.count)

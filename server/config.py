@@ -10,6 +10,8 @@ from pathlib import Path
 
 from twinserve.errors import ConfigError
 from twinserve.preprocess import MAX_PIXELS
+from twinserve.server.planning import spinning_asked
+from twinserve.server.providers import memory_size, provider_options
 
 # A CPU gains nothing from runs above some fifty tokens, and a longer run keeps all others waiting:
 # 2,048 tokens of all-MiniLM-L6-v2 take 0.6 s of one core.
@@ -55,8 +57,12 @@ class ServerConfig:
     insecure: bool = False
     max_batch: int = 64
     max_batch_tokens: int = 0  # of one run of a text twin, padding included; 0: by the device
-    runners: int = 1
-    threads: int = 0  # of each run; 0: the processors that this process may use
+    runners: int = 0  # runs of one twin at a time; 0: chosen by measuring
+    threads: int = 0  # of one twin's session, shared by its runs; 0: chosen by measuring
+    spinning: str = "auto"  # auto, off, short or on; see planning.Spinning
+    strict_device: bool = False  # refuse a twin of which the CPU would run a part
+    gpu_memory_limit: int = 0  # bytes for one twin on a graphics card; 0: the whole card
+    provider_options: dict[str, str] = field(default_factory=dict)  # passed on to onnxruntime
     grace: float = 30.0  # seconds that running calls have after SIGTERM
     drain_delay: float = 0.0  # seconds between NOT_SERVING and refusing, for load balancers
     exact_below: int | None = None  # live vectors up to which a search scans them all
@@ -68,7 +74,7 @@ class ServerConfig:
         for name, least in (
             ("max_batch", 1),
             ("max_batch_tokens", 0),
-            ("runners", 1),
+            ("runners", 0),
             ("threads", 0),
         ):
             if getattr(self, name) < least:
@@ -76,6 +82,7 @@ class ServerConfig:
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; "
                     f"it must be at least {least}"
                 )
+        spinning_asked(self.spinning)
         for name in ("grpc_port", "http_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(
@@ -130,7 +137,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        help="auto, cpu, cuda or cuda:N; what is asked for is what runs (%(default)s)",
+        help="auto, cpu, cuda[:N] or tensorrt[:N]; what is asked for is what runs (%(default)s)",
+    )
+    parser.add_argument(
+        "--strict-device",
+        action="store_true",
+        help="refuse a twin of which the CPU would run a part; without it the log says how much",
+    )
+    parser.add_argument(
+        "--gpu-memory-limit",
+        default="",
+        metavar="SIZE",
+        help="most memory that one twin's runs take on a graphics card, as 512M or 8G",
+    )
+    parser.add_argument(
+        "--provider-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of onnxruntime's CUDA or TensorRT provider; repeat for several",
     )
     parser.add_argument(
         "--insecure",
@@ -149,10 +174,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"0: {CPU_BATCH_TOKENS} on a CPU, {GPU_BATCH_TOKENS} on a GPU",
     )
     parser.add_argument(
-        "--runners", type=int, default=1, help="runs of one model at a time (%(default)s)"
+        "--runners",
+        type=int,
+        default=0,
+        help="runs of one twin at a time; 0: what measured best at its start (%(default)s)",
     )
     parser.add_argument(
-        "--threads", type=int, default=0, help="threads of one run; 0: every processor allowed"
+        "--threads",
+        type=int,
+        default=0,
+        help="threads of one twin, shared by its runs; 0: what measured best (%(default)s)",
+    )
+    parser.add_argument(
+        "--spinning",
+        default="auto",
+        metavar="auto|off|short|on",
+        help="whether threads that wait for work burn a processor: auto only where that measured "
+        "faster and costs nothing while there is no work (%(default)s)",
     )
     parser.add_argument(
         "--max-rows",
@@ -222,6 +260,10 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         max_batch_tokens=arguments.max_batch_tokens,
         runners=arguments.runners,
         threads=arguments.threads,
+        spinning=arguments.spinning,
+        strict_device=arguments.strict_device,
+        gpu_memory_limit=memory_size(arguments.gpu_memory_limit),
+        provider_options=provider_options(arguments.provider_option),
         grace=arguments.grace,
         drain_delay=arguments.drain_delay,
         exact_below=arguments.exact_below,

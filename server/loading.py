@@ -15,6 +15,7 @@ import time
 from concurrent.futures import Executor
 from pathlib import Path
 
+from twinserve import manifest as manifests
 from twinserve.errors import ConfigError, FailedPrecondition
 from twinserve.server import providers
 from twinserve.server.admission import Admission
@@ -22,6 +23,8 @@ from twinserve.server.config import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, ServerCo
 from twinserve.server.engine import Engine
 from twinserve.server.metrics import Metrics
 from twinserve.server.model_table import Origin, Served
+from twinserve.server.planning import Asked, Plan, spinning_asked
+from twinserve.server.providers import GpuOptions
 from twinserve.server.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -58,7 +61,16 @@ class Loader:
         self._admission = admission
         self._preparers = preparers
         self._preparer_count = preparer_count
-        self._device = providers.choose(config.device, providers.Runtime.installed())
+        self._device = providers.choose(
+            config.device,
+            providers.Runtime.installed(),
+            GpuOptions(
+                config.gpu_memory_limit, config.data_dir / "engines", config.provider_options
+            ),
+        )
+        self._asked = Asked(config.runners, config.threads, spinning_asked(config.spinning))
+        # How the version before runs, by name: measuring beside what is served would disturb both.
+        self._plans: dict[str, Plan] = {}
         self._lock = threading.Lock()
         # The preparers are the threads; the tokenizer library needs none of its own.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -95,18 +107,25 @@ class Loader:
             _check_memory(path, size, _available_memory())
         before = _identity(path)
         digest = digest_of(path)
-        runner = Runner(path, self._device, self._config.threads or self._preparer_count)
+        name = name or manifests.read(path).name
+        runner = Runner(
+            path,
+            self._device,
+            self._asked,
+            like=self._plans.get(name),
+            strict=self._config.strict_device,
+        )
         loaded = time.perf_counter()
         on_cpu = self._device.provider == providers.CPU
         tokens = self._config.max_batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
         runner.warm(self._config.max_batch, tokens)
+        self._plans[name] = runner.plan
         if _identity(path) != before:
             raise FailedPrecondition(
                 f"{path.name} changed while it was loaded; put files into place whole, with a "
                 "rename, and load it again",
                 resource=("file", path.name),
             )
-        name = name or runner.manifest.name
         engine = Engine(
             runner,
             name,
@@ -117,15 +136,16 @@ class Loader:
             limits=self._config.limits,
             max_batch=self._config.max_batch,
             max_batch_tokens=tokens,
-            runners=self._config.runners,
+            runners=runner.plan.runners,
         )
         seconds = time.perf_counter() - began
         self._metrics.model_load_seconds.labels(name).observe(seconds)
         log.info(
-            "%s: %s on %s, loaded in %.1f s and warmed in %.1f s",
+            "%s: %s on %s, runners × threads %s; loaded in %.1f s and warmed in %.1f s",
             engine.version,
             runner.manifest.precision,
             self._device.label,
+            runner.plan,
             loaded - began,
             seconds - (loaded - began),
         )

@@ -1,34 +1,48 @@
-"""A twin as onnxruntime runs it: the file opened, checked against its manifest, warmed.
+"""A twin as onnxruntime runs it: the file checked, opened on its device, planned, warmed.
 
 The one seam to the runtime. What it hands on is a function from rows to embeddings that may be
-called from several threads at a time: onnxruntime shares no prepacked weights between Python
-sessions, so there is one session, and `run()` releases the GIL. A text twin brings the tokenizer
-that its file holds, and no text can reach an id that the graph does not know.
+called from as many threads at a time as its plan says: onnxruntime shares no prepacked weights
+between Python sessions, so there is one session, and `run()` releases the GIL. A text twin brings
+the tokenizer that its file holds, and no text can reach an id that the graph does not know.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from twinserve import manifest as manifests
-from twinserve.errors import ManifestError, TwinserveError
-from twinserve.feed import Row, Rows, feed, input_names
-from twinserve.manifest import ImageInput, InputContract, Manifest, TensorInput, TextInput
-from twinserve.preprocess import check_contract
-from twinserve.server import providers
-from twinserve.server.batcher import Outputs
-from twinserve.server.providers import Device
+from twinserve.errors import ManifestError
+from twinserve.feed import Row, Rows
+from twinserve.manifest import TextInput
+from twinserve.server import machine, measuring, planning
+from twinserve.server.buckets import (
+    Buckets,
+    blank_row,
+    buckets_of,
+    tensorrt_profile,
+)
+from twinserve.server.costs import Measured
+from twinserve.server.gpu import GpuRunning, OnCard, open_on_card
+from twinserve.server.graph_check import check_graph, checked_manifest, tokenizer_of
+from twinserve.server.measuring import Budget, SettingsBench
+from twinserve.server.planning import Asked, Plan, Setting
+from twinserve.server.providers import CPU, TENSORRT, Device
+from twinserve.server.running import CpuRunning, Outputs, Running
+from twinserve.server.sessions import Library, Onnxruntime, open_session, placement
 from twinserve.tokens import Tokenizer
 
 log = logging.getLogger(__name__)
 
-_ONNX_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
-# Tokens of the short texts that a twin is warmed with.
-_SHORT = 8
+# Tokens of the short texts that a twin is warmed with, and of those that settings are timed with.
+_SHORT, _USUAL = 8, 32
+# Of those that are timed for the batcher's table, the most frequent first; _ALL is the longest.
+_ALL = 1 << 30
+_LENGTHS = (_USUAL, 16, 64, _SHORT, 128, _ALL)
+# Time for that table: at the start, and beside versions that are serving.
+_TABLE_SECONDS, _LIGHT_SECONDS = 1.0, 0.3
 
 
 class Runner:
@@ -37,7 +51,12 @@ class Runner:
     Args:
         path: of the twin; onnxruntime opens it from the path, which does not hold the GIL.
         device: to run on; see `providers.choose`.
-        threads: of one run.
+        asked: runners, threads and spinning, where the operator fixed them.
+        like: the plan of the version before; it is taken over and nothing is timed, since other
+            versions are serving meanwhile.
+        strict: refuse a graph of which the CPU would run a part, on other devices.
+        processors: to be kept busy; None are those that this process may use.
+        library: onnxruntime, or what stands in for it.
 
     Raises:
         ManifestError: not a twin, a graph that does not fit its manifest, a text twin without its
@@ -45,45 +64,176 @@ class Runner:
         ProviderUnavailable: the device does not run.
     """
 
-    def __init__(self, path: Path, device: Device, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: Device,
+        asked: Asked | None = None,
+        *,
+        like: Plan | None = None,
+        strict: bool = False,
+        processors: int | None = None,
+        library: Library | None = None,
+    ) -> None:
         self.path = path
         self.device = device
-        self.manifest = _checked_manifest(path)
-        self.tokenizer = _tokenizer(path, self.manifest)
-        self._session = _session(path, device, threads)
-        providers.check(self._session, device)
-        _check_graph(self._session, self.manifest, path)
+        self.manifest = checked_manifest(path)
+        self.tokenizer = tokenizer_of(path, self.manifest)
+        self._asked = asked or Asked()
+        self._like = like
+        self._strict = strict
+        self._processors = processors or machine.processors().usable
+        self._library = library or Onnxruntime()
+        self._placed: float | None = None
+        self._graphs = ""
+        self.plan = like or self._first_plan()
+        began = time.monotonic()
+        self._running: Running = self._open(self.plan.setting, self._buckets(1, 1))
+        self._opening = time.monotonic() - began
+
+    @property
+    def device_share(self) -> float:
+        """The share of the graph's nodes that the device runs; 1 where nobody recorded it."""
+        return 1.0 if self._placed is None else self._placed
+
+    @property
+    def cuda_graphs(self) -> str:
+        """How many shapes are replayed as CUDA graphs, or why none is; "" on a CPU."""
+        return self._graphs
 
     def run(self, rows: Rows) -> Outputs:
         """Embed rows prepared for the input contract: float32 [len(rows), dimension]."""
-        inputs = feed(rows, self.manifest.input)
-        outputs: Outputs = self._session.run([manifests.OUTPUT], inputs)[0]
-        return outputs
+        return self._running.run(rows)
 
-    def warm(self, max_batch: int, max_tokens: int) -> None:
-        """Run the smallest and the largest batches, so that no caller meets first-run costs.
+    def warm(self, max_batch: int, max_tokens: int, budget: Budget | None = None) -> list[Measured]:
+        """Choose the plan, and run all sizes that matter, so that no caller meets first-run costs.
 
         Args:
             max_batch: most rows of one run.
             max_tokens: most tokens of one run, padding included.
+            budget: of the time to choose a plan.
+
+        Returns:
+            What runs cost, for the batcher's table.
 
         Raises:
             ManifestError: the embeddings have another dimension than the manifest says, or the
                 tokenizer knows ids that the graph does not.
         """
         contract = self.manifest.input
-        if self.tokenizer is None or not isinstance(contract, TextInput):
-            row = _zeros(contract)
-            for size in sorted({1, max_batch}):
-                self._check_run([row] * size)
-            return
-        self._check_ids(self.tokenizer, contract)
-        for length in sorted({min(_SHORT, contract.max_tokens), contract.max_tokens}):
-            ids = np.full(length, contract.pad_id, np.int64)
-            for size in sorted({1, max(1, min(max_batch, max_tokens // length))}):
-                self._check_run([ids] * size)
+        row = blank_row(contract, self._length(_USUAL))
+        if self.tokenizer is not None and isinstance(contract, TextInput):
+            self._check_ids(self.tokenizer, contract)
+        self._check_run([row])
+        if self.device.provider == CPU:
+            if self._like is None:
+                self._choose(row, budget or Budget())
+        else:
+            self._prepare_card(self._buckets(max_batch, max_tokens))
+        measured = [
+            self._check_run([blank_row(contract, length)] * rows)
+            for rows, length in self._ends(max_batch, max_tokens)
+        ]
+        measured += measuring.table(
+            self.run,
+            lambda length: blank_row(contract, length),
+            self._usual(max_batch, max_tokens),
+            _TABLE_SECONDS if self._like is None else _LIGHT_SECONDS,
+        )
+        # What opening and measuring freed: a ResNet-18 was 201 MB before and 103 after.
+        machine.give_back_memory()
+        return measured
 
-    def _check_run(self, rows: list[Row]) -> None:
+    def close(self) -> None:
+        """Give the memory back; nothing may run any more."""
+        del self._running
+        machine.give_back_memory()
+
+    def _first_plan(self) -> Plan:
+        if self.device.provider == CPU:
+            return planning.first(self._asked, self._processors)
+        # The card's own queue keeps it busy; of the host one thread feeds it.
+        setting = Setting(self._asked.runners or 1, self._asked.threads or 1)
+        return Plan(setting, "one run at a time on a card")
+
+    def _buckets(self, max_batch: int, max_tokens: int) -> Buckets:
+        return buckets_of(self.manifest.input, max_batch, max_tokens)
+
+    def _open(self, setting: Setting, buckets: Buckets) -> Running:
+        contract = self.manifest.input
+        if self.device.provider == CPU:
+            session = open_session(self.path, self.device, setting, self._library)
+            check_graph(session, self.manifest, self.path)
+            return CpuRunning(session, contract, self._library)
+        options = tensorrt_profile(contract, buckets) if self.device.provider == TENSORRT else {}
+        if self.device.provider == TENSORRT and self.manifest.precision == "fp16":
+            options["trt_fp16_enable"] = "1"
+        card = open_on_card(
+            self.path, self.device, setting, self._library, options=options, strict=self._strict
+        )
+        check_graph(card.session, self.manifest, self.path)
+        self._tell(card)
+        return GpuRunning(
+            card,
+            contract,
+            self.manifest.dimension,
+            self.device,
+            self._library,
+            buckets,
+            setting.runners,
+        )
+
+    def _tell(self, card: OnCard) -> None:
+        placed = placement(card.session)
+        self._placed = None if placed is None else placed.share(self.device.provider)
+        self._graphs = card.why
+
+    def _prepare_card(self, buckets: Buckets) -> None:
+        del self._running  # before the next is opened, or the card holds both
+        running = self._running = self._open(self.plan.setting, buckets)
+        assert isinstance(running, GpuRunning)
+        running.prepare()
+        if not self._graphs:
+            self._graphs = f"{running.recorded} shapes"
+        log.info("%s: CUDA graphs: %s", self.path.name, self._graphs)
+
+    def _choose(self, row: Row, budget: Budget) -> None:
+        bench = SettingsBench(
+            lambda setting: self._open(setting, self._buckets(1, 1)),
+            row,
+            budget,
+            (self.plan.setting, self._running, self._opening),
+        )
+        self.plan = planning.choose(self._asked, self._processors, bench)
+        self._running = bench.opened(self.plan.setting)
+
+    def _length(self, length: int) -> int:
+        contract = self.manifest.input
+        return min(length, contract.max_tokens) if isinstance(contract, TextInput) else 1
+
+    def _ends(self, max_batch: int, max_tokens: int) -> list[tuple[int, int]]:
+        """List the rows and length of the smallest and the largest runs."""
+        lengths = dict.fromkeys([self._length(_SHORT), self._length(_ALL)])
+        return [
+            (rows, length)
+            for length in lengths
+            for rows in dict.fromkeys([1, _most(length, max_batch, max_tokens)])
+        ]
+
+    def _usual(self, max_batch: int, max_tokens: int) -> list[tuple[int, int]]:
+        """List the rows and length of the runs to time, those that matter most first.
+
+        Every other size of each length, then those between.
+        """
+        shapes = []
+        for start in (0, 1):
+            for length in dict.fromkeys(map(self._length, _LENGTHS)):
+                most = _most(length, max_batch, max_tokens)
+                shapes += [(1 << power, length) for power in range(start, most.bit_length(), 2)]
+        return shapes
+
+    def _check_run(self, rows: list[Row]) -> Measured:
+        began = time.perf_counter()
         try:
             outputs = self.run(rows)
         except Exception as error:  # onnxruntime's own exceptions share no base class
@@ -96,12 +246,14 @@ class Runner:
                 f"{self.path} gives embeddings of shape {list(outputs.shape)} for a batch of "
                 f"{len(rows)}, its manifest says dimension {self.manifest.dimension}; export again"
             )
+        length = len(rows[0]) if self.tokenizer is not None else 1
+        return Measured(len(rows), length, time.perf_counter() - began)
 
     def _check_ids(self, tokenizer: Tokenizer, contract: TextInput) -> None:
         """Look the largest id up in the graph's table, since a text may hold any."""
         largest = max(tokenizer.largest_id, contract.pad_id)
         try:
-            self.run([np.full(min(_SHORT, contract.max_tokens), largest, np.int64)])
+            self.run([np.full(self._length(_SHORT), largest, np.int64)])
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise ManifestError(
                 f"the tokenizer of {self.path} does not fit its graph, which cannot run on the id "
@@ -110,90 +262,5 @@ class Runner:
             ) from error
 
 
-def _checked_manifest(path: Path) -> Manifest:
-    manifest = manifests.read(path)
-    digest = manifests.read_graph_digest(path)
-    if digest != manifest.graph_digest:
-        raise ManifestError(
-            f"the graph of {path} is not the one its manifest describes (digest {digest[:12]} "
-            f"instead of {manifest.graph_digest[:12]}): the file is damaged or was edited; "
-            "copy or export it again"
-        )
-    if isinstance(manifest.input, ImageInput):
-        check_contract(manifest.input)
-    return manifest
-
-
-def _tokenizer(path: Path, manifest: Manifest) -> Tokenizer | None:
-    if not isinstance(manifest.input, TextInput):
-        return None
-    text = manifests.read_tokenizer(path)
-    if text is None:
-        raise ManifestError(
-            f"{path} is a text twin without a tokenizer in it; export or import it again"
-        )
-    return Tokenizer(text, manifest.input)
-
-
-def _zeros(contract: InputContract) -> Row:
-    if isinstance(contract, ImageInput):
-        return np.zeros((contract.height, contract.width, contract.channels), np.uint8)
-    assert isinstance(contract, TensorInput)
-    return np.zeros(contract.shape, contract.data_type)
-
-
-def _session(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # A spinning pool takes a core from gRPC and Python, to gain microseconds.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path),
-            options,
-            providers=[(device.provider, device.options)]
-            + ([] if device.provider == providers.CPU else [(providers.CPU, {})]),
-            enable_fallback=0,
-        )
-    except TwinserveError:
-        raise
-    except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise ManifestError(f"onnxruntime cannot open {path}: {str(error)[:300]}") from error
-    session.disable_fallback()
-    return session
-
-
-def _check_graph(session: onnxruntime.InferenceSession, manifest: Manifest, path: Path) -> None:
-    """Compare the graph's inputs and output with the manifest."""
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if [o.name for o in outputs] != [manifests.OUTPUT]:
-        raise ManifestError(
-            f"{path} has outputs {[o.name for o in outputs]}; a twin has one, "
-            f"named {manifests.OUTPUT}; export again"
-        )
-    if outputs[0].type != _ONNX_TYPES["float32"]:
-        raise ManifestError(
-            f"{path} gives {outputs[0].type}; a twin gives {_ONNX_TYPES['float32']} in every "
-            "precision; export again"
-        )
-    contract = manifest.input
-    kind = {ImageInput: "uint8", TextInput: "int64"}.get(type(contract))
-    expected = _ONNX_TYPES[contract.data_type if isinstance(contract, TensorInput) else str(kind)]
-    names = input_names(contract)
-    found = {i.name: i.type for i in inputs}
-    if found != dict.fromkeys(names, expected):
-        raise ManifestError(
-            f"{path} takes {found}; its manifest says {', '.join(names)} of {expected}; export "
-            "again"
-        )
-    # Axes that a call decides: how many items, and of texts how long.
-    dynamic = 2 if isinstance(contract, TextInput) else 1
-    for one in inputs:
-        for axis, what in zip(one.shape[:dynamic], ("batch", "length"), strict=False):
-            if isinstance(axis, int):
-                raise ManifestError(
-                    f"{path} fixes the {what} of {one.name} at {axis}; export it with a dynamic "
-                    f"{what} axis"
-                )
+def _most(length: int, max_batch: int, max_tokens: int) -> int:
+    return max(1, min(max_batch, max_tokens // length))

@@ -28,7 +28,10 @@ def test_what_a_run_may_hold_is_told_in_rows_and_in_tokens() -> None:
     [
         ("--max-batch", "0", "--max-batch is 0; it must be at least 1"),
         ("--max-batch-tokens", "-1", "--max-batch-tokens is -1; it must be at least 0"),
-        ("--runners", "0", "--runners is 0; it must be at least 1"),
+        ("--runners", "-1", "--runners is -1; it must be at least 0"),
+        ("--spinning", "fast", "auto, off, short or on"),
+        ("--gpu-memory-limit", "8X", "512M"),
+        ("--provider-option", "fast", "KEY=VALUE"),
         ("--threads", "-2", "--threads is -2; it must be at least 0"),
         ("--grpc-port", "70000", "--grpc-port is 70000"),
         ("--host", "0.0.0.0", "give --insecure"),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from twinserve.errors import ConfigError, ProviderUnavailable
 from twinserve.server import providers
-from twinserve.server.providers import CPU, CUDA, Device, Runtime
+from twinserve.server.providers import CPU, CUDA, TENSORRT, Device, GpuOptions, Runtime
 
 
 class Session:
@@ -71,51 +70,81 @@ def test_cuda_that_loads_is_chosen_with_its_device_and_cheap_convolution_search(
     subprocess.run(["cc", "-shared", "-o", library, source], check=True)
     chosen = providers.choose("cuda:1", runtime(library, CUDA, CPU))
     assert chosen.label == "cuda:1"
-    assert chosen.options == {"device_id": "1", "cudnn_conv_algo_search": "HEURISTIC"}
+    assert chosen.options == {
+        "device_id": "1",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    limited = providers.choose(
+        "cuda", runtime(library, CUDA, CPU), GpuOptions(1 << 30, extra={"use_tf32": "0"})
+    )
+    assert limited.options["gpu_mem_limit"] == str(1 << 30)
+    assert limited.options["use_tf32"] == "0"
+    assert [name for name, _ in limited.chain({})] == [CUDA, CPU]
 
 
 def test_the_cpu_asks_nothing_of_cuda(tmp_path: Path) -> None:
     assert providers.choose("cpu", runtime(tmp_path / "none.so", CPU)).label == "cpu"
 
 
-@pytest.mark.parametrize("device", ["gpu", "cpu:1", "cuda:x", "cuda:-1", ""])
+def test_tensorrt_keeps_its_engines_and_leaves_to_cuda_what_it_does_not_take(
+    tmp_path: Path,
+) -> None:
+    for name in ("cuda", "tensorrt"):
+        library = tmp_path / f"libonnxruntime_providers_{name}.so"
+        subprocess.run(["cc", "-shared", "-o", library, "-x", "c", "/dev/null"], check=True)
+    found = runtime(tmp_path / "libonnxruntime_providers_cuda.so", TENSORRT, CUDA, CPU)
+    chosen = providers.choose("tensorrt:2", found, GpuOptions(cache=tmp_path / "engines"))
+    assert chosen.label == "tensorrt:2"
+    assert chosen.options["trt_engine_cache_path"] == str(tmp_path / "engines")
+    assert (tmp_path / "engines").is_dir()
+    (first, own), (second, cuda), (third, _) = chosen.chain({"trt_fp16_enable": "1"})
+    assert (first, second, third) == (TENSORRT, CUDA, CPU)
+    assert own["trt_fp16_enable"] == "1"
+    assert cuda["cudnn_conv_algo_search"] == "HEURISTIC"
+
+
+def test_tensorrt_without_its_library_is_refused_by_name(tmp_path: Path) -> None:
+    library = tmp_path / "libonnxruntime_providers_cuda.so"
+    with pytest.raises(ProviderUnavailable, match=r"providers_tensorrt\.so is not there"):
+        providers.choose("tensorrt", runtime(library, TENSORRT, CUDA, CPU))
+    with pytest.raises(ProviderUnavailable, match="no TensorRT provider"):
+        providers.choose("tensorrt", runtime(library, CUDA, CPU))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:1", "cuda:x", "cuda:-1", "cuda:", "auto:0", ""])
 def test_an_unknown_device_is_refused(device: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="auto, cpu, cuda"):
         providers.choose(device, runtime(tmp_path / "none.so", CPU))
+
+
+def test_options_of_a_card_are_refused_on_a_cpu_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="for graphics cards"):
+        providers.choose("cpu", runtime(tmp_path / "none.so", CPU), GpuOptions(memory_limit=1))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("", 0), ("100", 100), ("512M", 512 << 20), ("8GiB", 8 << 30), ("2g", 2 << 30)],
+)
+def test_a_size_is_read(text: str, size: int) -> None:
+    assert providers.memory_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["8X", "-1", "0", "1.5G", "G"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="512M"):
+        providers.memory_size(text)
+
+
+def test_a_provider_option_needs_a_key_and_a_value() -> None:
+    assert providers.provider_options(["a=b", "c=d=e"]) == {"a": "b", "c": "d=e"}
+    for text in ("a", "=b"):
+        with pytest.raises(ConfigError, match="KEY=VALUE"):
+            providers.provider_options([text])
 
 
 def test_a_session_that_fell_back_in_silence_is_refused() -> None:
     with pytest.raises(ProviderUnavailable, match="CPUExecutionProvider only"):
         providers.check(Session(CPU), Device(CUDA, {"device_id": "0"}))
     providers.check(Session(CUDA, CPU), Device(CUDA, {"device_id": "0"}))
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({}, None),
-    ],
-)
-def test_the_containers_quota_is_read(
-    files: dict[str, str], quota: int | None, tmp_path: Path
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert providers.quota(tmp_path) == quota
-
-
-def test_no_more_processors_are_used_than_this_process_may_use() -> None:
-    command = "from twinserve.server import providers; print(providers.processors())"
-    taskset = shutil.which("taskset")
-    assert taskset
-
-    out = subprocess.run(
-        [taskset, "-c", "0", sys.executable, "-c", command], capture_output=True, check=True
-    )
-    assert out.stdout == b"1\n"

@@ -14,6 +14,7 @@ from tests import twins
 from twinserve import manifest as manifests
 from twinserve.errors import ManifestError
 from twinserve.manifest import ImageInput, TextInput
+from twinserve.server.planning import Asked
 from twinserve.server.providers import CPU, Device
 from twinserve.server.runner import Runner
 from twinserve.tokens import digest
@@ -21,7 +22,7 @@ from twinserve.tokens import digest
 
 def load(path: Path, twin: bytes) -> Runner:
     path.write_bytes(twin)
-    return Runner(path, Device(CPU, {}), 1)
+    return Runner(path, Device(CPU, {}), Asked(1, 1))
 
 
 def warmed(path: Path, twin: bytes) -> Runner:

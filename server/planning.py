@@ -1,0 +1,211 @@
+"""How many runs of one twin at a time, on how many threads, spinning or not: the plan, and why.
+
+In: what the operator asked for, the processors, and a bench that can time two settings side by
+side. Out: one plan with the trials that led to it. What it knows of onnxruntime: all runs of a
+session share its threads, so R runs on a session of T threads keep R callers and T - 1 helpers
+busy; hence R runs fill n processors with T = n - R + 1.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from twinserve.errors import ConfigError
+
+# A setting must beat the one before it by this much; less is the noise of a second's measuring.
+MARGIN = 1.05
+# Or it must answer a single row this much faster, where both run as many rows a second.
+FASTER = 0.9
+# CPU seconds that a setting may burn after a run that nothing follows. onnxruntime's own spinning
+# burns 13 ms of a core; a short spin is over in a tenth of one.
+IDLE_SECONDS = 0.001
+
+
+class Spinning(enum.Enum):
+    """Whether a session's threads turn in a loop, rather than sleep, while they wait for work."""
+
+    OFF = "off"
+    SHORT = "short"  # for `sessions.SHORT_SPIN` microseconds, then they sleep
+    ON = "on"  # for as long as onnxruntime thinks right
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run a twin."""
+
+    runners: int  # runs at a time
+    threads: int  # of the session, a caller's included
+    spinning: Spinning = Spinning.OFF
+
+    def __str__(self) -> str:
+        text = f"{self.runners} × {self.threads}"
+        return text if self.spinning is Spinning.OFF else f"{text} spinning {self.spinning.value}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the operator wants; None, and 0, leave it to measuring."""
+
+    runners: int = 0
+    threads: int = 0
+    spinning: Spinning | None = None
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two settings timed in turns, A B A B, so that a busy machine slows both alike."""
+
+    ratio: float  # rows/s of the second over the first's, at the loads of a busy server
+    rows_per_second: tuple[float, float]
+    latency: tuple[float, float]  # seconds of one row alone
+
+
+class Bench(Protocol):
+    """Times settings of one twin."""
+
+    def duel(self, first: Setting, second: Setting) -> Duel | None:
+        """Time two settings side by side; None where there is no time for it."""
+
+    def idle(self, setting: Setting) -> float | None:
+        """CPU seconds burnt after a run that nothing follows; None where there is no time."""
+
+    def keep(self, setting: Setting) -> None:
+        """Let go of all settings but this one."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one comparison."""
+
+    kept: Setting
+    against: Setting
+    duel: Duel | None  # None where it was not timed
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a twin is run."""
+
+    setting: Setting
+    why: str
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def runners(self) -> int:
+        """Runs at a time."""
+        return self.setting.runners
+
+    @property
+    def threads(self) -> int:
+        """Threads of the session, a caller's included."""
+        return self.setting.threads
+
+    @property
+    def spinning(self) -> Spinning:
+        """Whether idle threads spin."""
+        return self.setting.spinning
+
+    def __str__(self) -> str:
+        return f"{self.setting} ({self.why})"
+
+
+def spinning_asked(text: str) -> Spinning | None:
+    """Read `--spinning`; None leaves it to measuring.
+
+    Raises:
+        ConfigError: a word other than auto, off, short or on.
+    """
+    if text == "auto":
+        return None
+    try:
+        return Spinning(text)
+    except ValueError:
+        raise ConfigError(f"--spinning {text} is unknown; give auto, off, short or on") from None
+
+
+def candidates(asked: Asked, processors: int) -> tuple[Setting, ...]:
+    """List the settings worth timing, the one that answers a single row soonest first.
+
+    Args:
+        asked: what the operator fixed is the same in all of them.
+        processors: to be kept busy, and no more.
+    """
+    spinning = asked.spinning or Spinning.OFF
+    if asked.runners:
+        counts = [asked.runners]
+    elif asked.threads:
+        counts = [max(1, processors - asked.threads + 1)]
+    else:
+        counts = [count for count in range(1, processors + 1) if processors % count == 0]
+    settings = []
+    for count in counts:
+        threads = asked.threads or max(1, processors - count + 1)
+        # Nobody spins where there are no helpers.
+        settings.append(Setting(count, threads, spinning if threads > 1 else Spinning.OFF))
+    return tuple(settings)
+
+
+def first(asked: Asked, processors: int) -> Plan:
+    """Return the plan to begin with, before anything is timed."""
+    return Plan(candidates(asked, processors)[0], "not measured")
+
+
+def choose(asked: Asked, processors: int, bench: Bench) -> Plan:
+    """Time the settings against each other and keep the best.
+
+    More runs at a time must carry more rows or answer one sooner. Then a short spin must carry
+    more rows, and endless spinning must besides cost nothing while there is no work.
+    """
+    settings = candidates(asked, processors)
+    trials: list[Trial] = []
+    best = settings[0]
+    for challenger in settings[1:]:
+        best = _better(best, challenger, bench, trials)
+    if asked.spinning is None and best.threads > 1:
+        for spinning in (Spinning.SHORT, Spinning.ON):
+            challenger = replace(best, spinning=spinning)
+            idle = bench.idle(challenger)
+            if idle is None or idle > IDLE_SECONDS:
+                verdict = "no time" if idle is None else f"burns {1000 * idle:.1f} ms after a run"
+                trials.append(Trial(best, challenger, None, verdict))
+                bench.keep(best)
+            else:
+                best = _better(best, challenger, bench, trials, sooner_counts=False)
+    return Plan(best, _why(asked, best, trials), tuple(trials))
+
+
+def _better(
+    best: Setting,
+    challenger: Setting,
+    bench: Bench,
+    trials: list[Trial],
+    *,
+    sooner_counts: bool = True,
+) -> Setting:
+    duel = bench.duel(best, challenger)
+    if duel is None:
+        trials.append(Trial(best, challenger, None, "no time"))
+        bench.keep(best)
+        return best
+    sooner = duel.latency[1] / duel.latency[0]
+    if duel.ratio >= MARGIN:
+        kept, verdict = challenger, f"{duel.ratio:.2f} times the rows"
+    elif sooner_counts and duel.ratio > 1 / MARGIN and sooner < FASTER:
+        kept, verdict = challenger, f"as many rows, one row in {sooner:.2f} of the time"
+    else:
+        kept, verdict = best, f"{duel.ratio:.2f} times the rows is no gain"
+    trials.append(Trial(kept, challenger if kept is best else best, duel, verdict))
+    bench.keep(kept)
+    return kept
+
+
+def _why(asked: Asked, best: Setting, trials: Sequence[Trial]) -> str:
+    if not trials:
+        return "as asked" if asked.runners or asked.threads else "the only way here"
+    return "; ".join(
+        f"{trial.kept} rather than {trial.against}: {trial.verdict}" for trial in trials
+    )
