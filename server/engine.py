@@ -167,8 +167,9 @@ class Engine:
             tuple(one.token_count if isinstance(one, Prepared) else 0 for one in prepared),
             tuple(isinstance(one, Prepared) and one.truncated for one in prepared),
         )
-        if self.mirror is not None:
-            self.mirror(raws, embedded)
+        mirror = self.mirror
+        if mirror is not None:
+            mirror(raws, embedded)
         return embedded
 
     async def close(self) -> None:
