@@ -1,0 +1,119 @@
+"""What a run found: lines of tables, kept as JSON and shown as text or Markdown.
+
+A line is one server under one load. Its figures are what the table shows; its windows are the raw
+numbers behind them, so that nothing in the table must be taken on trust.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+MET, MISSED = "met", "missed"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a figure should reach."""
+
+    text: str
+    met: bool
+
+    def __str__(self) -> str:
+        return f"{self.text}: {MET if self.met else MISSED}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table."""
+
+    table: str
+    subject: str
+    load: str
+    who: str
+    figures: dict[str, str]  # heading -> as it is shown
+    aims: tuple[Aim, ...] = ()
+    windows: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """The lines of one run, and what they were measured on."""
+
+    machine: str
+    setting: dict[str, Any]
+    lines: list[Line] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what is absent, and why
+
+    def save(self, path: Path) -> None:
+        """Write everything as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """Read what `save` wrote."""
+        found = json.loads(path.read_text())
+        lines = [
+            Line(**{**line, "aims": tuple(Aim(**aim) for aim in line["aims"])})
+            for line in found.pop("lines")
+        ]
+        return cls(**found, lines=lines)
+
+    def text(self) -> str:
+        """Return the tables for a terminal."""
+        return "\n".join(_blocks(self.lines, _aligned))
+
+    def markdown(self) -> str:
+        """Return the tables, the aims and what is absent, for the documentation."""
+        told = ", ".join(f"{name} {value}" for name, value in self.setting.items())
+        parts = [f"Measured on {self.machine}; {told}.", "", *_blocks(self.lines, _piped)]
+        aims = [
+            f"- {line.table}, {line.subject}, {line.load}: {aim}"
+            for line in self.lines
+            for aim in line.aims
+        ]
+        if aims:
+            parts += ["### Aims", "", *aims, ""]
+        if self.notes:
+            parts += ["### Not measured", "", *(f"- {note}" for note in self.notes), ""]
+        return "\n".join(parts)
+
+
+def _blocks(lines: Sequence[Line], draw: Any) -> Iterable[str]:
+    for table in dict.fromkeys(line.table for line in lines):
+        mine = [line for line in lines if line.table == table]
+        headings = list(dict.fromkeys(name for line in mine for name in line.figures))
+        rows = [["twin", "load", "who", *headings]]
+        for line in mine:
+            figures = [line.figures.get(name, "") for name in headings]
+            rows.append([line.subject, line.load, line.who, *figures])
+        yield from (f"### {table}", "", *draw(rows), "")
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _piped(rows: list[list[str]]) -> list[str]:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return [head, "|" + "---|" * len(rows[0]), *body]
+
+
+def main() -> None:
+    """Print the Markdown of a run that was kept."""
+    parser = argparse.ArgumentParser(description="the tables of a run, as Markdown")
+    parser.add_argument("results", type=Path)
+    print(Report.read(parser.parse_args().results).markdown())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What becomes of the server when more comes than it can do, and goes on coming?
+
+Goodput is what was answered within its deadline, against the most that the server answers in a
+closed loop with 32 calls in flight. Refusals should cost a caller no more than the wire does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.serving import figures, forms, h2load, servers, wire
+from benchmarks.serving.report import Aim, Line, Report
+from benchmarks.serving.servers import Server
+from benchmarks.serving.stage import Setting
+from benchmarks.serving.subjects import Subject
+
+TABLE = "Overload, open loop"
+LEAST = {1.5: 0.9, 3.0: 0.85, 10.0: 0.8}  # times the capacity -> goodput, of the best
+MOST_WAIT = 0.010  # seconds that a refusal's p99 may lie above an echo's
+DEADLINE = 1.0
+CONNECTIONS = 8
+# More calls a second than the generator can send beside a server on two cores are not sent.
+MOST_CALLS = 12_000.0
+REFUSED = {wire.RESOURCE_EXHAUSTED, wire.UNAVAILABLE, wire.DEADLINE_EXCEEDED}
+
+
+def measure(
+    subject: Subject, setting: Setting, report: Report, seconds: float, factors: tuple[float, ...]
+) -> None:
+    """Overload a fresh server on one twin, each factor for so many seconds."""
+    body = forms.CONTRACT.body(subject, [forms.given(subject)])
+    with servers.ours(subject.path, still=False) as ours, servers.echo("poll", 8) as echo:
+        best = _capacity(ours, body, setting.seconds)
+        before = ours.usage()
+        for factor in factors:
+            rate = min(factor * best, MOST_CALLS)
+            calls = _offered(ours, body, rate, seconds)
+            with echo.turn():
+                echoed = _offered(echo, body, rate, min(seconds, setting.seconds))
+            found = sort(calls, seconds)
+            idle = figures.percentile([call.seconds for call in echoed], 0.99)
+            after = ours.usage()
+            again = _capacity(ours, body, setting.seconds)
+            report.lines.append(
+                Line(
+                    TABLE,
+                    str(subject),
+                    f"{factor:g} x: {rate:.0f} a second"
+                    + (" (all we can send)" if rate < factor * best else ""),
+                    "ours",
+                    {
+                        "goodput, of best": f"{found.goodput / best:.2f}",
+                        "refused": str(len(found.refusals)),
+                        "expired": str(found.expired),
+                        "lost": str(found.lost),
+                        "refusals' p99 ms": _milliseconds(found.refusals),
+                        "echo's p99 ms": f"{1e3 * idle:.1f}",
+                        "sent late, p99 ms": f"{1e3 * found.late:.1f}",
+                        "memory": f"{figures.growth(before.resident, after.resident):+.1%}",
+                        "afterwards, of best": f"{again / best:.2f}",
+                    },
+                    aims=_aims(factor, found, best, idle),
+                    windows={
+                        "best": best,
+                        "goodput": found.goodput,
+                        "resident": [before.resident, after.resident],
+                        "threads": [before.threads, after.threads],
+                    },
+                )
+            )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of the calls of one overload."""
+
+    goodput: float  # calls a second answered within their deadline
+    refusals: tuple[float, ...]  # seconds until each was refused
+    expired: int  # calls that waited for nothing until their deadline
+    lost: int  # calls that ended in any other way
+    late: float  # p99 of what the generator was late by
+
+
+def sort(calls: Sequence[wire.Call], seconds: float) -> Found:
+    """Sort ended calls by what became of them; a refusal after half of the deadline is none."""
+    good = sum(call.status == wire.OK and call.seconds <= DEADLINE for call in calls)
+    refused = [
+        call.seconds for call in calls if call.status in REFUSED and call.seconds < DEADLINE / 2
+    ]
+    expired = sum(
+        (call.status in REFUSED and call.seconds >= DEADLINE / 2)
+        or (call.status == wire.OK and call.seconds > DEADLINE)
+        for call in calls
+    )
+    late = figures.percentile([call.sent - call.due for call in calls], 0.99)
+    lost = len(calls) - good - len(refused) - expired
+    return Found(good / seconds, tuple(refused), expired, lost, late)
+
+
+def _aims(factor: float, found: Found, best: float, idle: float) -> tuple[Aim, ...]:
+    least, share = LEAST[factor], found.goodput / best
+    aims = [Aim(f"goodput >= {least} of the best ({share:.2f})", share >= least)]
+    if found.refusals:
+        more = figures.percentile(found.refusals, 0.99) - idle
+        text = f"refusals' p99 at most 10 ms above an echo's ({1e3 * more:+.1f} ms)"
+        aims.append(Aim(text, more <= MOST_WAIT))
+    return tuple(aims)
+
+
+def _milliseconds(seconds: Sequence[float]) -> str:
+    return f"{1e3 * figures.percentile(seconds, 0.99):.1f}" if seconds else "none"
+
+
+def _capacity(server: Server, body: bytes, seconds: float) -> float:
+    """Return calls a second in a closed loop."""
+    connections = [server.connect() for _ in range(CONNECTIONS)]
+    wire.closed(connections, [body], 32, 0.5)
+    calls = wire.closed(connections, [body], 32, seconds)
+    for connection in connections:
+        connection.lose()
+    good = [call.ended for call in calls if call.status == wire.OK]
+    return h2load.steady_rate(np.array(good))
+
+
+def _offered(server: Server, body: bytes, rate: float, seconds: float) -> list[wire.Call]:
+    connections = [server.connect(timeout=DEADLINE) for _ in range(CONNECTIONS)]
+    calls = wire.paced(connections, [body], (np.arange(round(rate * seconds)) / rate).tolist())
+    for connection in connections:
+        connection.lose()
+    return calls
