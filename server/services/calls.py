@@ -1,4 +1,4 @@
-"""What every unary call shares: timing, counting, and errors turned into statuses.
+"""What every unary call shares: its priority, timing, counting, and errors turned into statuses.
 
 A servicer's method raises `TwinserveError` (or `ItemsFailed` for all of its items) and returns its
 response; the decorator does the rest, so that no method repeats it.
@@ -16,13 +16,19 @@ import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from twinserve.errors import Code, InternalFault, NotBuilt, TwinserveError
-from twinserve.server.callers import Caller
+from twinserve.errors import Code, InternalFault, InvalidInput, NotBuilt, TwinserveError
+from twinserve.server.callers import Caller, Priority
 from twinserve.server.gate import Gate
 from twinserve.server.metrics import Metrics
 from twinserve.server.services.status import status_of, status_of_items
 
 log = logging.getLogger(__name__)
+
+# The key of a call's metadata that says how urgent it is.
+PRIORITY_KEY = "twinserve-priority"
+_PRIORITIES: Mapping[str | bytes, Priority] = {
+    priority.name.lower(): priority for priority in Priority
+}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
@@ -58,10 +64,34 @@ def check_items(errors: Mapping[int, TwinserveError], count: int, *, atomic: boo
 
 
 def caller_of(context: Context) -> Caller:
-    """Say whose call this is and until when its answer is of use."""
+    """Say whose call this is, how urgent, and until when its answer is of use.
+
+    Raises:
+        InvalidInput: a priority that there is none of.
+    """
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
-    return Caller(client=context.peer() or "", deadline=deadline)
+    return Caller(context.peer() or "", deadline, priority_of(context))
+
+
+def priority_of(context: Context) -> Priority:
+    """Read how urgent the caller says the call is.
+
+    Raises:
+        InvalidInput: a priority that there is none of.
+    """
+    found = Priority.NORMAL
+    for key, value in context.invocation_metadata() or ():
+        if key == PRIORITY_KEY:
+            known = _PRIORITIES.get(value)
+            if known is None:
+                raise InvalidInput(
+                    f"the metadata key {PRIORITY_KEY} is {value!r:.80}; give high, normal or low, "
+                    "or leave it out",
+                    field=PRIORITY_KEY,
+                )
+            found = known
+    return found
 
 
 def unary(
@@ -76,6 +106,7 @@ def unary(
         code, model = "CANCELLED", ""
         try:
             with self.gate.enter():
+                priority_of(context)
                 response = await method(self, request, context)
             code, model = "OK", _model_of(response)
             return response

@@ -9,6 +9,7 @@ from twinserve.errors import InvalidInput, LimitExceeded, TwinserveError
 from twinserve.server import comparing
 from twinserve.server.config import Limits
 from twinserve.server.engine import Engine
+from twinserve.server.front import driven
 from twinserve.server.gate import Gate
 from twinserve.server.inputs import Vector
 from twinserve.server.metrics import Metrics
@@ -41,6 +42,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
         self.gate = gate
         self.limits = limits
 
+    @driven
     @unary
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         codec.check_count(len(request.inputs), "inputs", self.limits)
@@ -90,6 +92,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             response.packed.CopyFrom(codec.pack(rows, width, options.encoding))
         return response
 
+    @driven
     @unary
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
         codec.check_count(len(request.pairs), "pairs", self.limits)

@@ -16,6 +16,7 @@ from twinserve.oip import inference_pb2 as pb
 from twinserve.oip import inference_pb2_grpc as rpc
 from twinserve.server.config import Limits
 from twinserve.server.engine import Engine
+from twinserve.server.front import driven
 from twinserve.server.gate import Gate
 from twinserve.server.metrics import Metrics
 from twinserve.server.model_table import order
@@ -126,6 +127,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             ]
         )
 
+    @driven
     @unary
     async def ModelInfer(
         self, request: pb.ModelInferRequest, context: Context
