@@ -34,11 +34,12 @@ def check_filter(wanted: Filter, declared: Mapping[str, MetadataType]) -> None:
     Raises:
         UndeclaredKey: a clause names a key that was not declared for the gallery.
         InvalidInput: a value of another type than the key's, nested or long beyond the limits.
+            The field says where, as the request's filter is nested.
     """
-    parts = [(wanted, 1)]
+    parts = [(wanted, 1, "filter")]
     seen = 0
     while parts:
-        part, depth = parts.pop()
+        part, depth, field = parts.pop()
         seen += 1
         if depth > MAX_DEPTH or seen > MAX_PARTS:
             raise InvalidInput(
@@ -47,41 +48,46 @@ def check_filter(wanted: Filter, declared: Mapping[str, MetadataType]) -> None:
                 field="filter",
             )
         if isinstance(part, Clause):
-            seen += _check_clause(part, declared)
+            seen += _check_clause(part, declared, f"{field}.clause")
         elif isinstance(part, Not):
-            parts.append((part.filter, depth + 1))
+            parts.append((part.filter, depth + 1, f"{field}.not"))
         else:
-            parts.extend((inner, depth + 1) for inner in part.filters)
+            kind = "all" if isinstance(part, All) else "any"
+            parts.extend(
+                (inner, depth + 1, f"{field}.{kind}.filters[{i}]")
+                for i, inner in enumerate(part.filters)
+            )
 
 
-def _check_clause(clause: Clause, declared: Mapping[str, MetadataType]) -> int:
+def _check_clause(clause: Clause, declared: Mapping[str, MetadataType], field: str) -> int:
     wanted = declared.get(clause.key)
     if wanted is None:
         known = ", ".join(sorted(declared)) or "none"
         raise UndeclaredKey(
             f"the gallery declares no metadata key {clause.key!r}, so it cannot be filtered by; "
             f"declared: {known}",
-            field="filter",
+            field=f"{field}.key",
             metadata={"key": clause.key},
         )
     test = clause.test
-    values: tuple[MetadataValue | None, ...] = ()
+    values: dict[str, MetadataValue | None] = {}  # by where they stand in the clause
     if isinstance(test, Equals):
-        values = (test.value,)
+        values = {"equals": test.value}
     elif isinstance(test, AnyOf):
-        values = test.values
+        values = {f"any_of.values[{i}]": value for i, value in enumerate(test.values)}
     elif isinstance(test, InRange):
-        values = (test.at_least, test.below)
+        values = {"range.at_least": test.at_least, "range.below": test.below}
         if wanted is MetadataType.FLAG:
             raise InvalidInput(
-                f"key {clause.key!r} is a flag, which has no range; use equals", field="filter"
+                f"key {clause.key!r} is a flag, which has no range; use equals",
+                field=f"{field}.range",
             )
-        if values == (None, None):
+        if test.at_least is None and test.below is None:
             raise InvalidInput(
                 f"the range of key {clause.key!r} is open on both sides; use exists",
-                field="filter",
+                field=f"{field}.range",
             )
-    for value in values:
+    for place, value in values.items():
         if value is None:
             continue
         kind = check_value(value)
@@ -89,7 +95,7 @@ def _check_clause(clause: Clause, declared: Mapping[str, MetadataType]) -> int:
             raise InvalidInput(
                 f"key {clause.key!r} is declared as {wanted.value}, and the filter compares it "
                 f"with {kind.value} {value!r}",
-                field="filter",
+                field=f"{field}.{place}",
             )
     return len(values)
 

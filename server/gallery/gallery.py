@@ -18,7 +18,7 @@ import re
 import sqlite3
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +48,7 @@ from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.estimator import Estimator, Refresher
 from twinserve.server.gallery.filters import check_filter, matches
 from twinserve.server.gallery.rows import NewRow, Rows
-from twinserve.server.gallery.search import Question, View, rescore, search
+from twinserve.server.gallery.search import Question, View, go_on, rescore, search
 from twinserve.server.gallery.segments import Growing, Segment, safe
 from twinserve.server.gallery.store import Record, Store, as_twinserve_error
 from twinserve.server.gallery.types import (
@@ -280,6 +280,7 @@ class Gallery:
         by_subject: bool = True,
         exact: bool = False,
         ef: int | None = None,
+        proceed: Callable[[], None] = go_on,
     ) -> SearchOutcome:
         """The k nearest subjects (or items) of each probe.
 
@@ -291,6 +292,7 @@ class Gallery:
             by_subject: one hit per subject, its nearest item; else one per item.
             exact: compare with every item, however many.
             ef: breadth of the graph search, instead of the gallery's.
+            proceed: called between pieces of the work; what it raises ends the search.
 
         Raises:
             WrongShape, NotFinite, ZeroVector: the probes cannot be compared.
@@ -311,7 +313,7 @@ class Gallery:
         question = Question(k, by_subject, max_distance, exact, ef or self.settings.hnsw.ef)
         view = self.view
         exact_below = self._limits.exact_scan_below
-        hits, items, subjects = search(view, probes, question, filter, exact_below)
+        hits, items, subjects = search(view, probes, question, filter, exact_below, proceed)
         return SearchOutcome(
             tuple(hits),
             items,

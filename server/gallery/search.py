@@ -8,7 +8,7 @@ recomputed in float64 from the vectors as enrolled; float32 only chooses whom to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,13 +63,29 @@ class Question:
         return np.inf if self.max_distance is None else self.max_distance
 
 
+def go_on() -> None:
+    """Let a search run to its end."""
+
+
 def search(
-    view: View, probes: Embeddings, question: Question, wanted: Filter | None, exact_below: int
+    view: View,
+    probes: Embeddings,
+    question: Question,
+    wanted: Filter | None,
+    exact_below: int,
+    proceed: Callable[[], None] = go_on,
 ) -> tuple[list[Hits], int, int]:
     """Answer each probe; also how many items and subjects were searched.
 
-    probes: float32 [n, dimension], checked.
+    Args:
+        view: what is searched.
+        probes: float32 [n, dimension], checked.
+        question: what is asked.
+        wanted: only items that pass are searched.
+        exact_below: up to so many live vectors are scanned.
+        proceed: called between pieces of the work; what it raises ends the search.
     """
+    proceed()
     rows = view.rows
     if wanted is None:
         passing = rows.alive
@@ -92,14 +108,14 @@ def search(
     answers: list[Hits | None] = [None] * len(probes)
     enough = min(question.k, subjects if question.by_subject else kept)
     if not scan:
-        _through_graphs(view, ready, question, passing, enough, answers)
+        _through_graphs(view, ready, question, passing, enough, answers, proceed)
     open_probes = [number for number, answer in enumerate(answers) if answer is None]
     if open_probes:
         chosen_rows = None if wanted is None else np.flatnonzero(passing)
         part = (
             ready if len(open_probes) == len(probes) else Probes(probes[open_probes], view.metric)
         )
-        scanned = _scan(view, part, question, chosen_rows, enough)
+        scanned = _scan(view, part, question, chosen_rows, enough, proceed)
         for number, hits in zip(open_probes, scanned, strict=True):
             answers[number] = hits
     return [answer for answer in answers if answer is not None], kept, subjects
@@ -168,7 +184,12 @@ def _units(probes: Probes, parts: Sequence[Stretch], count: int) -> NDArray[np.f
 
 
 def _scan(
-    view: View, probes: Probes, question: Question, rows: Indices | None, enough: int
+    view: View,
+    probes: Probes,
+    question: Question,
+    rows: Indices | None,
+    enough: int,
+    proceed: Callable[[], None],
 ) -> list[Hits]:
     """Answer exactly over `rows`, or over all live rows where None."""
     if rows is None:
@@ -177,10 +198,11 @@ def _scan(
         labels = view.rows.label[rows]
         parts = stretches(view.segments, labels)
     if not (view.safe and safe(probes.lengths, view.metric)):
-        return [
-            _hits(view, question, rows, rescore(view, probe, labels), exact=True)
-            for probe in probes.vectors
-        ]
+        slow = []
+        for probe in probes.vectors:
+            proceed()
+            slow.append(_hits(view, question, rows, rescore(view, probe, labels), exact=True))
+        return slow
     errors = probes.error(max(part.longest for part in parts))
     block = max(1, CELLS // len(rows))
     answers: list[Hits] = []
@@ -188,7 +210,9 @@ def _scan(
         some = probes
         if block < len(probes.vectors):
             some = Probes(probes.vectors[start : start + block], probes.metric)
+        proceed()
         for number, units in enumerate(_units(some, parts, len(rows)), start):
+            proceed()
             ranked = Ranked(rows, labels, units, float(errors[number]))
             answers.append(_nearest(view, question, probes.vectors[number], ranked, enough))
     return answers
@@ -250,6 +274,7 @@ def _through_graphs(
     passing: NDArray[np.bool_],
     enough: int,
     answers: list[Hits | None],
+    proceed: Callable[[], None],
 ) -> None:
     """Fill in the answers that the graphs give; leave None where the exact scan must decide."""
     rows = view.rows
@@ -264,6 +289,7 @@ def _through_graphs(
         labels, units = _candidates(view.segments, part, wanted)
         still_open = []
         for number, probe in enumerate(open_probes):
+            proceed()
             vector = probes.vectors[probe]
             found = rows.of_labels(labels[number])
             found = found[passing[found]]

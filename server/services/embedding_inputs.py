@@ -1,11 +1,16 @@
-"""From the input messages of a call to their embeddings, with every error at its field's path."""
+"""From the input messages of a call to their embeddings, with every error at its field's path.
+
+Two steps, so that a call of many large inputs can take the first, which reads and digests every
+byte, in a thread.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from twinserve.errors import TwinserveError
+from twinserve.manifest import InputContract
 from twinserve.server import inputs
 from twinserve.server.callers import Caller
 from twinserve.server.config import Limits
@@ -13,6 +18,46 @@ from twinserve.server.engine import Embedded, Engine, Outcome
 from twinserve.server.inputs import RawInput
 from twinserve.server.services import codec
 from twinserve.v1 import shared_pb2 as shared
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One input as it was read."""
+
+    field: str  # path of the message
+    kind: str  # which of the message's kinds is set
+    raw: RawInput | TwinserveError
+    digest: bytes = b""  # of a usable one, where it was asked for
+
+
+def read_messages(
+    messages: Sequence[tuple[str, shared.Input]],
+    limits: Limits,
+    contract: InputContract,
+    truncate: bool | None = None,
+    *,
+    digests: bool | None = None,
+) -> list[Reading]:
+    """Read the inputs of a call.
+
+    Args:
+        messages: (path of the field, input) each.
+        limits: of one input.
+        contract: of the twin that they are for.
+        truncate: whether long texts are cut; None is the twin's own rule.
+        digests: whether to digest them; None does where several may repeat, since the digest of a
+            lone one costs as much as its decoding.
+    """
+    if digests is None:
+        digests = len(messages) > 1
+    found = []
+    for field, message in messages:
+        raw = codec.raw_input(message, field, limits, truncate)
+        digest = b""
+        if digests and not isinstance(raw, TwinserveError):
+            digest = inputs.digest(raw, contract)
+        found.append(Reading(field, message.WhichOneof("kind") or "", raw, digest))
+    return found
 
 
 async def embed_messages(
@@ -23,46 +68,49 @@ async def embed_messages(
     dimension: int | None = None,
     truncate: bool | None = None,
 ) -> Embedded:
-    """Embed the inputs of a call.
+    """Read and embed the inputs of a call; see `read_messages` and `embed_readings`."""
+    readings = read_messages(messages, limits, engine.manifest.input, truncate)
+    return await embed_readings(engine, readings, caller, dimension)
+
+
+async def embed_readings(
+    engine: Engine, readings: Sequence[Reading], caller: Caller, dimension: int | None = None
+) -> Embedded:
+    """Embed what was read of a call.
 
     Identical inputs are embedded once; one that cannot be used has its error in its place.
 
     Args:
         engine: the twin.
-        messages: (path of the field, input) each, at least one.
+        readings: at least one; with digests where there are several.
         caller: whose call it is.
-        limits: of one input.
         dimension: of the embeddings; None is the twin's full one.
-        truncate: whether long texts are cut; None is the twin's own rule.
     """
-    read = [codec.raw_input(message, field, limits, truncate) for field, message in messages]
     # Which of the distinct usable inputs each message is; None where it cannot be read.
     place: dict[bytes, int] = {}
     distinct: list[RawInput] = []
     origin: list[int | None] = []
-    for raw in read:
-        if isinstance(raw, TwinserveError):
+    for one in readings:
+        if isinstance(one.raw, TwinserveError):
             origin.append(None)
             continue
-        # A lone input cannot repeat, and its digest would cost as much as its decoding.
-        key = inputs.digest(raw, engine.manifest.input) if len(read) > 1 else b""
-        if key not in place:
-            place[key] = len(distinct)
-            distinct.append(raw)
-        origin.append(place[key])
+        if one.digest not in place:
+            place[one.digest] = len(distinct)
+            distinct.append(one.raw)
+        origin.append(place[one.digest])
     width = engine.manifest.dimension if dimension is None else dimension
     embedded = Embedded((), engine.space_of(width), 0.0, None)
     if distinct:
         embedded = await engine.embed(distinct, caller, dimension)
     outcomes: list[Outcome] = []
-    for (field, message), raw, at in zip(messages, read, origin, strict=True):
-        if isinstance(raw, TwinserveError):
-            outcomes.append(raw)
+    for one, at in zip(readings, origin, strict=True):
+        if isinstance(one.raw, TwinserveError):
+            outcomes.append(one.raw)
             continue
         assert at is not None
         outcome = embedded.outcomes[at]
         if isinstance(outcome, TwinserveError):
-            outcome = outcome.at(f"{field}.{outcome.field or message.WhichOneof('kind')}")
+            outcome = outcome.at(f"{one.field}.{outcome.field or one.kind}")
         outcomes.append(outcome)
     return replace(
         embedded,

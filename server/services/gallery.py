@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import hashlib
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 
 from twinserve import decision, distance
 from twinserve.errors import (
+    DeadlineExceeded,
     EmptyInput,
     InvalidInput,
     LimitExceeded,
@@ -25,8 +28,8 @@ from twinserve.server import inputs, paging
 from twinserve.server.admission import Admission
 from twinserve.server.callers import Caller
 from twinserve.server.config import Limits
-from twinserve.server.engine import Embedded
-from twinserve.server.gallery import GallerySettings, Hits, NewItem, SearchOutcome
+from twinserve.server.engine import Embedded, Engine
+from twinserve.server.gallery import GallerySettings, Hits, NewItem
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.gate import Gate
@@ -42,7 +45,7 @@ from twinserve.server.services.calls import (
     not_built,
     unary,
 )
-from twinserve.server.services.embedding_inputs import embed_messages
+from twinserve.server.services.embedding_inputs import Reading, embed_readings, read_messages
 from twinserve.server.services.status import status_of
 from twinserve.v1 import gallery_service_pb2 as pb
 from twinserve.v1 import gallery_service_pb2_grpc as rpc
@@ -52,6 +55,7 @@ Result = TypeVar("Result")
 
 DEFAULT_TOP_K = 10
 MAX_EF = 4096
+FEW_INPUTS = 8  # of a call that are read in place; more are read in a thread
 PATIENCE = 10.0  # seconds that a read without a deadline waits for its at_least
 _CHANGES = {
     "created": pb.CHANGE_CREATED,
@@ -63,7 +67,8 @@ _CHANGES = {
 class GalleryService(rpc.GalleryServiceServicer):
     """Keeps and searches galleries; see the contract for what each call promises.
 
-    Reads run in `readers`, writes in the gallery's own writer; the event loop only moves things.
+    Reads run in `readers`, writes in the gallery's own writer, and galleries are made and deleted
+    in a thread of their own, since that waits for the disk; the event loop only moves things.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         self.limits = limits
         self._admission = admission
         self._readers = readers
+        self._changer = ThreadPoolExecutor(1, thread_name_prefix="galleries")
 
     @unary
     async def CreateGallery(
@@ -94,24 +100,25 @@ class GalleryService(rpc.GalleryServiceServicer):
                 "gallery.name is empty; give a name of [a-z0-9][a-z0-9._-]{0,62}",
                 field="gallery.name",
             )
-        engine = self.models.resolve(asked.model, "gallery.model")
         if asked.max_items < 0:
             raise InvalidInput(
                 f"max_items is {asked.max_items}; give at least 1, or 0 for the server's limit",
                 field="gallery.max_items",
             )
-        dimension = asked.dimension or engine.manifest.dimension
-        settings = GallerySettings(
-            name=asked.name,
-            model=engine.name,
-            space_id=engine.space_of(dimension, "gallery.dimension"),
-            dimension=dimension,
-            metric=codec.metric_of(asked.metric) or engine.manifest.metric,
-            hnsw=gallery_codec.hnsw_settings(asked.hnsw),
-            metadata_keys=gallery_codec.metadata_keys(list(asked.metadata_keys)),
-            max_items=asked.max_items,
-        )
-        status = await self._read(lambda: self.galleries.create(settings, request.request_id))
+        with self.models.using(asked.model, "gallery.model") as engine:
+            dimension = asked.dimension or engine.manifest.dimension
+            settings = GallerySettings(
+                name=asked.name,
+                model=engine.name,
+                space_id=engine.space_of(dimension, "gallery.dimension"),
+                dimension=dimension,
+                metric=codec.metric_of(asked.metric) or engine.manifest.metric,
+                hnsw=gallery_codec.hnsw_settings(asked.hnsw),
+                metadata_keys=gallery_codec.metadata_keys(list(asked.metadata_keys)),
+                max_items=asked.max_items,
+            )
+            # Held until the gallery is there: no unload may come between.
+            status = await self._change(lambda: self.galleries.create(settings, request.request_id))
         return pb.CreateGalleryResponse(gallery=gallery_codec.gallery_message(status))
 
     @unary
@@ -141,7 +148,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         self, request: pb.DeleteGalleryRequest, context: Context
     ) -> pb.DeleteGalleryResponse:
         name = codec.required(request.name, "name")
-        await self._read(lambda: self.galleries.delete(name))
+        await self._change(lambda: self.galleries.delete(name))
         return pb.DeleteGalleryResponse()
 
     @unary
@@ -150,13 +157,18 @@ class GalleryService(rpc.GalleryServiceServicer):
         gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
         places = [i for i, item in enumerate(request.items) if item.HasField("input")]
         messages = [(f"items[{i}].input", request.items[i].input) for i in places]
-        embedded = await self._embed(gallery, messages, caller_of(context))
+        with self._engine(gallery, messages) as engine:
+            readings = await self._read_inputs(engine, messages, digests=True)
+            embedded = await self._embed(gallery, engine, readings, caller_of(context))
         errors = {places[i]: error for i, error in embedded.errors.items()}
         check_items(errors, len(request.items), atomic=request.atomic)
-        vectors = dict(zip(places, embedded.outcomes, strict=True))
+        given = {
+            places[i]: (outcome, _content_digest(gallery, readings[i]))
+            for i, outcome in enumerate(embedded.outcomes)
+        }
         items: dict[int, NewItem] = {}
         for i, asked in enumerate(request.items):
-            vector = vectors.get(i)
+            vector, digest = given.get(i, (None, b""))
             if isinstance(vector, TwinserveError):
                 continue
             try:
@@ -165,7 +177,7 @@ class GalleryService(rpc.GalleryServiceServicer):
                     subject=asked.item.subject,
                     metadata=gallery_codec.metadata(asked.item.metadata, f"items[{i}].item"),
                     embedding=vector,
-                    digest=self._content_digest(gallery, asked),
+                    digest=digest,
                 )
             except TwinserveError as error:
                 errors[i] = error
@@ -294,22 +306,25 @@ class GalleryService(rpc.GalleryServiceServicer):
         k, ef, max_distance = _search_settings(request, self.limits)
         chosen = gallery_codec.filter_of(request.filter) if request.HasField("filter") else None
         await self._wait_for(gallery, request.at_least, context)
-        embedded = await self._embed(
-            gallery,
-            [(f"probes[{i}]", probe) for i, probe in enumerate(request.probes)],
-            caller_of(context),
-        )
+        caller = caller_of(context)
+        messages = [(f"probes[{i}]", probe) for i, probe in enumerate(request.probes)]
+        with self._engine(gallery, messages) as engine:
+            readings = await self._read_inputs(engine, messages)
+            embedded = await self._embed(gallery, engine, readings, caller)
+            calibrations = _calibrations(engine, gallery.settings)
+            version = _version_that_ran(engine, embedded)
         errors = embedded.errors
         check_items(errors, len(request.probes))
         count_errors(self.metrics, errors)
         places = [i for i in range(len(request.probes)) if i not in errors]
         probes = np.stack([o for o in embedded.outcomes if not isinstance(o, TwinserveError)])
-        settings = gallery.settings
-        calibrations = self._calibrations(settings)
-        calibration = decision.nearest_of(calibrations, settings.metric, 1).calibration
+        metric = gallery.settings.metric
+        calibration = decision.nearest_of(calibrations, metric, 1).calibration
+        seen = self.metrics.nearest.labels(gallery.settings.model)
+        began = time.perf_counter()
 
-        def search() -> tuple[SearchOutcome, decision.SearchLimit]:
-            found = gallery.search(
+        def search(proceed: Callable[[], None]) -> tuple[pb.SearchResponse, decision.SearchLimit]:
+            outcome = gallery.search(
                 probes,
                 k=k,
                 filter=chosen,
@@ -317,42 +332,46 @@ class GalleryService(rpc.GalleryServiceServicer):
                 by_subject=request.group_by != pb.GROUP_BY_ITEM,
                 exact=request.exact,
                 ef=ef,
+                proceed=proceed,
             )
-            # Also in the thread: the first to ask for a rate has the gallery's evidence evaluated.
-            return found, decision.search_limit(
-                rule, calibration, found.items, found.subjects, found.strangers
+            seconds = time.perf_counter() - began
+            self.metrics.search.labels("Search").observe(seconds)
+            # Also in the thread: the first to ask for a rate has the gallery's evidence evaluated,
+            # and a reply of thousands of hits takes a while to write.
+            limit = decision.search_limit(
+                rule, calibration, outcome.items, outcome.subjects, outcome.strangers
             )
+            response = pb.SearchResponse(
+                consistency_token=outcome.token,
+                model_version=version,
+                timing=codec.timing_message(embedded.ride, embedded.preprocess, seconds),
+            )
+            found = dict(zip(places, outcome.results, strict=True))
+            sizes = {hit.items for hits in outcome.results for hit in hits.hits}
+            judges = {
+                size: decision.nearest_of(calibrations, metric, size).likelihood for size in sizes
+            }
+            details = {}
+            if request.view == pb.ITEM_VIEW_FULL:
+                wanted = [hit.item_id for hits in outcome.results for hit in hits.hits]
+                details = {item.id: item for item in gallery.items(wanted)}
+            for i in range(len(request.probes)):
+                result = response.results.add()
+                if i in errors:
+                    result.error.CopyFrom(status_of(errors[i]))
+                    continue
+                proceed()
+                if found[i].hits:
+                    seen.observe(found[i].hits[0].distance)
+                _write_hits(result.hits, found[i], limit, judges)
+                for hit in result.hits.hits:
+                    if hit.item.id in details:
+                        hit.item.CopyFrom(gallery_codec.item_message(details[hit.item.id]))
+            return response, limit
 
-        began = time.perf_counter()
         with self._admission.admit(len(probes)):
-            outcome, limit = await self._read(search)
-        seconds = time.perf_counter() - began
-        self.metrics.search.labels("Search").observe(seconds)
-        response = pb.SearchResponse(
-            consistency_token=outcome.token,
-            model_version=self._version_that_ran(gallery, embedded),
-            timing=codec.timing_message(embedded.ride, embedded.preprocess, seconds),
-        )
+            response, limit = await self._read_while_wanted(search, caller)
         self.metrics.search_decisions.labels(limit.evidence.value).inc(len(probes))
-        found = dict(zip(places, outcome.results, strict=True))
-        sizes = {hit.items for hits in outcome.results for hit in hits.hits}
-        judges = {
-            size: decision.nearest_of(calibrations, settings.metric, size).likelihood
-            for size in sizes
-        }
-        details = {}
-        if request.view == pb.ITEM_VIEW_FULL:
-            wanted = [hit.item_id for hits in outcome.results for hit in hits.hits]
-            details = {item.id: item for item in await self._read(lambda: gallery.items(wanted))}
-        for i in range(len(request.probes)):
-            result = response.results.add()
-            if i in errors:
-                result.error.CopyFrom(status_of(errors[i]))
-                continue
-            _write_hits(result.hits, found[i], limit, judges)
-            for hit in result.hits.hits:
-                if hit.item.id in details:
-                    hit.item.CopyFrom(gallery_codec.item_message(details[hit.item.id]))
         return response
 
     @unary
@@ -364,7 +383,12 @@ class GalleryService(rpc.GalleryServiceServicer):
         decision.check_rule(rule, search=False)
         prior = decision.check_prior(request.prior if request.HasField("prior") else None)
         await self._wait_for(gallery, request.at_least, context)
-        embedded = await self._embed(gallery, [("probe", request.probe)], caller_of(context))
+        messages = [("probe", request.probe)]
+        with self._engine(gallery, messages) as engine:
+            readings = await self._read_inputs(engine, messages)
+            embedded = await self._embed(gallery, engine, readings, caller_of(context))
+            calibrations = _calibrations(engine, gallery.settings)
+            version = _version_that_ran(engine, embedded)
         probe = embedded.outcomes[0]
         if isinstance(probe, TwinserveError):
             raise probe
@@ -375,9 +399,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         self.metrics.search.labels("Verify").observe(seconds)
         settings = gallery.settings
         self.metrics.distances.labels(settings.model).observe(nearest.distance)
-        judged = decision.nearest_of(
-            self._calibrations(settings), settings.metric, nearest.items_compared
-        )
+        judged = decision.nearest_of(calibrations, settings.metric, nearest.items_compared)
         limit = decision.limit(rule, judged.calibration, judged.compared)
         return pb.VerifyResponse(
             score=codec.score_message(
@@ -387,26 +409,60 @@ class GalleryService(rpc.GalleryServiceServicer):
             item_id=nearest.item_id,
             items_compared=nearest.items_compared,
             consistency_token=nearest.token,
-            model_version=self._version_that_ran(gallery, embedded),
+            model_version=version,
             timing=codec.timing_message(embedded.ride, embedded.preprocess, seconds),
         )
 
+    @contextlib.contextmanager
+    def _engine(
+        self, gallery: Gallery, messages: Sequence[tuple[str, shared.Input]]
+    ) -> Iterator[Engine | None]:
+        """Hold the engine of the gallery's space; None where none is served and none is needed."""
+        settings = gallery.settings
+        with contextlib.ExitStack() as stack:
+            engine = None
+            try:
+                engine = stack.enter_context(
+                    self.models.using_space(settings.model, settings.space_id)
+                )
+            except SpaceMismatch:
+                if not all(message.WhichOneof("kind") == "embedding" for _, message in messages):
+                    raise
+            yield engine
+
+    async def _read_inputs(
+        self,
+        engine: Engine | None,
+        messages: Sequence[tuple[str, shared.Input]],
+        *,
+        digests: bool | None = None,
+    ) -> list[Reading]:
+        """Read and digest the inputs of a call, many of them in a thread."""
+        if engine is None:
+            return [
+                Reading(field, "embedding", codec.raw_input(message, field, self.limits))
+                for field, message in messages
+            ]
+        contract = engine.manifest.input
+
+        def read() -> list[Reading]:
+            return read_messages(messages, self.limits, contract, digests=digests)
+
+        return read() if len(messages) <= FEW_INPUTS else await self._read(read)
+
     async def _embed(
-        self, gallery: Gallery, messages: Sequence[tuple[str, shared.Input]], caller: Caller
+        self, gallery: Gallery, engine: Engine | None, readings: Sequence[Reading], caller: Caller
     ) -> Embedded:
         """Embed inputs into the gallery's space; no model is needed when all are ready vectors."""
         settings = gallery.settings
-        if all(message.WhichOneof("kind") == "embedding" for _, message in messages):
-            read = [codec.raw_input(message, field, self.limits) for field, message in messages]
-            embedded = Embedded(tuple(_checked(raw, settings) for raw in read), "", 0.0, None)
+        if engine is None or all(one.kind == "embedding" for one in readings):
+            checked = tuple(_checked(one.raw, settings) for one in readings)
+            embedded = Embedded(checked, "", 0.0, None)
         else:
-            engine = self.models.of_space(settings.model, settings.space_id)
-            embedded = await embed_messages(
-                engine, messages, caller, self.limits, settings.dimension
-            )
+            embedded = await embed_readings(engine, readings, caller, settings.dimension)
             self.metrics.preprocess.labels(engine.name).observe(embedded.preprocess)
         outcomes: list[Vector | TwinserveError] = []
-        for (field, message), outcome in zip(messages, embedded.outcomes, strict=True):
+        for one, outcome in zip(readings, embedded.outcomes, strict=True):
             try:
                 if not isinstance(outcome, TwinserveError):
                     # The gallery's metric may be stricter than the model's: cosine and zero.
@@ -414,48 +470,65 @@ class GalleryService(rpc.GalleryServiceServicer):
             except TwinserveError as error:
                 outcome = error
             if isinstance(outcome, TwinserveError) and not outcome.field:
-                outcome = outcome.at(f"{field}.{message.WhichOneof('kind')}")
+                outcome = outcome.at(f"{one.field}.{one.kind}")
             outcomes.append(outcome)
         return Embedded(tuple(outcomes), embedded.space_id, embedded.preprocess, embedded.ride)
 
-    def _calibrations(self, settings: GallerySettings) -> list[Calibration]:
-        """Return what is known of the gallery's distances; nothing when no model serves it."""
-        try:
-            manifest = self.models.of_space(settings.model, settings.space_id).manifest
-        except SpaceMismatch:
-            return []
-        return [
-            calibration
-            for calibration in manifest.calibrations
-            if calibration.precision == manifest.precision
-            and calibration.dimension == settings.dimension
-        ]
-
-    def _version_that_ran(self, gallery: Gallery, embedded: Embedded) -> str:
-        if embedded.ride is None:
-            return ""
-        settings = gallery.settings
-        return self.models.of_space(settings.model, settings.space_id).version
-
-    def _content_digest(self, gallery: Gallery, asked: pb.EnrollItem) -> bytes:
-        """Say what makes an enrolled content the same: the input and the space."""
-        if not asked.HasField("input") or asked.input.WhichOneof("kind") == "embedding":
-            return b""  # the gallery takes the vector's own
-        raw = codec.raw_input(asked.input, "input", self.limits)
-        assert not isinstance(raw, TwinserveError)
-        settings = gallery.settings
-        contract = self.models.of_space(settings.model, settings.space_id).manifest.input
-        digest = inputs.digest(raw, contract)
-        return hashlib.sha256(digest + settings.space_id.encode()).digest()
-
     async def _read(self, call: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+
+    async def _read_while_wanted(
+        self, call: Callable[[Callable[[], None]], Result], caller: Caller
+    ) -> Result:
+        """Read for as long as somebody waits: `call` asks now and then, by what it is given."""
+        given_up = threading.Event()
+
+        def proceed() -> None:
+            late = caller.deadline is not None and time.monotonic() >= caller.deadline
+            if late or given_up.is_set():
+                raise DeadlineExceeded(
+                    "the deadline passed while the gallery was searched; allow more time, or send "
+                    "fewer probes at a time"
+                )
+
+        try:
+            return await self._read(lambda: call(proceed))
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+
+    async def _change(self, call: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._changer, call)
 
     async def _wait_for(self, gallery: Gallery, token: str, context: Context) -> None:
         if token:
             remaining = context.time_remaining()
             patience = PATIENCE if remaining is None else remaining
             await self._read(lambda: gallery.wait_for(token, patience))
+
+
+def _calibrations(engine: Engine | None, settings: GallerySettings) -> list[Calibration]:
+    """Return what is known of the gallery's distances; nothing when no model serves it."""
+    if engine is None:
+        return []
+    manifest = engine.manifest
+    return [
+        calibration
+        for calibration in manifest.calibrations
+        if calibration.precision == manifest.precision
+        and calibration.dimension == settings.dimension
+    ]
+
+
+def _version_that_ran(engine: Engine | None, embedded: Embedded) -> str:
+    return "" if engine is None or embedded.ride is None else engine.version
+
+
+def _content_digest(gallery: Gallery, one: Reading) -> bytes:
+    """Say what makes an enrolled content the same: the input and the space."""
+    if one.kind == "embedding":
+        return b""  # the gallery takes the vector's own
+    return hashlib.sha256(one.digest + gallery.settings.space_id.encode()).digest()
 
 
 def _checked(
