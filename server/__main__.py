@@ -1,8 +1,9 @@
 """Wires the server and runs it: settings in, exit code out.
 
-Order of starting: device, twins (loaded and warmed), galleries, HTTP, gRPC, SERVING. Order of
-stopping, on SIGTERM or SIGINT: NOT_SERVING, a pause for load balancers, new calls refused and
-running ones finished within the grace period, galleries closed, exit 0.
+Order of starting: data folder, device, twins (loaded and warmed; those that are remembered too),
+galleries, HTTP, gRPC, SERVING. Order of stopping, on SIGTERM or SIGINT: NOT_SERVING, a pause for
+load balancers, new calls refused and running ones finished within the grace period, galleries
+closed, exit 0.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ from twinserve.server import config as configs
 from twinserve.server import gauges, http, providers
 from twinserve.server.admission import Admission
 from twinserve.server.config import ServerConfig
+from twinserve.server.data_folder import DataFolder
 from twinserve.server.front import Front
 from twinserve.server.gallery import GalleryLimits
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gate import Gate
 from twinserve.server.loading import Loader
 from twinserve.server.metrics import Metrics
-from twinserve.server.model_table import Table
+from twinserve.server.model_changes import ModelChanges
+from twinserve.server.model_records import ModelRecords
+from twinserve.server.model_table import Bound
 from twinserve.server.models import Models
 from twinserve.server.services.embedding import EmbeddingService
 from twinserve.server.services.gallery import GalleryService
@@ -84,16 +88,27 @@ async def serve(config: ServerConfig) -> None:
             config.limits.max_rows,
             lambda: max((engine.batcher.seconds_per_row for engine in models), default=0.001),
         )
-        loader = Loader(config, metrics, admission, workers, count)
-        stack.push_async_callback(_close, models)
-        await asyncio.to_thread(_load, config, models, loader)
+        folder = stack.enter_context(contextlib.closing(DataFolder(config.data_dir)))
         limits = GalleryLimits()
         if config.exact_below is not None:
             limits = replace(limits, exact_scan_below=config.exact_below)
-        galleries = Galleries(config.data_dir, limits)
+        galleries = Galleries(folder, limits)
+        changes = ModelChanges(
+            models,
+            Loader(config, metrics, admission, workers, count).load,
+            ModelRecords(folder.catalog),
+            lambda: [Bound(one.name, one.model, one.space_id) for one in galleries.settings()],
+            config.model_dir,
+            metrics.forget,
+        )
+        stack.push_async_callback(asyncio.to_thread, changes.close)
+        loads = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="load"))
+        # Before the galleries: their background work would disturb what is measured of the twins.
+        await asyncio.to_thread(changes.start, config.models, forget=config.forget_models)
         await asyncio.to_thread(galleries.open)
         stack.push_async_callback(asyncio.to_thread, galleries.close)
         gauges.watch_models(metrics, models)
+        gauges.watch_shadows(metrics, changes.shadows)
         gauges.watch_admission(metrics, admission)
         gauges.watch_galleries(metrics, galleries)
 
@@ -111,7 +126,7 @@ async def serve(config: ServerConfig) -> None:
             server,
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(models, metrics, gate), server
+            ModelService(models, changes, metrics, gate, loads, readers), server
         )
         serving = False
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
@@ -174,17 +189,6 @@ def _front(config: ServerConfig, threads: ThreadPoolExecutor) -> Front:
         config.limits.max_calls,
         overloaded,
     )
-
-
-def _load(config: ServerConfig, models: Models, loader: Loader) -> None:
-    served = [loader.load(spec.path, spec.name) for spec in config.models]
-    names = {one.engine.name for one in served}
-    models.table = Table(tuple(served), default=names.pop() if len(names) == 1 else "")
-
-
-async def _close(models: Models) -> None:
-    for engine in models:
-        await engine.close()
 
 
 def _bind(server: Front, config: ServerConfig) -> int:

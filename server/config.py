@@ -50,6 +50,7 @@ class ServerConfig:
     models: tuple[ModelSpec, ...]
     data_dir: Path
     model_dir: Path | None = None
+    forget_models: bool = False
     host: str = "127.0.0.1"
     grpc_port: int = 50051
     http_port: int = 9090
@@ -120,6 +121,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model-dir", type=Path, metavar="DIR", help="the only folder that LoadModel may load from"
+    )
+    parser.add_argument(
+        "--forget-models",
+        action="store_true",
+        help="serve what --model names, and forget what LoadModel loaded and all aliases",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument(
@@ -251,6 +257,7 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         models=tuple(models),
         data_dir=arguments.data_dir,
         model_dir=arguments.model_dir,
+        forget_models=arguments.forget_models,
         host=arguments.host,
         grpc_port=arguments.grpc_port,
         http_port=arguments.http_port,

@@ -7,13 +7,14 @@ clients make as many as they like, and a label each would grow without bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from twinserve.server.admission import Admission
 from twinserve.server.engine import Engine
 from twinserve.server.gallery import GalleryStatus
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.metrics import Metrics, Samples
+from twinserve.server.shadow import Report, Shadow
 
 
 def watch_models(metrics: Metrics, models: Iterable[Engine]) -> None:
@@ -45,6 +46,38 @@ def watch_models(metrics: Metrics, models: Iterable[Engine]) -> None:
         ("model",),
         by_name(lambda engine: engine.batcher.waiting),
     )
+
+
+def watch_shadows(metrics: Metrics, shadows: Callable[[], Mapping[str, Shadow]]) -> None:
+    """Export how candidates fare on live calls, while they are tried."""
+
+    def each(read: Callable[[Report], float | None]) -> Callable[[], Samples]:
+        def samples() -> Samples:
+            reports = [shadow.report() for shadow in shadows().values()]
+            values = [((one.candidate, one.model), read(one)) for one in reports]
+            return [(labels, value) for labels, value in values if value is not None]
+
+        return samples
+
+    for name, text, read in (
+        ("calls", "Calls that the candidate answered too.", lambda one: one.calls),
+        ("skipped_calls", "Calls drawn for it while it was behind.", lambda one: one.skipped),
+        ("failed_items", "Items that the model embedded and the candidate did not.",
+         lambda one: one.failed),
+        ("mean_drift", "Mean cosine distance between both embeddings of an item; absent where the "
+         "spaces differ.", lambda one: one.mean_drift),
+        ("worst_drift", "Largest of those distances.", lambda one: one.worst_drift),
+        ("pairs", "Pairs of items decided by both.", lambda one: one.pairs),
+        ("pairs_decided_otherwise", "Pairs where one said match and the other did not.",
+         lambda one: one.pairs_decided_otherwise),
+        ("model_p99_seconds", "Of the last mirrored calls, in the model.",
+         lambda one: one.model_p99),
+        ("candidate_p99_seconds", "Of the same calls, in the candidate.",
+         lambda one: one.candidate_p99),
+    ):  # fmt: skip
+        metrics.watch_each(
+            f"shadow_{name}", f"Shadow run: {text}", ("candidate", "model"), each(read)
+        )
 
 
 def watch_admission(metrics: Metrics, admission: Admission) -> None:

@@ -44,6 +44,7 @@ from twinserve.messages import (
     Model,
     Removed,
     Results,
+    Shadow,
     Text,
     Timing,
     Vector,
@@ -74,6 +75,7 @@ __all__ = [
     "Model",
     "Removed",
     "Results",
+    "Shadow",
     "Text",
     "Timing",
     "Vector",
@@ -84,6 +86,8 @@ T = TypeVar("T")
 Filter = Mapping[str, MetadataValue | Sequence[MetadataValue]] | shared_pb2.Filter
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds between attempts on UNAVAILABLE
+# A large twin takes a minute to load and to warm.
+LOAD_SECONDS = 600.0
 _OPTIONS = [
     # The limit on a message is the server's to set; a client that refuses replies is of no use.
     ("grpc.max_send_message_length", -1),
@@ -543,6 +547,119 @@ class Client:
         """Return one loaded model by name, name@version or alias; "" is the only one served."""
         request = model_service_pb2.GetModelRequest(name=name)
         return messages.from_model(self._call(self._model.GetModel, request, timeout).model)
+
+    def load_model(
+        self,
+        file: str,
+        name: str = "",
+        *,
+        aliases: Sequence[str] = (),
+        force: bool = False,
+        timeout: float = LOAD_SECONDS,
+    ) -> Model:
+        """Have the server load and warm a twin, and move aliases to it, without failing a call.
+
+        Args:
+            file: below the server's --model-dir.
+            name: to serve it under; "" is the manifest's own.
+            aliases: that are to point at it.
+            force: do it even where galleries are left behind.
+            timeout: seconds; loading goes on when it has passed, and asking again waits for it.
+
+        Raises:
+            FailedPrecondition: not a twin, another file serves under its name and version, or
+                galleries would be left behind.
+            NotFound: no such file.
+        """
+        request = model_service_pb2.LoadModelRequest(
+            file=file, name=name, aliases=aliases, force=force
+        )
+        return messages.from_model(self._call(self._model.LoadModel, request, timeout).model)
+
+    def unload_model(
+        self,
+        name: str,
+        version: str = "",
+        *,
+        force: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Have the server stop serving a version, once the calls that run are done.
+
+        Args:
+            name: of the model.
+            version: of it; "" where only one is served.
+            force: do it even where aliases point at it, which go too, or galleries need it.
+            timeout: seconds, in place of the client's own.
+
+        Raises:
+            ModelNotFound: it is not served; also when the connection broke after it was unloaded,
+                and a retry asked again.
+            FailedPrecondition: aliases or galleries need it.
+        """
+        request = model_service_pb2.UnloadModelRequest(name=name, version=version, force=force)
+        self._call(self._model.UnloadModel, request, timeout)
+
+    def set_alias(
+        self,
+        alias: str,
+        name: str,
+        version: str = "",
+        *,
+        force: bool = False,
+        timeout: float | None = None,
+    ) -> Model:
+        """Point an alias, new or not, at a loaded version ("" is the newest), and return that.
+
+        Raises:
+            FailedPrecondition: another model has this name, or galleries would be left behind.
+        """
+        request = model_service_pb2.SetAliasRequest(
+            alias=alias, name=name, version=version, force=force
+        )
+        return messages.from_model(self._call(self._model.SetAlias, request, timeout).model)
+
+    def delete_alias(
+        self, alias: str, *, force: bool = False, timeout: float | None = None
+    ) -> None:
+        """Take an alias away.
+
+        Raises:
+            NotFound: there is none.
+            FailedPrecondition: galleries would be left behind.
+        """
+        request = model_service_pb2.DeleteAliasRequest(alias=alias, force=force)
+        self._call(self._model.DeleteAlias, request, timeout)
+
+    def start_shadow(
+        self, candidate: str, model: str, share: float, *, timeout: float | None = None
+    ) -> Shadow:
+        """Have a share of a model's live calls sent to a candidate too; callers see nothing of it.
+
+        The report so far is `model(candidate).shadow`.
+
+        Args:
+            candidate: name, name@version or alias.
+            model: likewise.
+            share: of the calls, in (0, 1].
+            timeout: seconds, in place of the client's own.
+
+        Raises:
+            FailedPrecondition: both are one, take other inputs, or one of both is in a run.
+        """
+        request = model_service_pb2.StartShadowRequest(
+            candidate=candidate, model=model, share=share
+        )
+        return messages.from_shadow(self._call(self._model.StartShadow, request, timeout).shadow)
+
+    def stop_shadow(self, candidate: str, *, timeout: float | None = None) -> Shadow:
+        """End a shadow run, and return its last report.
+
+        Raises:
+            NotFound: it is not the candidate of a run; also when a retry asked again.
+        """
+        request = model_service_pb2.StopShadowRequest(candidate=candidate)
+        return messages.from_shadow(self._call(self._model.StopShadow, request, timeout).shadow)
 
     def health(self, service: str = "", *, timeout: float | None = None) -> Health:
         """Return what the server says of itself, or of one service; asked once, without retry.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -478,6 +478,35 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True)
+class Shadow:
+    """How a candidate fares on another model's live calls.
+
+    `mean_drift` and `worst_drift` are cosine distances between both embeddings of an item; None
+    before the first, and where the two embed into different spaces (`comparable` is False).
+    """
+
+    candidate: str
+    model: str
+    share: float
+    calls: int
+    items: int
+    skipped: int  # calls, while the candidate was behind
+    failed: int  # items that the candidate gave an error for
+    first_error: str
+    comparable: bool
+    mean_drift: float | None
+    worst_drift: float | None
+    pairs: int  # of items, each decided by both
+    pairs_decided_otherwise: int
+    pairs_matched: int  # by the model
+    false_accept_rate: float | None  # of those decisions
+    model_p50_seconds: float
+    model_p99_seconds: float
+    candidate_p50_seconds: float
+    candidate_p99_seconds: float
+
+
+@dataclass(frozen=True)
 class Model:
     """One version of a twin as the server runs it."""
 
@@ -494,6 +523,9 @@ class Model:
     provider: str
     operating_points: tuple[OperatingPoint, ...]
     manifest_json: str
+    file: str = ""  # below the server's --model-dir; "" where --model named it
+    file_digest: str = ""  # SHA-256, hexadecimal
+    shadow: Shadow | None = None  # of the run whose candidate it is
 
     def manifest(self) -> Manifest:
         """Return everything that the twin's file says.
@@ -641,7 +673,20 @@ def from_model(model: model_pb2.Model) -> Model:
             for point in model.operating_points
         ),
         manifest_json=model.manifest_json,
+        file=model.file,
+        file_digest=model.file_digest,
+        shadow=from_shadow(model.shadow) if model.HasField("shadow") else None,
     )
+
+
+def from_shadow(shadow: model_pb2.Shadow) -> Shadow:
+    """Return the report of a shadow run."""
+    values = {one.name: getattr(shadow, one.name) for one in fields(Shadow)}
+    if not shadow.HasField("mean_drift"):
+        values["mean_drift"] = values["worst_drift"] = None
+    if not shadow.HasField("false_accept_rate"):
+        values["false_accept_rate"] = None
+    return Shadow(**values)
 
 
 def from_timing(timing: shared_pb2.ServerTiming) -> Timing:
