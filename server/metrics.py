@@ -21,7 +21,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from twinserve.server.batcher import Reason
+from twinserve.server.batcher import Reason, Ride
 from twinserve.server.observations import Counters, Family, HistogramCell, Histograms, Total
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,13 @@ class Metrics:
             "inference_seconds",
             "Seconds of one run of the model. Its sum over time, divided by the runners, is the "
             "share of time that they are busy.",
+            ("model",),
+        )
+        self.riding = self.histogram(
+            "riding_seconds",
+            "Seconds of the run that a call's inputs rode in, a call each (of several runs, the "
+            "largest). With queue and preprocess this is where a call's time goes; above "
+            "inference's mean, the larger runs carry most of the calls.",
             ("model",),
         )
         self.search = self.histogram(
@@ -170,6 +177,18 @@ class Metrics:
             lambda: [(tuple(build.values()), 1.0)],
         )
 
+    def embedded(self, model: str, preprocess: float, ride: Ride | None) -> None:
+        """Count where the time of a call's inputs went.
+
+        Args:
+            model: name of the model.
+            preprocess: seconds.
+            ride: of the call's largest run; None where none was needed.
+        """
+        self.preprocess.labels(model).observe(preprocess)
+        if ride is not None:
+            self.riding.labels(model).observe(ride.inference)
+
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Export a gauge that is read at each scrape, in the scrape's thread."""
         self.watch_each(name, text, (), lambda: [((), read())])
@@ -235,6 +254,7 @@ class Metrics:
             failed=failed,
             queue=self.queue.labels(model).total(),
             preprocess=self.preprocess.labels(model).total(),
+            riding=self.riding.labels(model).total(),
             inference=self.inference.labels(model).total(),
             rows=int(self.batch_rows.labels(model).total().sum),
             runs=sizes,
@@ -250,6 +270,7 @@ class ModelFigures:
     failed: Total  # calls that were not, as far as their model is known
     queue: Total  # jobs
     preprocess: Total  # calls
+    riding: Total  # calls, each with the time of its largest run
     inference: Total  # runs
     rows: int
     runs: dict[int, Total]  # by rows of the run
@@ -272,6 +293,7 @@ class BatchObserver:
             why: metrics.dropped.labels(model, why) for why in ("cancelled", "expired", "failed")
         }
         metrics.preprocess.labels(model)
+        metrics.riding.labels(model)
         self._sizes: dict[int, HistogramCell] = {}  # seconds by rows, at most max_batch of them
         self._last = 0.0
 

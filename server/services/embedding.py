@@ -68,7 +68,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             dimension,
             truncate,
         )
-        self.metrics.preprocess.labels(engine.name).observe(embedded.preprocess)
+        self.metrics.embedded(engine.name, embedded.preprocess, embedded.ride)
         check_items(embedded.errors, len(request.inputs), atomic=request.atomic)
         count_errors(self.metrics, embedded.errors)
         response = pb.EmbedResponse(
@@ -108,7 +108,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             dimension = _dimension_of(engine, sides)
         engine.space_of(dimension, "dimensions")  # refused before anything is decoded
         embedded = await embed_messages(engine, sides, caller_of(context), self.limits, dimension)
-        self.metrics.preprocess.labels(engine.name).observe(embedded.preprocess)
+        self.metrics.embedded(engine.name, embedded.preprocess, embedded.ride)
         errors: dict[int, TwinserveError] = {}
         whole: dict[int, tuple[Vector, Vector]] = {}
         for i in range(len(request.pairs)):

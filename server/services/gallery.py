@@ -460,7 +460,7 @@ class GalleryService(rpc.GalleryServiceServicer):
             embedded = Embedded(checked, "", 0.0, None)
         else:
             embedded = await embed_readings(engine, readings, caller, settings.dimension)
-            self.metrics.preprocess.labels(engine.name).observe(embedded.preprocess)
+            self.metrics.embedded(engine.name, embedded.preprocess, embedded.ride)
         outcomes: list[Vector | TwinserveError] = []
         for one, outcome in zip(readings, embedded.outcomes, strict=True):
             try:

@@ -142,7 +142,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
                 request, manifest, self.limits, wishes.prompt, wishes.truncate
             )
             embedded = await engine.embed(raws, wishes.of(caller_of(context)), wishes.dimension)
-            self.metrics.preprocess.labels(engine.name).observe(embedded.preprocess)
+            self.metrics.embedded(engine.name, embedded.preprocess, embedded.ride)
             check_items(_named(embedded.errors, request), len(raws), atomic=True)
             response = pb.ModelInferResponse(
                 model_name=engine.name, model_version=manifest.version, id=request.id

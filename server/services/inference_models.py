@@ -100,7 +100,7 @@ def statistics_message(name: str, version: str, figures: ModelFigures) -> pb.Mod
             fail=_duration(figures.failed),
             queue=_duration(figures.queue),
             compute_input=_duration(figures.preprocess),
-            compute_infer=_duration(figures.inference),
+            compute_infer=_duration(figures.riding),
         ),
         batch_stats=[
             pb.InferBatchStatistics(batch_size=rows, compute_infer=_duration(total))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,11 @@ from tests.server.wire import Refused
 from twinserve import __version__, manifest
 from twinserve.oip import inference_pb2 as pb
 from twinserve.oip import inference_pb2_grpc as rpc
+from twinserve.server.config import Limits
+from twinserve.server.gate import Gate
+from twinserve.server.metrics import Metrics
+from twinserve.server.models import Models
+from twinserve.server.services.inference import InferenceService
 
 CODE = grpc.StatusCode
 PIXELS, _ = twins.classes_of_pixels(4, 1)
@@ -659,3 +666,48 @@ def test_statistics_and_metrics_tell_the_same_runs(stub: Stub, oip_server: Runni
     ):
         (line,) = [line for line in text.splitlines() if line.startswith(series)]
         assert float(line.rsplit(" ", 1)[1]) == value
+
+
+def test_two_versions_are_told_apart_and_counted_together(
+    start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    for version, seed in (("1", 3), ("2", 4)):
+        (tmp_path / f"{version}.onnx").write_bytes(
+            twins.small_image_twin(version=version, seed=seed, calibrated=False)
+        )
+    models = [flag for v in "12" for flag in ("--model", tmp_path / f"{v}.onnx")]
+    server = start_server(*models, "--data-dir", tmp_path / "data")
+    with server.channel() as channel:
+        stub = Stub(channel)
+        for version, ran, seed in (("", "2", 4), ("1", "1", 3), ("2", "2", 4)):
+            request = pixels()
+            request.model_version = version
+            reply = stub.ModelInfer(request)
+            assert reply.model_version == ran
+            expected = twins.embed_pixels(PIXELS, seed)
+            np.testing.assert_allclose(embedded(reply), expected, atol=1e-5)
+        metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name="small"))
+        assert list(metadata.versions) == ["1", "2"]
+        found = statistics(stub, "small")
+        assert (found.version, found.inference_count) == ("2", 12), "rows of both versions"
+        with Refused(CODE.FAILED_PRECONDITION) as refused:
+            stub.ModelStatistics(pb.ModelStatisticsRequest(name="small", version="1"))
+        assert wire.field(refused.status) == "version"
+
+
+def test_a_server_that_stops_is_live_and_neither_it_nor_its_models_are_ready() -> None:
+    class One(Models):
+        def using(self, name: str, field: str = "model") -> AbstractContextManager[Any]:
+            return nullcontext()
+
+    async def ask(serving: bool) -> tuple[bool, bool, bool]:
+        service = InferenceService(One(), Metrics(), Gate(), Limits(), lambda: serving)
+        context: Any = None
+        return (
+            (await service.ServerLive(pb.ServerLiveRequest(), context)).live,
+            (await service.ServerReady(pb.ServerReadyRequest(), context)).ready,
+            (await service.ModelReady(pb.ModelReadyRequest(name="small"), context)).ready,
+        )
+
+    assert asyncio.run(ask(serving=True)) == (True, True, True)
+    assert asyncio.run(ask(serving=False)) == (True, False, False)

@@ -183,8 +183,9 @@ def test_statistics_count_what_the_client_has_sent(seen: Seen) -> None:
         ("long text", "INVALID_ARGUMENT", "row 0 of input text: the text has 42 tokens"),
         ("late", "DEADLINE_EXCEEDED", ""),
         ("wrong urgency", "INVALID_ARGUMENT", "twinserve-priority"),
-        ("get_model_metadata", "NOT_FOUND", "model nobody is not served"),
-        ("get_inference_statistics", "NOT_FOUND", "model nobody is not served"),
+        ("metadata", "NOT_FOUND", "model nobody is not served"),
+        ("statistics", "NOT_FOUND", "model nobody is not served"),
+        ("repository", "UNIMPLEMENTED", ""),
     ],
 )
 def test_a_refusal_is_told_by_code_and_sentence(

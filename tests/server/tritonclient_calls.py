@@ -135,11 +135,16 @@ def main(address: str, data: str) -> dict[str, Any]:
         "late": refused(client, "small", tiny, timeout=1),
         "wrong urgency": refused(client, "small", tiny, headers={"twinserve-priority": "soon"}),
     }
-    for call in (client.get_model_metadata, client.get_inference_statistics):
+    calls = {
+        "metadata": lambda: client.get_model_metadata("nobody"),
+        "statistics": lambda: client.get_inference_statistics("nobody"),
+        "repository": client.get_model_repository_index,
+    }
+    for name, call in calls.items():
         try:
-            call("nobody")
+            call()
         except InferenceServerException as error:
-            seen["refusals"][call.__name__] = {
+            seen["refusals"][name] = {
                 "status": str(error.status()),
                 "message": str(error.message()),
             }
