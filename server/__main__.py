@@ -182,6 +182,10 @@ def _front(config: ServerConfig, threads: ThreadPoolExecutor) -> Front:
             ("grpc.max_send_message_length", -1),
             # Two servers on one port would share its connections without a word.
             ("grpc.so_reuseport", 0),
+            # Beyond a thousand unread calls the core ends some by chance, as CANCELLED and unseen;
+            # the front reads them all, and says which limit was met.
+            ("grpc.server.max_pending_requests", 1_000_000),
+            ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
         ],
