@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 # Seconds after which a waiting job goes before its turn.
 AGEING = 1.0
+# What is told of a queue's time is taken at this part of it; of calls that the table refuses, one
+# of so many is let in.
+_SURE, _TRIED = 0.75, 8
 
 
 class Batcher:
@@ -78,13 +81,15 @@ class Batcher:
             expired=lambda job, rows: self._late.append((job, rows)),
         )
         self._free = runners
+        self._aside = True  # whether a run may leave beside those of the runners
         self._idle = 0  # threads that wait for a turn
         self._closed = False
+        self._foreseen = 0
         self._seconds_per_row = 0.001
-        # A thread that answers leaves its place to another.
+        # A thread that answers leaves its place to another, and one more runs aside.
         self._threads = [
             threading.Thread(target=self._work, name=f"run-{name}-{i}", daemon=True)
-            for i in range(2 * runners)
+            for i in range(2 * runners + 1)
         ]
         for thread in self._threads:
             thread.start()
@@ -128,9 +133,46 @@ class Batcher:
             if self._closed:
                 raise Unavailable("the model is being unloaded; retry, or name another")
             self._turns.push(job)
-            if self._idle and self._free:
+            if self._idle and (self._free or (self._aside and self._turns.goes_aside(job))):
                 self._turn.notify()
         return completion
+
+    def foresee(self, rows: int, longest: int, caller: Caller) -> None:
+        """Refuse what the table says cannot be done by its deadline; cheap, before any preparing.
+
+        The queue that goes before it counts as if all of it left in the largest runs, at `_SURE` of
+        what that takes, and its own run at half: a table is a mean, and a call that is let in and
+        comes too late costs less than one that is refused and would not have. Every
+        `_TRIED`th is let in all the same, so that a table that is wrong is found out.
+
+        Args:
+            rows: of the job.
+            longest: tokens of its texts, at least; 1 where rows are no texts.
+            caller: whose it is.
+
+        Raises:
+            DeadlineExceeded: as said.
+        """
+        if caller.deadline is None:
+            return
+        left = caller.deadline - self._clock()
+        own = 0.5 * self.costs.seconds(rows, longest) / self.runners
+        # All that waits, whoever's turn it is; mostly that is little enough.
+        if _SURE * self.costs.queue_seconds(self._turns.cost, self.runners) + own <= left:
+            return
+        with self._lock:
+            ahead = self._turns.ahead(rows * longest, caller.priority, caller.client)
+            needed = _SURE * self.costs.queue_seconds(ahead, self.runners) + own
+            if needed <= left:
+                return
+            self._foreseen += 1
+            tried = left > 0 and not self._foreseen % _TRIED
+        if not tried:
+            raise DeadlineExceeded(
+                f"{max(left, 0.0):.3f} s are left until the deadline, and the work needs at least "
+                f"{needed:.3f} s, the queue before it included; allow more time, or send less at a "
+                "time"
+            )
 
     def close(self) -> None:
         """Let all work finish, then end the threads; may be called again, from any other thread."""
@@ -155,27 +197,20 @@ class Batcher:
     def _next(self) -> Run | None:
         """Wait for a free place and bind a run; None when the batcher is closed and empty."""
         while True:
-            run = None
             with self._lock:
-                while not (self._free and self._turns.rows):
+                while not (run := self._bind()) and not self._late:
                     if self._closed and not self._turns.rows:
                         self._turn.notify_all()
                         return None
                     self._idle += 1
                     self._turn.wait()
                     self._idle -= 1
-                now = self._clock()
-                run = self._turns.take(now, self._free)
                 late, self._late = self._late, []
-                if run is not None:
-                    self._free -= 1
-                    if self._free and self._turns.rows and self._idle:
-                        self._turn.notify()
-                    waited = []
-                    for job, _ in run.parts:
-                        if job.started is None:
-                            job.started = now
-                            waited.append(now - job.submitted)
+                waited = []
+                for job, _ in run.parts if run else ():
+                    if job.started is None:
+                        job.started = self._clock()
+                        waited.append(job.started - job.submitted)
             for job, rows in late:
                 self._observer.dropped(rows, "expired")
                 self._answer(job, _expired())
@@ -183,6 +218,22 @@ class Batcher:
                 for seconds in waited:
                     self._observer.queued(seconds)
                 return run
+
+    def _bind(self) -> Run | None:
+        """Take what a runner's place is free for, or what goes aside of busy ones."""
+        if not self._turns.rows:
+            return None
+        run = None
+        if self._free:
+            run = self._turns.take(self._clock(), self._free)
+            if run is not None:
+                self._free -= 1
+                if self._free and self._turns.rows and self._idle:
+                    self._turn.notify()
+        elif self._aside:
+            run = self._turns.take_aside(self._clock())
+            self._aside = run is None
+        return run
 
     def _carry_out(self, run: Run) -> list[Outputs | InternalFault]:
         """Run the parts as one; where that fails, each alone, so that one fails for itself only."""
@@ -227,7 +278,11 @@ class Batcher:
                 if job.done == len(job.rows):
                     whole.append(job)
             self._seconds_per_row += 0.1 * (seconds / run.rows - self._seconds_per_row)
-            self._free += 1
+            self._turns.ended(run)
+            if run.reason is Reason.ASIDE:
+                self._aside = True
+            else:
+                self._free += 1
             if self._turns.rows and self._idle:
                 self._turn.notify()
         self._observer.batch(run.rows, seconds, run.reason)

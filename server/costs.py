@@ -52,6 +52,9 @@ class RunCosts:
         self._fixed = 0.0
         self._per_token = 0.0
         self._untold = 0
+        # Of all runs of late, whatever their size.
+        self.recent_seconds = 0.0
+        self.recent_rows = 0.0
         for one in measured:
             cell = self._cells.get(_place(one.rows, one.longest))
             if cell is None or one.seconds < cell.seconds:
@@ -74,6 +77,8 @@ class RunCosts:
         """Take in a run that was measured."""
         tokens = rows * longest
         with self._lock:
+            self.recent_seconds += _NEWEST * (seconds - self.recent_seconds)
+            self.recent_rows += _NEWEST * (rows - self.recent_rows)
             cell = self._cells.get(_place(rows, longest))
             if cell is None:
                 # The line's word for it counts as the first run, where there is one.
@@ -100,8 +105,8 @@ class RunCosts:
         return self._line(rows * longest) * (cell.ratio if cell else 1.0)
 
     def queue_seconds(self, tokens: float, runners: int) -> float:
-        """Return what so many tokens (rows where rows are no texts) take in runs of good size."""
-        return tokens * self._per_token * (1 + _FIXED_SHARE) / runners
+        """Return what so many tokens (rows where rows are no texts) take in the largest runs."""
+        return tokens * self._per_token / runners
 
     def enough(self, longest: int = 1) -> float:
         """Return the rows above which a run gains next to nothing per row, infinity if unknown."""

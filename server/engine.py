@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -20,13 +20,14 @@ import numpy as np
 from twinserve import distance
 from twinserve.distance import Metric
 from twinserve.errors import InternalFault, InvalidInput, TwinserveError, ZeroVector
-from twinserve.manifest import Manifest, truncated_space_id
+from twinserve.manifest import Manifest, TextInput, truncated_space_id
 from twinserve.server import inputs
-from twinserve.server.admission import Admission
-from twinserve.server.batcher import Batcher, Observer, Ride
+from twinserve.server.admission import ROW_TOKENS, Admission
+from twinserve.server.batcher import AGEING, Batcher, Observer, Ride
 from twinserve.server.callers import Caller
 from twinserve.server.completion import Completion
 from twinserve.server.config import Limits
+from twinserve.server.costs import Measured, RunCosts
 from twinserve.server.inputs import ImageBytes, Prepared, RawInput, Ready, Text, Vector
 from twinserve.server.runner import Runner
 
@@ -35,6 +36,8 @@ Outcome = Vector | TwinserveError
 # Characters of a call's texts from which they are tokenized in threads: some 500 tokens, which take
 # a tenth of a millisecond, as much as handing them over.
 _FEW_CHARACTERS = 2000
+# Of a text, for the first guess of its tokens: languages written in words have some four.
+_TOKEN_CHARACTERS = 6
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class Engine:
         preparers: threads for decoding and tokenizing.
         preparer_count: how many they are.
         observer: told of batches.
+        limits: of one input.
+        max_batch, max_batch_tokens: of one run.
+        runners: runs at a time.
+        measured: runs of warm-up, from which the table of costs begins.
+        ageing: seconds after which a waiting call goes before its turn.
     """
 
     def __init__(
@@ -79,6 +87,8 @@ class Engine:
         max_batch: int,
         max_batch_tokens: int,
         runners: int,
+        measured: Iterable[Measured] = (),
+        ageing: float = AGEING,
     ) -> None:
         self.runner = runner
         self.name = name
@@ -94,6 +104,8 @@ class Engine:
             runners=runners,
             observer=observer,
             max_tokens=None if runner.tokenizer is None else max_batch_tokens,
+            costs=RunCosts(measured),
+            ageing=ageing,
             name=name,
         )
 
@@ -142,17 +154,24 @@ class Engine:
             dimension: of the embeddings; None is the twin's full one.
 
         Raises:
-            QueueFull, DeadlineExceeded, InternalFault: faults of the call as a whole.
+            QueueFull, ClientOverShare, DeadlineExceeded, InternalFault: faults of the call as a
+                whole; refusals come before anything is decoded.
+            LimitExceeded: a call that no empty server would take.
             InvalidInput: a dimension that the twin does not give.
         """
         wanted = self.manifest.dimension if dimension is None else dimension
         space_id = self.space_of(wanted)
-        with self._admission.admit(len(raws)):
+        lengths = self._least_lengths(raws)
+        with self._admission.admit(_counted(lengths), caller.client) as held:
+            if caller.deadline is not None:
+                self.batcher.foresee(len(raws), max(lengths), caller)
             began = time.perf_counter()
             prepared = await self._prepare(raws, wanted, space_id)
             preprocess = time.perf_counter() - began
             places = [i for i, one in enumerate(prepared) if isinstance(one, Prepared)]
             rows = [one.row for one in prepared if isinstance(one, Prepared)]
+            if self.runner.tokenizer is not None:
+                held.settle(_counted([len(row) for row in rows]))
             ride = None
             finished: list[Outcome] = []
             if rows:
@@ -175,6 +194,18 @@ class Engine:
     async def close(self) -> None:
         """Let running work finish, then end the threads; may be called again."""
         await asyncio.to_thread(self.batcher.close)
+
+    def _least_lengths(self, raws: Sequence[RawInput]) -> list[int]:
+        """Return the tokens that each input has at least, before it is tokenized; 1 of others."""
+        contract = self.manifest.input
+        if not isinstance(contract, TextInput):
+            return [1] * len(raws)
+        return [
+            min(1 + len(raw.text) // _TOKEN_CHARACTERS, contract.max_tokens)
+            if isinstance(raw, Text)
+            else 1
+            for raw in raws
+        ]
 
     async def _prepare(
         self, raws: Sequence[RawInput], dimension: int, space_id: str
@@ -220,6 +251,11 @@ class Engine:
                 "is the input blank? Send another"
             )
         return vector
+
+
+def _counted(lengths: Sequence[int]) -> int:
+    """Return what admission counts for texts of so many tokens, or for rows of length 1."""
+    return sum(-(-length // ROW_TOKENS) for length in lengths)
 
 
 def _in_threads(

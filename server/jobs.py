@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinserve.feed import Row
-from twinserve.server.callers import Caller
+from twinserve.server.callers import Caller, Priority
 from twinserve.server.completion import Completion
 
 Rows = Sequence[Row]
@@ -30,6 +30,7 @@ class Reason(enum.Enum):
     DEADLINE = "deadline"
     WAIT_ENDED = "wait_ended"
     AGED = "aged"
+    ASIDE = "aside"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Job:
 class Run:
     """Rows that are bound to leave together."""
 
+    priority: Priority
     reason: Reason = Reason.RUNNER_FREE
     parts: list[tuple[Job, list[int]]] = field(default_factory=list)  # a job comes once
     rows: int = 0

@@ -7,6 +7,10 @@ and those who are no more than a quantum ahead of it are of the same round, serv
 Texts of a run are of like length: the run is the one that holds the seed in the cut of what waits
 that costs least (`padding.cut`).
 
+While all runners are busy, one run at a time may leave aside, beside theirs: a job that is more
+urgent than all that runs, or of a client with little inside beside one that has much. It takes its
+share of the processors, instead of waiting for the end of a run that the other made long.
+
 Being served is counted in what it costs, rows or padded tokens, on a clock of each client's own
 that cannot fall behind its class's (start-time fair queueing, Goyal, Vin and Cheng, 1996): a client
 that was idle has saved nothing up, and one that took what nobody else wanted owes nothing for it.
@@ -32,11 +36,20 @@ QUANTUM, QUANTUM_TOKENS = 4, 64
 # At most one run of so many goes to the aged: when nearly all are, they must not undo the order.
 AGED_EVERY = 4
 # Rows of texts among which like lengths are looked for.
-WINDOW = 256
+WINDOW = 128
 # A call's rows are spread over free runners where that saves this many seconds.
 SPLIT_GAIN = 0.001
+# A job must be within this many runs of late from its deadline, to be worth its time under load: a
+# run, and a quarter for what surrounds it.
+_LEAD = 1.25
+# A client has much inside if it has so many times what the other has.
+MUCH = 8
 # Clients that are remembered though nothing of theirs waits, beyond those that wait.
 _REMEMBERED = 4096
+
+
+# A text that waits: length, round, urgency and number of its job, index in it, the job.
+_Text = tuple[int, int, float, int, int, Job]
 
 
 class _Line:
@@ -122,6 +135,8 @@ class Turns:
         self._classes = {priority: _Class() for priority in Priority}
         self._sequence = 0
         self._since_aged = AGED_EVERY
+        self._inside: dict[str, int] = {}  # rows by client, waiting or running
+        self._running = dict.fromkeys(Priority, 0)  # runs by class
         self.rows = 0  # that wait
 
     def push(self, job: Job) -> None:
@@ -141,21 +156,28 @@ class Turns:
         among.rows += count
         among.tokens += sum(job.lengths)
         self.rows += count
+        self._inside[caller.client] = self._inside.get(caller.client, 0) + count
+
+    @property
+    def cost(self) -> float:
+        """What waits, in rows or tokens."""
+        return sum(self._cost(among) for among in self._classes.values())
 
     def drop(self, job: Job) -> int:
         """Let a job wait no more; returns the rows of it that did."""
         count = len(job.pending)
         if count:
             self._spend(job, job.pending)
+            self._leave(job.caller.client, count)
             line = self._classes[job.caller.priority].lines.get(job.caller.client)
             if line is not None:
                 line.compact()
         return count
 
-    def ahead(self, job_tokens: float, priority: Priority, client: str) -> float:
-        """Return what is to be run before a job's last row would be, in rows or padded tokens.
+    def ahead(self, cost: float, priority: Priority, client: str) -> float:
+        """Return what would be run before a job that came now, in rows or tokens.
 
-        Of each other client no more counts than would be served by the job's own turn.
+        Of each other client of its class no more counts than is served by the job's own turn.
         """
         before = 0.0
         for urgency, among in self._classes.items():
@@ -163,16 +185,19 @@ class Turns:
                 before += self._cost(among)
         among = self._classes[priority]
         mine = among.lines.get(client)
-        own = (self._line_cost(among, mine) if mine else 0.0) + job_tokens
-        whole = self._cost(among)
-        if whole <= own:
-            return before + whole
-        others = sum(
-            min(self._line_cost(among, line), own + self._quantum)
-            for line in among.lines.values()
-            if line is not mine
+        own = self._line_cost(among, mine) if mine else 0.0
+        turn = own + cost + self._quantum
+        if self._cost(among) <= turn:
+            return before + self._cost(among)
+        return (
+            before
+            + own
+            + sum(
+                min(self._line_cost(among, line), turn)
+                for line in among.lines.values()
+                if line is not mine
+            )
         )
-        return before + others + own - job_tokens
 
     def take(self, now: float, free: int = 1) -> Run | None:
         """Bind the next run, or return None where nothing waits.
@@ -181,12 +206,14 @@ class Turns:
             now: a point of the clock of deadlines.
             free: runners that could take a run now, this one included.
         """
+        # Where more waits than leaves now, what would be done too late is left to the others.
+        behind = self.rows > 2 * self._costs.recent_rows
+        now += _LEAD * self._costs.recent_seconds if behind else 0.0
         aged = self._look(now)
-        for among in self._classes.values():
-            if among.rows:
-                break
-        else:
+        urgency = next((urgency for urgency, one in self._classes.items() if one.rows), None)
+        if urgency is None:
             return None
+        among = self._classes[urgency]
         self._since_aged += 1
         seed = None
         if aged is not None and self._since_aged >= AGED_EVERY:
@@ -194,7 +221,7 @@ class Turns:
             # It goes first only where it would not have gone anyway.
             among = self._classes[seed.caller.priority]
         among.time = max(among.time, min(line.tag for line in among.lines.values()))
-        run = Run()
+        run = Run(seed.caller.priority if seed else urgency)
         if self._max_tokens is None:
             self._fill(run, among, seed, now, free)
         else:
@@ -203,7 +230,45 @@ class Turns:
             self._since_aged = 0
             if run.reason is Reason.RUNNER_FREE:
                 run.reason = Reason.AGED
-        return run if run.parts else self.take(now, free)
+        self._running[run.priority] += 1
+        return run
+
+    def goes_aside(self, job: Job) -> bool:
+        """Whether a job should not wait for the runs that keep all runners busy."""
+        client, priority = job.caller.client, job.caller.priority
+        if not any(count for other, count in self._running.items() if other <= priority):
+            return True
+        mine = self._inside.get(client, 0)
+        return mine <= QUANTUM and max(self._inside.values()) >= MUCH * mine
+
+    def take_aside(self, now: float) -> Run | None:
+        """Bind a run for beside the others: the first rows of a job that goes aside, if any."""
+        for priority, among in self._classes.items():
+            for line in list(among.lines.values()):
+                entry = line.head()
+                if entry is None or entry[2].is_late(now) or not self.goes_aside(entry[2]):
+                    continue
+                job = entry[2]
+                run = Run(priority, Reason.ASIDE)
+                indices = job.pending[:QUANTUM]
+                cost = len(indices) * (job.lengths[indices[-1]] if job.lengths else 1)
+                self._carry(run, job, indices, cost)
+                self._running[priority] += 1
+                return run
+        return None
+
+    def ended(self, run: Run) -> None:
+        """Count a run's rows as inside no more."""
+        self._running[run.priority] -= 1
+        for job, indices in run.parts:
+            self._leave(job.caller.client, len(indices))
+
+    def _leave(self, client: str, count: int) -> None:
+        left = self._inside[client] - count
+        if left:
+            self._inside[client] = left
+        else:
+            del self._inside[client]
 
     @property
     def _quantum(self) -> int:
@@ -236,6 +301,7 @@ class Turns:
     def _drop_late(self, job: Job) -> None:
         count = len(job.pending)
         self._spend(job, job.pending)
+        self._leave(job.caller.client, count)
         self._expired(job, count)
 
     def _spend(self, job: Job, indices: list[int]) -> None:
@@ -276,16 +342,45 @@ class Turns:
                     elif job.pending:
                         self._carry(run, job, job.pending, len(job.pending))
             return
-        chosen: dict[Job, int] = {}
-        room = limit
-        for job, _, count, _ in self._in_turn(among, seed, now):
-            count = min(count, room)
-            chosen[job] = chosen.get(job, 0) + count
-            room -= count
-            if not room:
-                break
-        for job, count in chosen.items():
-            self._carry(run, job, job.pending[:count], count)
+        chosen: dict[Job, list[int]] = {}
+
+        def choose(line: _Line, job: Job, most: int) -> None:
+            indices = job.pending[: min(most, limit - rows)]
+            chosen.setdefault(job, []).extend(indices)
+            line.tag += len(indices)
+            self._spend(job, indices)
+
+        rows = 0
+        if seed is not None:
+            choose(among.lines[seed.caller.client], seed, QUANTUM)
+            rows = sum(map(len, chosen.values()))
+        heads = []
+        for line in among.lines.values():
+            entry = line.head()
+            assert entry is not None
+            heads.append((int(line.tag / QUANTUM), *entry[:2], line))
+        heapq.heapify(heads)
+        while rows < limit and heads:
+            line = heads[0][3]
+            rival = heads[1:3]
+            # A client's turn lasts until its quantum is spent, or another's job is more urgent.
+            while rows < limit and (entry := line.head()) is not None:
+                key = (int(line.tag / QUANTUM), *entry[:2])
+                if any(other[:3] < key for other in rival):
+                    break
+                job = entry[2]
+                if job.is_late(now):
+                    self._drop_late(job)
+                    continue
+                before = len(job.pending)
+                choose(line, job, QUANTUM)
+                rows += before - len(job.pending)
+            if entry is None:
+                heapq.heappop(heads)
+            else:
+                heapq.heapreplace(heads, (int(line.tag / QUANTUM), *entry[:2], line))
+        for job, indices in chosen.items():
+            run.add(job, indices)
         if among.rows and limit == enough:
             run.reason = Reason.FULL
 
@@ -295,38 +390,57 @@ class Turns:
         Of the runs with texts of the seed's round, the shortest: all of them have their turn before
         any of the next round, and the most are answered soonest.
         """
-        window: list[tuple[int, int, Job, int]] = []  # length, round, job, index
-        for job, at, count, turn in self._in_turn(among, seed, now):
-            window += [(job.lengths[i], turn, job, i) for i in job.pending[at : at + count]]
-            if len(window) >= WINDOW:
-                break
+        window = self._window(among, seed, now)
         if not window:
             return
-        first = window[0]
         assert self._max_tokens is not None
         enough = min(self._max_tokens, math.ceil(min(self._costs.enough(), self._max_tokens)))
-        cap = self._share(among.tokens, enough, free)
-        window.sort(key=lambda row: row[0])
         counts = padding.cut(
             [row[0] for row in window],
-            cap,
+            self._share(among.tokens, enough, free),
             max_rows=self._max_batch,
             run_tokens=self._costs.fixed_tokens or padding.RUN_TOKENS,
         )
+        due = min(row[1] for row in window)
         end = 0
         for count in counts:
             rows = window[end : end + count]
             end += count
-            if first in rows if seed is not None else any(row[1] == first[1] for row in rows):
+            if any(row[5] is seed if seed is not None else row[1] == due for row in rows):
                 break
         chosen: dict[Job, list[int]] = {}
-        for _, _, job, index in rows:
+        for _, _, _, _, index, job in rows:
             chosen.setdefault(job, []).append(index)
         longest = rows[-1][0]
         for job, indices in chosen.items():
             self._carry(run, job, indices, longest * len(indices))
         if among.rows and (len(rows) == self._max_batch or (len(rows) + 1) * longest > enough):
             run.reason = Reason.FULL
+
+    def _window(self, among: _Class, seed: Job | None, now: float) -> list[_Text]:
+        """Return the texts to choose from, by length and then by turn: all, or those next in turn.
+
+        A text's round is what its client would have been served before it.
+        """
+        window: list[_Text] = []
+        if among.rows <= WINDOW:
+            for line in among.lines.values():
+                tag = line.tag
+                for urgency, number, job in sorted(line.heap) if len(line.heap) > 1 else line.heap:
+                    if job.is_late(now):
+                        continue
+                    for index in job.pending:
+                        length = job.lengths[index]
+                        turn = int(tag / QUANTUM_TOKENS)
+                        window.append((length, turn, urgency, number, index, job))
+                        tag += length
+        else:
+            for row in self._in_turn(among, seed, now):
+                window.append(row)
+                if len(window) >= WINDOW:
+                    break
+        window.sort(key=_place)
+        return window
 
     def _share(self, waiting: int, enough: int, free: int) -> int:
         """Return the most of `waiting` that one run is to take, where `free` runners could run."""
@@ -337,44 +451,31 @@ class Turns:
                 return min(enough, share)
         return enough
 
-    def _in_turn(
-        self, among: _Class, seed: Job | None, now: float
-    ) -> Iterator[tuple[Job, int, int, int]]:
-        """Give a class's rows in their order: job, first place in its pending, count, round.
+    def _in_turn(self, among: _Class, seed: Job | None, now: float) -> Iterator[_Text]:
+        """Give a class's texts in their order, as if all before had been served; binds nothing."""
+        heads: list[tuple[int, float, int, int, float, Job, list[tuple[float, int, Job]]]] = []
 
-        Nothing is bound by it: what comes later comes as if all before had been served.
-        """
-        quantum = self._quantum
-        heads: list[tuple[int, float, int, float, int, Job, list[tuple[float, int, Job]]]] = []
-        already = 0
-        if seed is not None:
-            already = min(len(seed.pending), quantum)
-            yield seed, 0, already, -1
-        for line in among.lines.values():
-            # Of a copy, since the rows that are given may not be taken.
-            rest = line.heap.copy()
-            urgency, number, job = rest[0]
-            heapq.heappush(
-                heads, (int(line.tag / quantum), urgency, number, line.tag, 0, job, rest)
-            )
-        while heads:
-            turn, _, _, tag, at, job, rest = heapq.heappop(heads)
-            if job is seed:
-                at = max(at, already)
-            left = 0 if job.is_late(now) else len(job.pending) - at
-            if left > 0:
-                size = max(1, job.lengths[job.pending[at]]) if job.lengths else 1
-                count = min(left, max(1, quantum // size))
-                yield job, at, count, turn
-                tag += count * size
-                at += count
-                left -= count
-            if left <= 0:
-                at = 0
+        def offer(rest: list[tuple[float, int, Job]], at: int, tag: float) -> None:
+            while rest and (at >= len(rest[0][2].pending) or rest[0][2].is_late(now)):
                 heapq.heappop(rest)
-                while rest and not rest[0][2].pending:
-                    heapq.heappop(rest)
-                if not rest:
-                    continue
-            urgency, number, job = rest[0]
-            heapq.heappush(heads, (int(tag / quantum), urgency, number, tag, at, job, rest))
+                at = 0
+            if rest:
+                urgency, number, job = rest[0]
+                turn = int(tag / QUANTUM_TOKENS)
+                heapq.heappush(heads, (turn, urgency, number, at, tag, job, rest))
+
+        if seed is not None:
+            yield seed.lengths[seed.pending[0]], -1, 0.0, 0, seed.pending[0], seed
+        for line in among.lines.values():
+            # Of a copy, since what is given may not be taken.
+            offer(line.heap.copy(), 0, line.tag)
+        while heads:
+            turn, urgency, number, at, tag, job, rest = heapq.heappop(heads)
+            index = job.pending[at]
+            if job is not seed or at:
+                yield job.lengths[index], turn, urgency, number, index, job
+            offer(rest, at + 1, tag + job.lengths[index])
+
+
+def _place(text: _Text) -> tuple[int, int, float, int, int]:
+    return text[:5]

@@ -17,7 +17,7 @@
     ├── FailedPrecondition       FAILED_PRECONDITION
     │   └── SpaceMismatch
     ├── Exhausted                RESOURCE_EXHAUSTED, always with a retry delay
-    │   ├── QueueFull · IndexDebtTooHigh · DiskFull
+    │   ├── QueueFull · ClientOverShare · IndexDebtTooHigh · DiskFull
     │   └── GalleryFull
     ├── DeadlineExceeded         DEADLINE_EXCEEDED
     ├── Unavailable              UNAVAILABLE
@@ -189,6 +189,10 @@ class Exhausted(TwinserveError):
 
 class QueueFull(Exhausted):
     reason = "QUEUE_FULL"
+
+
+class ClientOverShare(Exhausted):
+    reason = "CLIENT_OVER_SHARE"
 
 
 class IndexDebtTooHigh(Exhausted):

@@ -206,6 +206,10 @@ class _DispatchReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     """DISPATCH_REASON_WAIT_ENDED: the wait for more items ended."""
     DISPATCH_REASON_AGED: _DispatchReason.ValueType  # 5
     """DISPATCH_REASON_AGED: an item had waited so long that it went before its turn."""
+    DISPATCH_REASON_ASIDE: _DispatchReason.ValueType  # 6
+    """DISPATCH_REASON_ASIDE: all runners were busy for a client with much more under way, or for
+    calls of lower priority, and the item was run beside them.
+    """
 
 class DispatchReason(_DispatchReason, metaclass=_DispatchReasonEnumTypeWrapper):
     """DispatchReason says why a batch left the queue."""
@@ -222,6 +226,10 @@ DISPATCH_REASON_WAIT_ENDED: DispatchReason.ValueType  # 4
 """DISPATCH_REASON_WAIT_ENDED: the wait for more items ended."""
 DISPATCH_REASON_AGED: DispatchReason.ValueType  # 5
 """DISPATCH_REASON_AGED: an item had waited so long that it went before its turn."""
+DISPATCH_REASON_ASIDE: DispatchReason.ValueType  # 6
+"""DISPATCH_REASON_ASIDE: all runners were busy for a client with much more under way, or for
+calls of lower priority, and the item was run beside them.
+"""
 Global___DispatchReason: typing_extensions.TypeAlias = DispatchReason
 
 @typing.final
