@@ -26,6 +26,8 @@ LOADS = (32, 8)
 LONG_RUN = 0.15  # seconds
 # The least that one turn lasts; shorter ones are noise.
 TURN = 0.04  # seconds
+# Runs of one row, for its latency.
+_SINGLES = 4
 # Time after a run in which spinning threads would burn it.
 IDLE = 0.03  # seconds
 
@@ -70,6 +72,8 @@ class SettingsBench:
         if not all(self._ready(setting) for setting in pair):
             return None
         latency = self._latencies(pair)
+        if latency is None:
+            return None
         loads = _bearable(latency[0])
         turns = self._budget.turns
         # Each turn is a run at least, of all its rows.
@@ -130,14 +134,17 @@ class SettingsBench:
         """Settings that differ in the runs at a time share a session."""
         return Setting(0, setting.threads, setting.spinning)
 
-    def _latencies(self, pair: tuple[Setting, Setting]) -> tuple[float, float]:
+    def _latencies(self, pair: tuple[Setting, Setting]) -> tuple[float, float] | None:
+        """Seconds of one row alone, the least of some; None where there is no time for them."""
         times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(4):
+        for _ in range(_SINGLES):
             for setting, taken in zip(pair, times, strict=True):
                 running = self._running(setting)
                 began = time.perf_counter()
                 running.run([self._row])
                 taken.append(time.perf_counter() - began)
+                if time.monotonic() + 2 * _SINGLES * taken[0] > self._until:
+                    return None
         return min(times[0]), min(times[1])
 
     def _rate(self, setting: Setting, load: int) -> float:
@@ -170,6 +177,16 @@ def rate(run: Callable[[], object], rows: int, runners: int, seconds: float) -> 
     for thread in threads:
         thread.join()
     return sum(count / span for count, span in zip(counts, spans, strict=True))
+
+
+def seconds_of(run: Callable[[], object], times: int = 10) -> float:
+    """Return the median time of some calls, at most a second of them."""
+    taken: list[float] = []
+    while len(taken) < times and sum(taken) < 1.0:
+        began = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
 
 
 def table(

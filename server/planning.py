@@ -47,11 +47,23 @@ class Setting:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the operator wants; None, and 0, leave it to measuring."""
+    """What the operator wants; None, and 0, leave it to measuring.
+
+    Raises:
+        ConfigError: a negative number.
+    """
 
     runners: int = 0
     threads: int = 0
     spinning: Spinning | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("runners", "threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"--{name} is {getattr(self, name)}; give 1 or more, or 0 for what measures "
+                    "best"
+                )
 
 
 @dataclass(frozen=True)
@@ -80,10 +92,17 @@ class Bench(Protocol):
 class Trial:
     """What came of one comparison."""
 
-    kept: Setting
-    against: Setting
-    duel: Duel | None  # None where it was not timed
+    first: Setting  # the best so far
+    second: Setting
+    duel: Duel | None  # None where they were not timed
+    second_is_better: bool
     verdict: str
+
+    def __str__(self) -> str:
+        kept, other = self.first, self.second
+        if self.second_is_better:
+            kept, other = other, kept
+        return f"{kept} rather than {other}: {self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -171,7 +190,7 @@ def choose(asked: Asked, processors: int, bench: Bench) -> Plan:
             idle = bench.idle(challenger)
             if idle is None or idle > IDLE_SECONDS:
                 verdict = "no time" if idle is None else f"burns {1000 * idle:.1f} ms after a run"
-                trials.append(Trial(best, challenger, None, verdict))
+                trials.append(Trial(best, challenger, None, False, verdict))
                 bench.keep(best)
             else:
                 best = _better(best, challenger, bench, trials, sooner_counts=False)
@@ -188,17 +207,19 @@ def _better(
 ) -> Setting:
     duel = bench.duel(best, challenger)
     if duel is None:
-        trials.append(Trial(best, challenger, None, "no time"))
+        trials.append(Trial(best, challenger, None, False, "no time"))
         bench.keep(best)
         return best
     sooner = duel.latency[1] / duel.latency[0]
+    wins = True
     if duel.ratio >= MARGIN:
-        kept, verdict = challenger, f"{duel.ratio:.2f} times the rows"
+        verdict = f"{duel.ratio:.2f} times the rows"
     elif sooner_counts and duel.ratio > 1 / MARGIN and sooner < FASTER:
-        kept, verdict = challenger, f"as many rows, one row in {sooner:.2f} of the time"
+        verdict = f"as many rows, one row in {sooner:.2f} of the time"
     else:
-        kept, verdict = best, f"{duel.ratio:.2f} times the rows is no gain"
-    trials.append(Trial(kept, challenger if kept is best else best, duel, verdict))
+        wins, verdict = False, f"the other has {duel.ratio:.2f} times the rows"
+    trials.append(Trial(best, challenger, duel, wins, verdict))
+    kept = challenger if wins else best
     bench.keep(kept)
     return kept
 
@@ -206,6 +227,4 @@ def _better(
 def _why(asked: Asked, best: Setting, trials: Sequence[Trial]) -> str:
     if not trials:
         return "as asked" if asked.runners or asked.threads else "the only way here"
-    return "; ".join(
-        f"{trial.kept} rather than {trial.against}: {trial.verdict}" for trial in trials
-    )
+    return "; ".join(map(str, trials))

@@ -46,12 +46,10 @@ class Shrinking:
         """Say whether a run of this size, which begins now, is to end with a smaller arena."""
         with self._lock:
             faded = self._recent * FORGET
-            unusual = 0 < FAR * faded < cells
-            # One that is unusual is not what the next are measured by.
-            self._recent = faded if unusual else max(faded, cells)
+            self._recent = max(faded, cells)
             self._held = max(self._held, cells)
-            if unusual or self._held > FAR * self._recent:
-                self._held = self._recent
+            if 0 < FAR * faded < cells or FAR * self._recent < self._held:
+                self._held = 0.0
                 return True
             return False
 

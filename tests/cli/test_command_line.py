@@ -116,9 +116,6 @@ class TestHelp:
 
         assert run("--version")[1] == f"twinserve {twinserve.__version__}\n"
 
-    @pytest.mark.parametrize("verb", command_line.NOT_BUILT)
-    def test_a_verb_to_come_says_that_it_is_not_built_yet(self, run: Run, verb: str) -> None:
-        assert run(verb, "anything") == (2, "", f"twinserve: {verb} is not built yet\n")
 
     def test_an_unknown_verb_is_wrong_usage_and_names_the_known_ones(self, run: Run) -> None:
         code, out, err = run("compair", "a", "b")
