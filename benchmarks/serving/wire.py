@@ -38,6 +38,7 @@ class Call:
     ended: float = 0.0
     status: int = LOST
     reply: bytes = b""
+    trailers: bytes = b""  # of a call that failed, as they came
 
     @property
     def seconds(self) -> float:
@@ -196,6 +197,8 @@ class Connection:
                 call = self._end(stream, now)
                 if call is not None:
                     call.status = grpc_status(payload)
+                    if call.status != OK:
+                        call.trailers = payload
                     ended.append(call)
         elif kind == _WINDOW:
             more = int.from_bytes(payload, "big")

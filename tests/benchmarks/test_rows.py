@@ -1,0 +1,111 @@
+"""What the rows draw and sort, without any server."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks.serving import machine, wire
+from benchmarks.serving.limit import Layout, layouts, others
+from benchmarks.serving.report import Aim, Line, Report
+from benchmarks.serving.rows import arrivals, lengths, overload, pictures
+
+
+def call(status: int, seconds: float) -> wire.Call:
+    return wire.Call(b"", due=100.0, sent=100.0, ended=100.0 + seconds, status=status)
+
+
+def test_every_call_of_an_overload_is_counted_once_by_what_became_of_it() -> None:
+    calls = [
+        *(call(wire.OK, 0.2) for _ in range(6)),
+        call(wire.OK, 1.2),  # answered, too late to be of use
+        call(wire.RESOURCE_EXHAUSTED, 0.001),
+        call(wire.DEADLINE_EXCEEDED, 0.002),  # told at once that it cannot be met
+        call(wire.DEADLINE_EXCEEDED, 1.0),  # waited for nothing
+        call(wire.LOST, 1.0),  # as grpcio ends it at its deadline
+        call(wire.CANCELLED, 0.0),
+        call(13, 0.01),
+    ]
+    found = overload.sort(calls, seconds=2)
+    assert found.goodput == 3
+    assert sorted(found.refusals) == pytest.approx([0.001, 0.002])
+    assert (found.expired, found.lost) == (3, 2)
+
+
+def test_poisson_arrivals_have_the_rate_and_the_spread_of_chance() -> None:
+    instants = arrivals.times(50, 200)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(instants)]
+    assert len(instants) == pytest.approx(10_000, rel=0.05)
+    assert statistics.stdev(gaps) == pytest.approx(1 / 50, rel=0.05)
+    assert instants[-1] < 200
+    assert instants == arrivals.times(50, 200)
+
+
+def test_texts_are_mostly_short_and_some_are_of_the_longest() -> None:
+    drawn = lengths.drawn(400)
+    assert min(drawn) >= lengths.SHORTEST
+    assert max(drawn) == lengths.LONGEST
+    assert drawn.count(lengths.LONGEST) >= 10
+    assert statistics.median(drawn) < 32
+
+
+def test_the_picture_has_the_size_and_weight_of_a_photograph() -> None:
+    data = pictures.photograph()
+    assert Image.open(io.BytesIO(data)).size == (500, 375)
+    # Flat colour would take 4 KB, noise 200.
+    assert 20_000 < len(data) < 120_000
+
+
+def test_one_core_leaves_nothing_to_choose() -> None:
+    assert layouts(1) == [Layout(1, 1, False)]
+
+
+def test_a_server_is_also_tried_with_threads_that_do_not_spin() -> None:
+    assert others(Layout(1, 2, True), 2) == [Layout(1, 2, False), Layout(2, 1, False)]
+    assert others(Layout(2, 1, False), 2) == [Layout(1, 2, False)]
+
+
+def test_a_process_is_counted_with_those_it_started() -> None:
+    script = (
+        "import subprocess, sys, time; sum(range(3_000_000));"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; print(1, flush=True);"
+        " time.sleep(60)'], stdout=sys.stdout, start_new_session=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as first:
+        try:
+            assert first.stdout is not None
+            first.stdout.readline()
+            family = machine.members(first.pid)
+            used = machine.usage(first.pid)
+            assert len(family) == 2
+            assert used.threads == 2
+            assert used.resident > 4 << 20
+            assert used.cpu > 0
+        finally:
+            for process in machine.members(first.pid):
+                os.kill(process, 9)
+    assert machine.members(first.pid) == []
+
+
+def test_a_report_is_read_back_as_it_was_and_shows_each_aim(tmp_path: Path) -> None:
+    report = Report("2 cores", {"turns": 3})
+    report.lines.append(
+        Line("Calls", "tiny", "32 in flight", "ours", {"of raw": "0.30"}, (Aim(">= 0.2", True),))
+    )
+    report.lines.append(Line("Calls", "tiny", "32 in flight", "bare", {"p99 ms": "4"}))
+    report.notes.append("mosec: no environment")
+    report.save(tmp_path / "kept.json")
+    assert Report.read(tmp_path / "kept.json") == report
+    shown = report.markdown()
+    assert "| twin | load | who | of raw | p99 ms |" in shown
+    assert "| tiny | 32 in flight | bare |  | 4 |" in shown
+    assert "- Calls, tiny, 32 in flight: >= 0.2: met" in shown
+    assert "- mosec: no environment" in shown
