@@ -72,13 +72,15 @@ class Batcher:
         self._clock = clock
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
-        self._late: list[tuple[Job, int]] = []  # dropped in a turn, not yet told
+        late: list[tuple[Job, int]] = []  # dropped in a turn, not yet told
+        self._late = late
         self._turns = Turns(
             max_batch=max_batch,
             max_tokens=max_tokens,
             costs=self.costs,
             ageing=ageing,
-            expired=lambda job, rows: self._late.append((job, rows)),
+            # Not through self: an unloaded model is freed at once, not at some garbage collection.
+            expired=lambda job, rows: late.append((job, rows)),
         )
         self._free = runners
         self._aside = True  # whether a run may leave beside those of the runners
@@ -205,7 +207,8 @@ class Batcher:
                     self._idle += 1
                     self._turn.wait()
                     self._idle -= 1
-                late, self._late = self._late, []
+                late = self._late.copy()
+                self._late.clear()
                 waited = []
                 for job, _ in run.parts if run else ():
                     if job.started is None:
