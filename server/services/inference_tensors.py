@@ -9,6 +9,7 @@ cannot be used fails the call, and its message names it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import struct
@@ -63,15 +64,27 @@ class Port:
     optional: bool = False  # another port stands for it
 
 
+_TEXT_PORTS = (Port(TEXT, BYTES, ()),)
+
+
+@functools.cache  # asked for by every call
+def _image_ports(*shape: int) -> tuple[Port, ...]:
+    return Port(IMAGE, "UINT8", shape), Port(ENCODED_IMAGE, BYTES, (), optional=True)
+
+
+@functools.cache
+def _tensor_ports(data_type: str, shape: tuple[int, ...]) -> tuple[Port, ...]:
+    return (Port(TENSOR, _DATATYPES[data_type], shape),)
+
+
 def inputs_of(manifest: Manifest) -> tuple[Port, ...]:
     """Return what a twin takes: one of these."""
     contract = manifest.input
     if isinstance(contract, ImageInput):
-        shape = (contract.height, contract.width, contract.channels)
-        return Port(IMAGE, "UINT8", shape), Port(ENCODED_IMAGE, BYTES, (), optional=True)
+        return _image_ports(contract.height, contract.width, contract.channels)
     if isinstance(contract, TensorInput):
-        return (Port(TENSOR, _DATATYPES[contract.data_type], contract.shape),)
-    return (Port(TEXT, BYTES, ()),)
+        return _tensor_ports(contract.data_type, contract.shape)
+    return _TEXT_PORTS
 
 
 def output_of(manifest: Manifest) -> Port:
@@ -104,7 +117,7 @@ def read_inputs(
     """
     tensor, port = _the_input(request, manifest)
     rows = _rows(tensor, port, limits)
-    raw = _raw_block(request)
+    raw = _raw_block(request, tensor)
     if port.datatype != BYTES:
         array = (
             _from_contents(tensor.contents, port, rows)
@@ -136,7 +149,8 @@ def check_outputs(request: pb.ModelInferRequest) -> None:
     Raises:
         InvalidInput: another output than the embedding, or in another form.
     """
-    for index, output in enumerate(request.outputs):
+    outputs = request.outputs
+    for index, output in enumerate(outputs) if outputs else ():
         if output.name != OUTPUT:
             raise InvalidInput(
                 f"output {output.name!r:.80} is not one of the model's; ask for {OUTPUT}, or for "
@@ -175,30 +189,37 @@ def _the_input(
 ) -> tuple[pb.ModelInferRequest.InferInputTensor, Port]:
     """Return the request's one input with the port that takes it."""
     ports = inputs_of(manifest)
-    taken = " or ".join(f"{port.name} ({port.datatype})" for port in ports)
-    if len(request.inputs) != 1:
-        raise (EmptyInput if not request.inputs else InvalidInput)(
-            f"the request has {len(request.inputs)} inputs; model {manifest.name} takes one, "
-            f"{taken}",
+    tensors = request.inputs
+    if len(tensors) != 1:
+        raise (InvalidInput if tensors else EmptyInput)(
+            f"the request has {len(tensors)} inputs; model {manifest.name} takes one, "
+            f"{_listed(ports)}",
             field="inputs",
         )
-    tensor = request.inputs[0]
-    port = next((port for port in ports if port.name == tensor.name), None)
-    if port is None:
+    tensor = tensors[0]
+    name, datatype = tensor.name, tensor.datatype
+    for port in ports:
+        if port.name == name:
+            break
+    else:
         why = " (no token ids: the model's own tokenizer reads texts)" * (ports[0].name == TEXT)
         raise WrongModality(
-            f"input {tensor.name!r:.80} is not one of the model's; model {manifest.name} takes "
-            f"{taken}{why}",
+            f"input {name!r:.80} is not one of the model's; model {manifest.name} takes "
+            f"{_listed(ports)}{why}",
             field="inputs[0].name",
         )
-    if tensor.datatype != port.datatype:
+    if datatype != port.datatype:
         raise WrongShape(
-            f"input {port.name} is {tensor.datatype!r:.20}; model {manifest.name} takes {taken}",
+            f"input {port.name} is {datatype!r:.20}; model {manifest.name} takes {_listed(ports)}",
             field="inputs[0].datatype",
         )
     if _SHARED_MEMORY in tensor.parameters:
         raise _not_offered(_SHARED_MEMORY, f"inputs[0].parameters[{_SHARED_MEMORY}]")
     return tensor, port
+
+
+def _listed(ports: Sequence[Port]) -> str:
+    return " or ".join(f"{port.name} ({port.datatype})" for port in ports)
 
 
 def _rows(tensor: pb.ModelInferRequest.InferInputTensor, port: Port, limits: Limits) -> int:
@@ -226,10 +247,13 @@ def _rows(tensor: pb.ModelInferRequest.InferInputTensor, port: Port, limits: Lim
     return shape[0]
 
 
-def _raw_block(request: pb.ModelInferRequest) -> bytes | None:
+def _raw_block(
+    request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor
+) -> bytes | None:
     """Return the input's raw block, or None where it has typed contents."""
-    typed = request.inputs[0].HasField("contents")
-    if not request.raw_input_contents:
+    blocks = request.raw_input_contents
+    typed = tensor.HasField("contents")
+    if not blocks:
         if not typed:
             raise EmptyInput(
                 "the input has neither contents nor raw_input_contents; send one of them",
@@ -241,13 +265,12 @@ def _raw_block(request: pb.ModelInferRequest) -> bytes | None:
             "the request has both contents and raw_input_contents; send one of them",
             field="inputs[0].contents",
         )
-    if len(request.raw_input_contents) != 1:
+    if len(blocks) != 1:
         raise InvalidInput(
-            f"raw_input_contents has {len(request.raw_input_contents)} entries for 1 input; send "
-            "one for each input",
+            f"raw_input_contents has {len(blocks)} entries for 1 input; send one for each input",
             field="raw_input_contents",
         )
-    return request.raw_input_contents[0]
+    return blocks[0]
 
 
 def _from_block(raw: bytes, port: Port, rows: int) -> NDArray[Any]:
