@@ -58,6 +58,7 @@ class ServerConfig:
     insecure: bool = False
     max_batch: int = 64
     max_batch_tokens: int = 0  # of one run of a text twin, padding included; 0: by the device
+    ageing: float = 1.0  # seconds after which a waiting call goes before its turn
     runners: int = 0  # runs of one twin at a time; 0: chosen by measuring
     threads: int = 0  # of one twin's session, shared by its runs; 0: chosen by measuring
     spinning: str = "auto"  # auto, off, short or on; see planning.Spinning
@@ -83,6 +84,8 @@ class ServerConfig:
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; "
                     f"it must be at least {least}"
                 )
+        if not self.ageing > 0:
+            raise ConfigError(f"--ageing is {self.ageing}; it must be above 0 seconds")
         spinning_asked(self.spinning)
         for name in ("grpc_port", "http_port"):
             if not 0 <= getattr(self, name) <= 65535:
@@ -180,6 +183,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"0: {CPU_BATCH_TOKENS} on a CPU, {GPU_BATCH_TOKENS} on a GPU",
     )
     parser.add_argument(
+        "--ageing",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="time after which a waiting call goes before its turn, though of low priority or "
+        "beside many with nearer deadlines (%(default)s)",
+    )
+    parser.add_argument(
         "--runners",
         type=int,
         default=0,
@@ -265,6 +276,7 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         insecure=arguments.insecure,
         max_batch=arguments.max_batch,
         max_batch_tokens=arguments.max_batch_tokens,
+        ageing=arguments.ageing,
         runners=arguments.runners,
         threads=arguments.threads,
         spinning=arguments.spinning,

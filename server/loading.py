@@ -118,7 +118,7 @@ class Loader:
         loaded = time.perf_counter()
         on_cpu = self._device.provider == providers.CPU
         tokens = self._config.max_batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
-        runner.warm(self._config.max_batch, tokens)
+        measured = runner.warm(self._config.max_batch, tokens)
         self._plans[name] = runner.plan
         if _identity(path) != before:
             raise FailedPrecondition(
@@ -137,6 +137,9 @@ class Loader:
             max_batch=self._config.max_batch,
             max_batch_tokens=tokens,
             runners=runner.plan.runners,
+            measured=measured,
+            ageing=self._config.ageing,
+            measured=measured,
         )
         seconds = time.perf_counter() - began
         self._metrics.model_load_seconds.labels(name).observe(seconds)
