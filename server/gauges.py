@@ -41,6 +41,44 @@ def watch_models(metrics: Metrics, models: Iterable[Engine]) -> None:
         ],
     )
     metrics.watch_each(
+        "runners",
+        "Runs of a model that may be under way at a time, with the threads that they share and "
+        "whether idle ones spin, as chosen when it was loaded.",
+        ("model", "device", "threads", "spinning"),
+        lambda: [
+            (
+                (
+                    engine.version,
+                    engine.runner.device.label,
+                    str(engine.runner.plan.threads),
+                    engine.runner.plan.spinning.value,
+                ),
+                float(engine.runner.plan.runners),
+            )
+            for engine in models
+        ],
+    )
+    metrics.watch_each(
+        "device_node_share",
+        "Share of a model's nodes that its device runs; below 1 the CPU runs the rest.",
+        ("model", "device"),
+        lambda: [
+            ((engine.version, engine.runner.device.label), engine.runner.device_share)
+            for engine in models
+        ],
+    )
+    metrics.watch_each(
+        "cuda_graph_shapes",
+        "Shapes of batches that a graphics card replays as CUDA graphs; 0 where it cannot, for a "
+        "reason that the log names.",
+        ("model",),
+        lambda: [
+            ((engine.version,), float(engine.runner.cuda_graph_shapes))
+            for engine in models
+            if engine.runner.device.kind == "cuda"
+        ],
+    )
+    metrics.watch_each(
         "queue_rows",
         "Rows that wait for a runner. Where it stays above 0, arrivals outrun the model.",
         ("model",),

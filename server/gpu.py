@@ -129,6 +129,7 @@ class GpuRunning:
     ) -> None:
         self._session = on_card.session
         self._graphs = on_card.graphs
+        self.no_graphs = on_card.why  # why nothing is recorded; "" where it is
         self._contract = contract
         self._dimension = dimension
         self._device = device

@@ -25,7 +25,7 @@ from twinserve.server.buckets import (
     tensorrt_profile,
 )
 from twinserve.server.costs import Measured
-from twinserve.server.gpu import GpuRunning, OnCard, open_on_card
+from twinserve.server.gpu import GpuRunning, open_on_card
 from twinserve.server.graph_check import check_graph, checked_manifest, tokenizer_of
 from twinserve.server.measuring import Budget, SettingsBench
 from twinserve.server.planning import Asked, Plan, Setting
@@ -85,7 +85,6 @@ class Runner:
         self._processors = processors or machine.processors().usable
         self._library = library or Onnxruntime()
         self._placed: float | None = None
-        self._graphs = ""
         self.plan = like or self._first_plan()
         began = time.monotonic()
         self._running: Running = self._open(self.plan.setting, self._buckets(1, 1))
@@ -97,9 +96,9 @@ class Runner:
         return 1.0 if self._placed is None else self._placed
 
     @property
-    def cuda_graphs(self) -> str:
-        """How many shapes are replayed as CUDA graphs, or why none is; "" on a CPU."""
-        return self._graphs
+    def cuda_graph_shapes(self) -> int:
+        """Shapes that are replayed as CUDA graphs."""
+        return self._running.recorded if isinstance(self._running, GpuRunning) else 0
 
     def run(self, rows: Rows) -> Outputs:
         """Embed rows prepared for the input contract: float32 [len(rows), dimension]."""
@@ -172,7 +171,8 @@ class Runner:
             self.path, self.device, setting, self._library, options=options, strict=self._strict
         )
         check_graph(card.session, self.manifest, self.path)
-        self._tell(card)
+        placed = placement(card.session)
+        self._placed = None if placed is None else placed.share(self.device.provider)
         return GpuRunning(
             card,
             contract,
@@ -183,19 +183,17 @@ class Runner:
             setting.runners,
         )
 
-    def _tell(self, card: OnCard) -> None:
-        placed = placement(card.session)
-        self._placed = None if placed is None else placed.share(self.device.provider)
-        self._graphs = card.why
-
     def _prepare_card(self, buckets: Buckets) -> None:
         del self._running  # before the next is opened, or the card holds both
         running = self._running = self._open(self.plan.setting, buckets)
         assert isinstance(running, GpuRunning)
         running.prepare()
-        if not self._graphs:
-            self._graphs = f"{running.recorded} shapes"
-        log.info("%s: CUDA graphs: %s", self.path.name, self._graphs)
+        log.info(
+            "%s: %d shapes are replayed as CUDA graphs%s",
+            self.path.name,
+            running.recorded,
+            f", since {running.no_graphs}" if running.no_graphs else "",
+        )
 
     def _choose(self, row: Row, budget: Budget) -> None:
         bench = SettingsBench(
