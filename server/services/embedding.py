@@ -1,35 +1,54 @@
-"""EmbeddingService: Embed and Compare over the engines."""
+"""EmbeddingService: Embed, EmbedStream and Compare over the engines."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from twinserve import decision
-from twinserve.errors import InvalidInput, LimitExceeded, TwinserveError
+from twinserve.errors import (
+    EmptyInput,
+    Exhausted,
+    InvalidInput,
+    LimitExceeded,
+    TwinserveError,
+    Unavailable,
+)
 from twinserve.server import comparing
+from twinserve.server.callers import Caller
+from twinserve.server.completion import Completion
 from twinserve.server.config import Limits
 from twinserve.server.engine import Engine
-from twinserve.server.front import driven
+from twinserve.server.front import Call, driven
 from twinserve.server.gate import Gate
 from twinserve.server.inputs import Vector
 from twinserve.server.metrics import Metrics
 from twinserve.server.models import Models
-from twinserve.server.services import codec
+from twinserve.server.services import codec, embedding_reply
 from twinserve.server.services.calls import (
     Context,
+    Encoded,
+    abort,
+    answered,
     caller_of,
     check_items,
     count_errors,
-    not_built,
     unary,
 )
-from twinserve.server.services.embedding_inputs import embed_messages
+from twinserve.server.services.embedding_inputs import (
+    embed_messages,
+    embed_readings,
+    read_messages,
+)
+from twinserve.server.services.embedding_stream import Window
 from twinserve.server.services.status import status_of
 from twinserve.v1 import embedding_service_pb2 as pb
 from twinserve.v1 import embedding_service_pb2_grpc as rpc
 from twinserve.v1 import shared_pb2 as shared
 
 _MAX_REQUEST_ID = 128
+# The longest that a message of a stream waits before it asks again for room, in seconds.
+_PAUSE = 0.25
 _ENCODINGS = frozenset(shared.Encoding.values())
 
 
@@ -44,53 +63,133 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
 
     @driven
     @unary
-    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        codec.check_count(len(request.inputs), "inputs", self.limits)
-        if len(request.request_id.encode()) > _MAX_REQUEST_ID:
-            raise LimitExceeded(
-                f"request_id is over {_MAX_REQUEST_ID} bytes; send a shorter one",
-                field="request_id",
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> Encoded:
+        return await self._embed(request, caller_of(context))
+
+    @driven
+    async def EmbedStream(
+        self, request_iterator: object, context: Context
+    ) -> AsyncIterator[pb.EmbedStreamResponse]:
+        # The front passes calls of its own, which drive themselves.
+        assert isinstance(context, Call)
+        try:
+            caller = caller_of(context)
+        except TwinserveError as error:
+            await abort(context, status_of(error))
+        unanswered: set[str] = set()
+        window = Window[pb.EmbedStreamRequest](
+            context,
+            lambda message: self._stream_reply(message.request, caller, context, unanswered),
+            self.gate,
+        )
+        try:
+            await window.run()
+        except Unavailable as error:
+            await abort(context, status_of(error))
+
+    async def _stream_reply(
+        self, request: pb.EmbedRequest, caller: Caller, context: Call, unanswered: set[str]
+    ) -> bytes:
+        request_id = request.request_id
+        work = self._embed_of_stream(request, caller, context, unanswered)
+        found = await answered(self, "EmbedStream", work, context)
+        if isinstance(found, Encoded):
+            return embedding_reply.stream_response(found.data, request_id)
+        return pb.EmbedStreamResponse(error=found, request_id=request_id).SerializeToString()
+
+    async def _embed_of_stream(
+        self, request: pb.EmbedRequest, caller: Caller, context: Call, unanswered: set[str]
+    ) -> Encoded:
+        request_id = request.request_id
+        if not request_id:
+            raise EmptyInput(
+                "request_id is empty, and replies of a stream are told apart by it; set one",
+                field="request.request_id",
             )
-        options = request.options
-        if options.encoding not in _ENCODINGS:
+        if request_id in unanswered:
             raise InvalidInput(
-                f"encoding is {options.encoding}; give FLOAT32, FLOAT16, INT8, BINARY, or none",
-                field="options.encoding",
+                f"request_id {request_id!r:.80} is that of a message that is not answered yet; "
+                "give each its own",
+                field="request.request_id",
             )
-        engine = self.models.resolve(request.model)
+        unanswered.add(request_id)
+        try:
+            return await self._embed(request, caller, "request.", context.pause)
+        finally:
+            unanswered.discard(request_id)
+
+    async def _embed(
+        self,
+        request: pb.EmbedRequest,
+        caller: Caller,
+        prefix: str = "",
+        pause: Callable[[float], Completion[None]] | None = None,
+    ) -> Encoded:
+        """Answer one request.
+
+        Args:
+            request: the request.
+            caller: whose it is.
+            prefix: of its path in the message, for errors.
+            pause: waits for so many seconds; given where a full server is to be waited for
+                instead of refusing.
+        """
+        codec.check_count(len(request.inputs), f"{prefix}inputs", self.limits)
+        if len(request.request_id) > _MAX_REQUEST_ID // 4:  # a character is up to four bytes
+            _check_request_id(request.request_id, prefix)
+        options = request.options
+        encoding = options.encoding
+        if encoding not in _ENCODINGS:
+            raise InvalidInput(
+                f"encoding is {encoding}; give FLOAT32, FLOAT16, INT8, BINARY, or none",
+                field=f"{prefix}options.encoding",
+            )
         dimension = options.dimensions if options.HasField("dimensions") else None
         truncate = options.truncate if options.HasField("truncate") else None
-        embedded = await embed_messages(
-            engine,
-            [(f"inputs[{i}]", message) for i, message in enumerate(request.inputs)],
-            caller_of(context),
-            self.limits,
-            dimension,
-            truncate,
-        )
-        self.metrics.embedded(engine.name, embedded.preprocess, embedded.ride)
-        check_items(embedded.errors, len(request.inputs), atomic=request.atomic)
-        count_errors(self.metrics, embedded.errors)
-        response = pb.EmbedResponse(
+        with self.models.using(request.model, f"{prefix}model") as engine:
+            if dimension is not None:
+                engine.space_of(dimension, f"{prefix}options.dimensions")
+            readings = read_messages(
+                [(f"{prefix}inputs[{i}]", message) for i, message in enumerate(request.inputs)],
+                self.limits,
+                engine.manifest.input,
+                truncate,
+            )
+            while True:
+                try:
+                    embedded = await embed_readings(engine, readings, caller, dimension)
+                    break
+                except Exhausted as error:
+                    seconds = error.retry_after or _PAUSE
+                    late = caller.deadline is not None and (
+                        time.monotonic() + seconds >= caller.deadline
+                    )
+                    if pause is None or late:
+                        raise
+                # Outside the handler, whose error would hold what it passed through.
+                await pause(min(seconds, _PAUSE))
+            name, version = engine.name, engine.version
+            width = engine.manifest.dimension if dimension is None else dimension
+        self.metrics.embedded(name, embedded.preprocess, embedded.ride)
+        errors = embedded.errors
+        if errors:
+            check_items(errors, len(request.inputs), atomic=request.atomic)
+            count_errors(self.metrics, errors)
+        packed = None
+        if encoding != shared.ENCODING_UNSPECIFIED:
+            rows = [None if isinstance(o, TwinserveError) else o for o in embedded.outcomes]
+            packed = codec.pack(rows, width, encoding)
+        data = embedding_reply.response(
             request_id=request.request_id,
-            model_version=engine.version,
+            model_version=version,
             space_id=embedded.space_id,
+            outcomes=embedded.outcomes,
+            token_counts=embedded.token_counts,
+            truncated=embedded.truncated,
+            packed=packed,
             timing=codec.timing_message(embedded.ride, embedded.preprocess),
         )
-        packed = options.encoding != shared.ENCODING_UNSPECIFIED
-        for outcome, count, truncated in zip(
-            embedded.outcomes, embedded.token_counts, embedded.truncated, strict=True
-        ):
-            result = response.results.add(token_count=count, truncated=truncated)
-            if isinstance(outcome, TwinserveError):
-                result.error.CopyFrom(status_of(outcome))
-            elif not packed:
-                codec.write_embedding(result.embedding, outcome, embedded.space_id)
-        if packed:
-            rows = [None if isinstance(o, TwinserveError) else o for o in embedded.outcomes]
-            width = engine.manifest.dimension if dimension is None else dimension
-            response.packed.CopyFrom(codec.pack(rows, width, options.encoding))
-        return response
+        return Encoded(data, name)
 
     @driven
     @unary
@@ -99,7 +198,17 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
         rule = codec.rule_of(request.rule)
         decision.check_rule(rule, search=False)
         prior = decision.check_prior(request.prior if request.HasField("prior") else None)
-        engine = self.models.resolve(request.model)
+        with self.models.using(request.model) as engine:
+            return await self._compare(request, context, engine, rule, prior)
+
+    async def _compare(
+        self,
+        request: pb.CompareRequest,
+        context: Context,
+        engine: Engine,
+        rule: decision.Rule,
+        prior: float,
+    ) -> pb.CompareResponse:
         sides: list[tuple[str, shared.Input]] = []
         for i, pair in enumerate(request.pairs):
             sides += [(f"pairs[{i}].first", pair.first), (f"pairs[{i}].second", pair.second)]
@@ -148,12 +257,13 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             result.comparison.decision.CopyFrom(codec.decision_message(one.limit, one.outcome))
         return response
 
-    async def EmbedStream(
-        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
-    ) -> AsyncIterator[pb.EmbedStreamResponse]:
-        await not_built(context, "EmbedStream", "send calls of Embed with several inputs each")
-        return
-        yield  # makes this the asynchronous generator that grpc expects
+
+def _check_request_id(request_id: str, prefix: str) -> None:
+    if len(request_id.encode()) > _MAX_REQUEST_ID:
+        raise LimitExceeded(
+            f"request_id is over {_MAX_REQUEST_ID} bytes; send a shorter one",
+            field=f"{prefix}request_id",
+        )
 
 
 def _dimension_of(engine: Engine, sides: Sequence[tuple[str, shared.Input]]) -> int:
