@@ -139,7 +139,6 @@ class Loader:
             runners=runner.plan.runners,
             measured=measured,
             ageing=self._config.ageing,
-        )
         seconds = time.perf_counter() - began
         self._metrics.model_load_seconds.labels(name).observe(seconds)
         log.info(
