@@ -8,7 +8,7 @@ parameters `inference_parameters`; docs/inference-protocol.md tells both to clie
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 from twinserve import __version__
 from twinserve.errors import FailedPrecondition, InvalidInput, ModelNotFound, TwinserveError
@@ -19,7 +19,6 @@ from twinserve.server.engine import Engine
 from twinserve.server.front import driven
 from twinserve.server.gate import Gate
 from twinserve.server.metrics import Metrics
-from twinserve.server.model_table import order
 from twinserve.server.models import Models
 from twinserve.server.services import inference_models, inference_tensors
 from twinserve.server.services.calls import Context, caller_of, check_items, unary
@@ -103,29 +102,27 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
     ) -> pb.ModelStatisticsResponse:
         if request.name:
             with self._using(request.name, request.version) as engine:
-                found = [engine]
-            if request.version and len(self._versions(engine.name)) > 1:
+                names = [engine.name]
+            versions = self._versions(engine.name)
+            if request.version and len(versions) > 1:
                 raise FailedPrecondition(
-                    f"several versions of {engine.name} are served "
-                    f"({', '.join(self._versions(engine.name))}) and their figures are counted "
-                    "together; ask without a version",
+                    f"several versions of {engine.name} are served ({', '.join(versions)}) and "
+                    "their figures are counted together; ask without a version",
                     field="version",
                 )
         elif request.version:
             raise InvalidInput("version is given and name is not; give both", field="version")
         else:
-            # The newest of each name, which is the last in order.
-            found = list(
-                {engine.name: engine for engine in sorted(self.models, key=order)}.values()
-            )
-        return pb.ModelStatisticsResponse(
-            model_stats=[
-                inference_models.statistics_message(
-                    engine.name, engine.manifest.version, self.metrics.figures(engine.name)
+            names = list(dict.fromkeys(engine.name for engine in self.models))
+        response = pb.ModelStatisticsResponse()
+        for name in names:
+            with suppress(ModelNotFound):  # unloaded since
+                version = self.models.resolve(name).manifest.version
+                figures = self.metrics.figures(name)
+                response.model_stats.append(
+                    inference_models.statistics_message(name, version, figures)
                 )
-                for engine in found
-            ]
-        )
+        return response
 
     @driven
     @unary
