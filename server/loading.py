@@ -17,7 +17,7 @@ from pathlib import Path
 
 from twinserve import manifest as manifests
 from twinserve.errors import ConfigError, FailedPrecondition
-from twinserve.server import providers
+from twinserve.server import machine, providers
 from twinserve.server.admission import Admission
 from twinserve.server.config import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, ServerConfig
 from twinserve.server.engine import Engine
@@ -139,6 +139,7 @@ class Loader:
             runners=runner.plan.runners,
             measured=measured,
             ageing=self._config.ageing,
+        )
         seconds = time.perf_counter() - began
         self._metrics.model_load_seconds.labels(name).observe(seconds)
         log.info(
@@ -176,11 +177,10 @@ def _check_memory(path: Path, size: int, available: int | None) -> None:
 
 
 def _available_memory() -> int | None:
-    """Bytes of memory that are free on this machine; None where it does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
+    """Bytes of memory that this process may still take; None where the machine does not say."""
+    memory = machine.memory()
+    if not memory.available:
+        return None
+    if memory.limit is None:
+        return memory.available
+    return max(0, min(memory.available, memory.limit - machine.resident()))
