@@ -109,7 +109,7 @@ async def serve(config: ServerConfig) -> None:
         stack.push_async_callback(asyncio.to_thread, galleries.close)
         gauges.watch_models(metrics, models)
         gauges.watch_shadows(metrics, changes.shadows)
-        gauges.watch_admission(metrics, admission)
+        gauges.watch_admission(metrics, admission, gate)
         gauges.watch_galleries(metrics, galleries)
 
         server = _front(config, readers)

@@ -101,6 +101,13 @@ class Batcher:
         """Rows that are not bound yet."""
         return self._turns.rows
 
+    def queue(self) -> tuple[int, float]:
+        """Return the tokens that wait, 0 where rows are no texts, and the oldest job's seconds."""
+        with self._lock:
+            waiting = self._turns.waiting()
+        age = 0.0 if waiting.since is None else self._clock() - waiting.since
+        return waiting.tokens, max(age, 0.0)
+
     @property
     def seconds_per_row(self) -> float:
         """What a row of the usual length costs in a run of good size; a millisecond if unknown."""

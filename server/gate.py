@@ -37,6 +37,11 @@ class Gate:
         self._changed = threading.Condition(threading.Lock())
         self._watchers: set[Callable[[], None]] = set()
 
+    @property
+    def inside(self) -> int:
+        """How many calls there are."""
+        return self._inside
+
     def enter(self) -> Gate:
         """Be inside while the block runs; entering itself is what may raise.
 

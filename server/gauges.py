@@ -7,12 +7,14 @@ clients make as many as they like, and a label each would grow without bound.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 
 from twinserve.server.admission import Admission
 from twinserve.server.engine import Engine
 from twinserve.server.gallery import GalleryStatus
 from twinserve.server.gallery.galleries import Galleries
+from twinserve.server.gate import Gate
 from twinserve.server.metrics import Metrics, Samples
 from twinserve.server.shadow import Report, Shadow
 
@@ -20,12 +22,15 @@ from twinserve.server.shadow import Report, Shadow
 def watch_models(metrics: Metrics, models: Iterable[Engine]) -> None:
     """Export what is loaded, and what waits for it."""
 
-    def by_name(read: Callable[[Engine], float]) -> Callable[[], Samples]:
-        # Versions of one name share its queue's labels: their figures are added up.
+    def by_name(
+        read: Callable[[Engine], float],
+        together: Callable[[float, float], float] = operator.add,
+    ) -> Callable[[], Samples]:
+        # Versions of one name share its queue's labels.
         def samples() -> Samples:
             values: dict[str, float] = {}
             for engine in models:
-                values[engine.name] = values.get(engine.name, 0.0) + read(engine)
+                values[engine.name] = together(values.get(engine.name, 0.0), read(engine))
             return [((name,), value) for name, value in values.items()]
 
         return samples
@@ -84,6 +89,19 @@ def watch_models(metrics: Metrics, models: Iterable[Engine]) -> None:
         ("model",),
         by_name(lambda engine: engine.batcher.waiting),
     )
+    metrics.watch_each(
+        "queue_tokens",
+        "Tokens of texts that wait for a runner, without padding; 0 for other inputs.",
+        ("model",),
+        by_name(lambda engine: engine.batcher.queue()[0]),
+    )
+    metrics.watch_each(
+        "queue_oldest_seconds",
+        "Seconds that the oldest waiting job has waited; 0 where none does. Where it nears "
+        "--ageing, calls of low priority or of busy clients starve.",
+        ("model",),
+        by_name(lambda engine: engine.batcher.queue()[1], max),
+    )
 
 
 def watch_shadows(metrics: Metrics, shadows: Callable[[], Mapping[str, Shadow]]) -> None:
@@ -118,12 +136,22 @@ def watch_shadows(metrics: Metrics, shadows: Callable[[], Mapping[str, Shadow]])
         )
 
 
-def watch_admission(metrics: Metrics, admission: Admission) -> None:
+def watch_admission(metrics: Metrics, admission: Admission, gate: Gate) -> None:
     """Export how full the server is."""
     metrics.watch(
         "admitted_rows",
-        "Rows admitted and not yet answered, over all models.",
+        "Rows admitted and not yet answered, over all models; of texts one for every 64 tokens. "
+        "Near the limit, calls are refused with QUEUE_FULL or CLIENT_OVER_SHARE.",
         lambda: admission.rows,
+    )
+    metrics.watch(
+        "admitted_rows_limit", "The limit of admitted rows, --max-rows.", lambda: admission.max_rows
+    )
+    metrics.watch(
+        "calls_running",
+        "Calls that are inside the server, in whatever state; those that do no work, such as "
+        "health checks, are not counted.",
+        lambda: gate.inside,
     )
 
 

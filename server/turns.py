@@ -23,6 +23,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from twinserve.server import padding
 from twinserve.server.callers import Priority
@@ -106,6 +107,15 @@ class _Class:
             self.served[line.client] = line.tag
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """What a queue holds."""
+
+    rows: int
+    tokens: int  # of texts, without padding
+    since: float | None  # when the oldest job came; None where nothing waits
+
+
 class Turns:
     """The queue of one model.
 
@@ -138,6 +148,18 @@ class Turns:
         self._inside: dict[str, int] = {}  # rows by client, waiting or running
         self._running = dict.fromkeys(Priority, 0)  # runs by class
         self.rows = 0  # that wait
+
+    def waiting(self) -> Waiting:
+        """Return what waits; looks at every job."""
+        jobs = (
+            job
+            for among in self._classes.values()
+            for line in among.lines.values()
+            for _, _, job in line.heap
+            if job.pending
+        )
+        tokens = sum(among.tokens for among in self._classes.values())
+        return Waiting(self.rows, tokens, min((job.submitted for job in jobs), default=None))
 
     def push(self, job: Job) -> None:
         """Let a job wait for its turn."""
