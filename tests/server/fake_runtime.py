@@ -21,6 +21,15 @@ class Node:
 
 
 @dataclass
+class Argument:
+    """An input or output of a graph."""
+
+    name: str
+    type: str
+    shape: list[str | int]
+
+
+@dataclass
 class Part:
     ep_name: str
     kinds: list[str]
@@ -103,10 +112,10 @@ class Opened:
         raise AssertionError("on a card everything is bound")
 
     def get_inputs(self) -> list[Any]:
-        return []
+        return [Argument("tensor", "tensor(float)", ["batch", 8])]
 
     def get_outputs(self) -> list[Any]:
-        return []
+        return [Argument("embedding", "tensor(float)", ["batch", 16])]
 
 
 class Card:

@@ -222,6 +222,37 @@ def test_tensorrt_runs_its_engine_and_records_nothing() -> None:
     assert card.sessions[0].chain[0][1]["trt_fp16_enable"] == "1"
 
 
+def on_made_up_card(
+    folder: Path, card: Card, device: Device = CARD, *, strict: bool = False
+) -> Runner:
+    path = folder / "vectors.onnx"
+    path.write_bytes(twins.small_tensor_twin())
+    return Runner(path, device, strict=strict, library=card)
+
+
+def test_a_twin_on_a_card_is_warmed_in_its_buckets_and_told_with_its_share(tmp_path: Path) -> None:
+    card = Card(CUDA, parts=[Part(CUDA, ["MatMul"] * 3), Part(CPU, ["Shape"])])
+    runner = on_made_up_card(tmp_path, card)
+    measured = runner.warm(8, 64)
+    assert runner.device_share == 0.75
+    assert runner.cuda_graph_shapes == 4
+    assert runner.plan.runners == 1, "CUDA graphs are not shared"
+    assert {one.rows for one in measured} == {1, 2, 4, 8}
+    found = runner.run([np.full(8, value, np.float32) for value in (1, 2, 3)])
+    np.testing.assert_array_equal(found, [[1] * 16, [2] * 16, [3] * 16])
+    with pytest.raises(ProviderUnavailable, match="--strict-device"):
+        on_made_up_card(tmp_path, card, strict=True)
+
+
+def test_tensorrt_is_opened_for_the_shapes_that_the_server_runs(tmp_path: Path) -> None:
+    card = Card(TENSORRT, CUDA, parts=[Part(TENSORRT, ["MatMul"])])
+    device = Device(TENSORRT, {"device_id": "0"}, {"device_id": "0"})
+    runner = on_made_up_card(tmp_path, card, device)
+    runner.warm(8, 64)
+    assert card.sessions[-1].chain[0][1]["trt_profile_max_shapes"] == "tensor:8x8"
+    assert runner.cuda_graph_shapes == 0
+
+
 @pytest.fixture(scope="session")
 def real_card() -> Device:
     """A card that onnxruntime runs on here."""

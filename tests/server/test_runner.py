@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from tests import twins
 from twinserve import manifest as manifests
 from twinserve.errors import ManifestError
 from twinserve.manifest import ImageInput, TextInput
-from twinserve.server.planning import Asked
+from twinserve.server import machine
+from twinserve.server.planning import Asked, Plan, Setting
 from twinserve.server.providers import CPU, Device
 from twinserve.server.runner import Runner
 from twinserve.tokens import digest
@@ -163,3 +165,70 @@ def test_a_picture_twin_takes_a_batch_as_it_is(tmp_path: Path) -> None:
     assert runner.tokenizer is None
     pixels, _ = twins.classes_of_pixels(3, 2)
     np.testing.assert_allclose(runner.run(pixels), twins.embed_pixels(pixels), atol=1e-5)
+
+
+def test_a_twin_is_planned_and_warmed_within_seconds(tmp_path: Path) -> None:
+    path = tmp_path / "twin.onnx"
+    path.write_bytes(twins.small_image_twin(calibrated=False))
+    runner = Runner(path, Device(CPU, {}), processors=2)
+    began = time.monotonic()
+    measured = runner.warm(64, 2048)
+    assert time.monotonic() - began < 20, "a few tenths of it on a machine of its own"
+    assert runner.plan.runners + runner.plan.threads == 3, "both processors, and no more"
+    assert runner.plan.trials, "nothing was compared"
+    assert {one.rows for one in measured} >= {1, 64}
+    assert all(one.seconds > 0 and one.longest == 1 for one in measured)
+
+
+def test_the_plan_of_the_version_before_is_taken_over_unmeasured(tmp_path: Path) -> None:
+    path = tmp_path / "twin.onnx"
+    path.write_bytes(twins.small_image_twin(calibrated=False))
+    before = Plan(Setting(3, 1), "measured once")
+    runner = Runner(path, Device(CPU, {}), processors=2, like=before)
+    runner.warm(8, 64)
+    assert runner.plan == before
+
+
+def test_costs_of_texts_are_told_by_rows_and_length(tmp_path: Path) -> None:
+    path = tmp_path / "texts.onnx"
+    path.write_bytes(twins.small_text_twin(calibrated=False))
+    runner = Runner(path, Device(CPU, {}), Asked(1, 1))
+    measured = {(one.rows, one.longest) for one in runner.warm(16, 64)}
+    # The longest texts of this twin have 16 tokens: four of them are 64 tokens.
+    assert {(1, 8), (8, 8), (1, 16), (4, 16)} <= measured
+    assert all(rows * length <= 64 for rows, length in measured)
+
+
+def test_closing_gives_the_memory_of_a_twin_back(tmp_path: Path) -> None:
+    path = tmp_path / "twin.onnx"
+    path.write_bytes(edited(twins.small_image_twin(calibrated=False), add_weights))
+    before = machine.resident()
+    runner = Runner(path, Device(CPU, {}), Asked(1, 1))
+    runner.warm(4, 64)
+    held = machine.resident() - before
+    assert held > WEIGHTS, "the weights are in memory"
+    runner.close()
+    assert machine.resident() - before < held / 4
+
+
+WEIGHTS = 64 << 20
+
+
+def add_weights(model: onnx.ModelProto) -> None:
+    """64 MB that the graph needs, and that change nothing: a product with them, times zero."""
+    generator = np.random.default_rng(1)
+    width = WEIGHTS // 4 // twins.DIMENSION
+    wide = generator.standard_normal((twins.DIMENSION, width)).astype(np.float32)
+    model.graph.node[-1].output[0] = "plain"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(wide, "wide"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1], np.int64), "axes"))
+    node = onnx.helper.make_node
+    model.graph.node.extend(
+        [
+            node("MatMul", ["plain", "wide"], ["product"]),
+            node("ReduceMean", ["product", "axes"], ["mean"]),
+            node("Mul", ["mean", "zero"], ["nothing"]),
+            node("Add", ["plain", "nothing"], ["embedding"]),
+        ]
+    )
