@@ -250,7 +250,7 @@ class Batcher:
         parts = [[job.rows[i] for i in indices] for job, indices in run.parts]
         began = time.perf_counter()
         try:
-            outputs = self._run([row for part in parts for row in part])
+            outputs = self._checked([row for part in parts for row in part])
         except Exception as error:
             log.exception("a run of %d jobs failed", len(parts))
             return [_failed(error)] if len(parts) == 1 else [self._alone(part) for part in parts]
@@ -262,9 +262,15 @@ class Batcher:
 
     def _alone(self, rows: Rows) -> Outputs | InternalFault:
         try:
-            return self._run(rows)
+            return self._checked(rows)
         except Exception as error:
             return _failed(error)
+
+    def _checked(self, rows: Rows) -> Outputs:
+        outputs = self._run(rows)
+        if outputs.ndim != 2 or len(outputs) != len(rows):
+            raise ValueError(f"the model gave {list(outputs.shape)} for {len(rows)} rows")
+        return outputs
 
     def _end(self, run: Run, results: Sequence[Outputs | InternalFault], seconds: float) -> None:
         """Give the place to the next thread, then answer the jobs that are whole."""

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 _NEWEST, _MOST = 0.1, 3.0
 # Runs between two fits of the line.
 _REFIT = 32
+# The fixed price is told from sizes that are at least so many times apart.
+_APART = 4
 # A run is large enough once its fixed price is this share of it, and it takes this many seconds:
 # below them nobody feels the wait, and runs are cheaper to hand over when they are fewer.
 _FIXED_SHARE, _SHORT_RUN = 0.03, 0.005
@@ -51,6 +53,7 @@ class RunCosts:
         self._cells: dict[tuple[int, int], _Cell] = {}
         self._fixed = 0.0
         self._per_token = 0.0
+        self._told_apart = False
         self._untold = 0
         # Of all runs of late, whatever their size.
         self.recent_seconds = 0.0
@@ -70,8 +73,8 @@ class RunCosts:
 
     @property
     def fixed_tokens(self) -> float:
-        """The fixed price of a run, told in tokens (in rows where rows are no texts)."""
-        return self._fixed / self._per_token if self._per_token else 0.0
+        """The fixed price of a run in tokens (rows where rows are no texts); 0 if unknown."""
+        return self._fixed / self._per_token if self._told_apart else 0.0
 
     def tell(self, rows: int, longest: int, seconds: float) -> None:
         """Take in a run that was measured."""
@@ -109,8 +112,8 @@ class RunCosts:
         return tokens * self._per_token / runners
 
     def enough(self, longest: int = 1) -> float:
-        """Return the rows above which a run gains next to nothing per row, infinity if unknown."""
-        if not self._per_token:
+        """Return the rows above which a run gains next to nothing per row; infinity if unknown."""
+        if not self._told_apart:
             return float("inf")
         by_share = self._fixed / (_FIXED_SHARE * self._per_token)
         by_time = (_SHORT_RUN - self._fixed) / self._per_token
@@ -130,6 +133,8 @@ class RunCosts:
         v = [cell.tokens / cell.seconds for cell in cells]
         uu, vv = sum(a * a for a in u), sum(a * a for a in v)
         uv = sum(a * b for a, b in zip(u, v, strict=True))
+        sizes = [cell.tokens for cell in cells]
+        self._told_apart = max(sizes) >= _APART * min(sizes)
         determinant = uu * vv - uv * uv
         fixed = per_token = -1.0
         if determinant > 1e-6 * uu * vv:

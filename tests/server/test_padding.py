@@ -64,3 +64,17 @@ def test_a_thousand_texts_of_all_lengths_are_cut_with_little_padding() -> None:
     lengths = sorted(np.random.default_rng(1).integers(4, 257, 1024).tolist())
     made = runs(lengths, 2048)
     assert sum(map(padded, made)) < 1.05 * sum(lengths)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_run_is_above_the_limit_of_rows(seed: int) -> None:
+    lengths = sorted(np.random.default_rng(seed).integers(1, 60, 200).tolist())
+    counts = cut(lengths, 2048, max_rows=16)
+    assert sum(counts) == 200
+    assert max(counts) <= 16
+
+
+def test_a_dearer_run_carries_more_padding() -> None:
+    lengths = [8] * 10 + [16] * 10
+    assert cut(lengths, 2048, run_tokens=10) == [10, 10]
+    assert cut(lengths, 2048, run_tokens=200) == [20]
