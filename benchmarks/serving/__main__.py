@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from benchmarks.serving.stage import Setting, set_up
 from benchmarks.serving.subjects import Subject
 
 FULL = Setting()
-QUICK = Setting(seconds=2.0, turns=1, in_flight=(32,), try_layouts=False)
+QUICK = Setting(seconds=2.0, warm=0.5, turns=1, in_flight=(32,), try_layouts=False)
 PARTS = ("singles", "bulk", "alone", "arrivals", "lengths", "pictures", "fairness")
 FINAL = ("overload", "soak")
 
@@ -55,7 +56,11 @@ def main() -> None:
             peers=peers if subject.precision == "fp32" else {},
             in_flight=chosen.in_flight if subject.precision == "fp32" else (32,),
         )
-        _measure(subject, setting, report, given)
+        try:
+            _measure(subject, setting, report, given)
+        except Exception as error:  # one twin must not take the others' results with it
+            report.notes.append(f"{subject}: {type(error).__name__}: {error}")
+            traceback.print_exception(error)
         _keep(report, given, chosen, began)
     _final(twins, chosen, report, given)
     _keep(report, given, chosen, began)

@@ -76,11 +76,13 @@ class Server:
         finally:
             self.signal(signal.SIGSTOP)
 
-    def connect(
-        self, metadata: Sequence[tuple[str, str]] = (), timeout: float | None = None
-    ) -> wire.Connection:
-        """Open a connection for calls of its form."""
-        return wire.Connection(self.port, self.form.path, metadata, timeout)
+    @contextlib.contextmanager
+    def connected(
+        self, count: int = 1, timeout: float | None = None
+    ) -> Iterator[list[wire.Connection]]:
+        """Open connections for calls of its form, and close them in the end."""
+        with wire.connected(self.port, self.form.path, count, timeout=timeout) as connections:
+            yield connections
 
     def ask(self, body: bytes) -> forms.Embedding:
         """Send one request and read the reply.
@@ -93,13 +95,10 @@ class Server:
             request = urllib.request.Request(
                 f"http://127.0.0.1:{self.port}{self.form.path}", data=body, headers=names
             )
-            with urllib.request.urlopen(request, timeout=10) as reply:
+            with urllib.request.urlopen(request, timeout=30) as reply:
                 return self.form.decode(reply.read())
-        connection = self.connect()
-        try:
-            (call,) = wire.paced([connection], [body], [0.0])
-        finally:
-            connection.lose()
+        with self.connected() as connections:
+            (call,) = wire.paced(connections, [body], [0.0])
         if call.status != wire.OK:
             raise OSError(f"{self.name} answered with status {call.status}")
         return self.form.decode(call.reply[5:])
@@ -202,8 +201,7 @@ def echo(kind: str, reply_bytes: int) -> Iterator[Server]:
     with _running(f"echo {kind}", forms.CONTRACT, command, settings, port) as server:
         until = time.monotonic() + START_SECONDS
         while True:
-            with contextlib.suppress(OSError):
-                wire.Connection(port, forms.EMBED).lose()
+            with contextlib.suppress(OSError), wire.connected(port, forms.EMBED):
                 break
             if time.monotonic() > until or server.process.poll() is not None:
                 raise RuntimeError("the echo server did not start")

@@ -31,6 +31,7 @@ class Setting:
     """How long and how often is measured."""
 
     seconds: float = 5.0  # of one window
+    warm: float = 1.0  # before it
     turns: int = 3
     in_flight: tuple[int, ...] = (24, 32)
     try_layouts: bool = True
@@ -80,9 +81,17 @@ class Stage:
         if not server.form.grpc and server.name != "mosec":
             least = 1  # JSON: as long as its digits
         with server.turn():
-            return server.load(
-                self.body(server, items), in_flight, self.setting.seconds, reply_bytes=least
+            window = server.load(
+                self.body(server, items),
+                in_flight,
+                self.setting.seconds,
+                reply_bytes=least,
+                warm=self.setting.warm,
             )
+            # What the load left behind would be run in this server's next turn.
+            if not server.name.startswith("echo"):
+                server.ask(self.body(server).read_bytes())
+            return window
 
     def turns(self, names: Sequence[str]) -> Iterator[list[str]]:
         """Give the order of each turn."""

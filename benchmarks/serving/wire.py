@@ -9,12 +9,13 @@ call was due, so that a generator or server that falls behind cannot hide it.
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 OK, CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNAVAILABLE = 0, 1, 4, 8, 14
@@ -274,6 +275,25 @@ class Connection:
         self._out += struct.pack(">I", len(payload) << 8 | kind)
         self._out += struct.pack(">BI", flags, stream)
         self._out += payload
+
+
+@contextlib.contextmanager
+def connected(
+    port: int,
+    path: str,
+    count: int = 1,
+    metadata: Sequence[tuple[str, str]] = (),
+    timeout: float | None = None,
+) -> Iterator[list[Connection]]:
+    """Open so many connections, and close them in the end; see `Connection`."""
+    connections: list[Connection] = []
+    try:
+        for _ in range(count):
+            connections.append(Connection(port, path, metadata, timeout))
+        yield connections
+    finally:
+        for connection in connections:
+            connection.lose()
 
 
 @dataclass

@@ -60,10 +60,8 @@ def serving() -> Iterator[Serving]:
 
 def test_bodies_small_and_far_beyond_the_servers_window_come_back_whole(serving: Serving) -> None:
     bodies = [wire.prefixed(bytes([i]) * size) for i, size in enumerate((1, 300_000, 70_000))]
-    connections = [Connection(serving.port, PATH) for _ in range(2)]
-    calls = wire.closed(connections, bodies, 6, 20, most=60)
-    for connection in connections:
-        connection.lose()
+    with wire.connected(serving.port, PATH, 2) as connections:
+        calls = wire.closed(connections, bodies, 6, 20, most=60)
     assert len(calls) == 60
     assert all(call.status == wire.OK and call.reply == call.body for call in calls)
     assert {len(call.body) for call in calls} == {len(body) for body in bodies}

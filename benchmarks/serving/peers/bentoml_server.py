@@ -18,7 +18,7 @@ class Embedder:
     def __init__(self) -> None:
         self.twin = Twin.from_environment()
 
-    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=1000)  # type: ignore[untyped-decorator]
+    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=10_000)  # type: ignore[untyped-decorator]
     def embed(self, inputs: list[str]) -> list[list[float]]:
         found: Any = self.twin.run([self.twin.row(base64.b64decode(one)) for one in inputs])
         embeddings: list[list[float]] = found.tolist()

@@ -28,11 +28,8 @@ def measure(stage: Stage) -> None:
     rate = BUSY * stage.capacity
     body = stage.body(stage.ours).read_bytes()
     due = times(rate, 3 * stage.setting.seconds)
-    with stage.ours.turn():
-        connections = [stage.ours.connect() for _ in range(CONNECTIONS)]
+    with stage.ours.turn(), stage.ours.connected(CONNECTIONS) as connections:
         calls = wire.paced(connections, [body], due)
-        for connection in connections:
-            connection.lose()
     answered = [call for call in calls if call.status == wire.OK]
     waits = [call.seconds for call in answered]
     rides = [pb.EmbedResponse.FromString(call.reply[5:]).timing for call in answered]

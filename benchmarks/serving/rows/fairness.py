@@ -31,11 +31,10 @@ def measure(stage: Stage) -> None:
                     crowd = subprocess.Popen(
                         [*command, url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
                     )
-                connection = stage.ours.connect()
-                # The crowd needs a moment to fill the queue.
-                wire.closed([connection], [body.read_bytes()], 1, 0.5)
-                calls = wire.closed([connection], [body.read_bytes()], 1, seconds - 0.5)
-                connection.lose()
+                with stage.ours.connected() as one:
+                    # The crowd needs a moment to fill the queue.
+                    wire.closed(one, [body.read_bytes()], 1, 0.5)
+                    calls = wire.closed(one, [body.read_bytes()], 1, seconds - 0.5)
                 if crowd is not None:
                     crowd.wait()
             failed = [call for call in calls if call.status != wire.OK]

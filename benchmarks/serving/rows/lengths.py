@@ -40,11 +40,8 @@ def measure(stage: Stage) -> None:
     for order in stage.turns(list(rates)):
         for name in order:
             server = stage.servers[name]
-            with server.turn():
-                connections = [server.connect() for _ in range(CONNECTIONS)]
+            with server.turn(), server.connected(CONNECTIONS) as connections:
                 calls = wire.closed(connections, bodies, IN_FLIGHT, 2 * stage.setting.seconds)
-                for connection in connections:
-                    connection.lose()
             failed = [call for call in calls if call.status != wire.OK]
             if failed:
                 raise RuntimeError(f"{name} answered {len(failed)} texts with an error")

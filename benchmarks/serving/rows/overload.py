@@ -120,18 +120,14 @@ def _milliseconds(seconds: Sequence[float]) -> str:
 
 def _capacity(server: Server, body: bytes, seconds: float) -> float:
     """Return calls a second in a closed loop."""
-    connections = [server.connect() for _ in range(CONNECTIONS)]
-    wire.closed(connections, [body], 32, 0.5)
-    calls = wire.closed(connections, [body], 32, seconds)
-    for connection in connections:
-        connection.lose()
+    with server.connected(CONNECTIONS) as connections:
+        wire.closed(connections, [body], 32, 0.5)
+        calls = wire.closed(connections, [body], 32, seconds)
     good = [call.ended for call in calls if call.status == wire.OK]
     return h2load.steady_rate(np.array(good))
 
 
 def _offered(server: Server, body: bytes, rate: float, seconds: float) -> list[wire.Call]:
-    connections = [server.connect(timeout=DEADLINE) for _ in range(CONNECTIONS)]
-    calls = wire.paced(connections, [body], (np.arange(round(rate * seconds)) / rate).tolist())
-    for connection in connections:
-        connection.lose()
-    return calls
+    times: list[float] = (np.arange(round(rate * seconds)) / rate).tolist()
+    with server.connected(CONNECTIONS, timeout=DEADLINE) as connections:
+        return wire.paced(connections, [body], times)

@@ -21,8 +21,15 @@ def measure(stage: Stage, in_flight: int) -> None:
         for name in order:
             if name == RAW:
                 raw.append(stage.limit.rate(stage.setting.seconds))
-            else:
-                windows[name].append(stage.window(stage.servers[name], in_flight))
+            elif name in windows:
+                try:
+                    windows[name].append(stage.window(stage.servers[name], in_flight))
+                except (RuntimeError, OSError) as error:
+                    if name not in stage.setting.peers:
+                        raise
+                    # A peer that fails under this load is no reason to stop.
+                    del windows[name]
+                    stage.report.notes.append(f"{name} on {stage.subject}, {in_flight}: {error}")
     overhead = min(stage.overhead.values())
     can = [figures.reachable(one, overhead, stage.cores) for one in raw]
     load = f"{in_flight} in flight"

@@ -22,8 +22,10 @@ def measure(subject: Subject, report: Report, calls: int = CALLS) -> None:
     one = forms.given(subject)
     bodies = [forms.CONTRACT.body(subject, [one] * int(size)) for size in sizes]
     resident: list[int] = []
-    with servers.ours(subject.path, still=False) as ours:
-        connections = [ours.connect() for _ in range(CONNECTIONS)]
+    with (
+        servers.ours(subject.path, still=False) as ours,
+        ours.connected(CONNECTIONS) as connections,
+    ):
         for _ in range(PIECES):
             ended = wire.closed(connections, bodies, IN_FLIGHT, 0, most=calls // PIECES)
             failed = [call for call in ended if call.status != wire.OK]
