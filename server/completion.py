@@ -148,6 +148,18 @@ class Driven(Generic[Value]):
             waits_for.abandon()
 
     def _go_on(self) -> None:
+        loop = asyncio._get_running_loop()
+        if loop is None:
+            self._steps()
+            return
+        # News came from the loop's own thread; what is driven must not take itself for its task.
+        asyncio._set_running_loop(None)
+        try:
+            self._steps()
+        finally:
+            asyncio._set_running_loop(loop)
+
+    def _steps(self) -> None:
         while True:
             try:
                 waits_for: Completion[Any] = self._coroutine.send(None)
@@ -172,7 +184,7 @@ def drive(
     """Run a coroutine in this thread up to its first wait, and on from there in others.
 
     Args:
-        coroutine: awaits nothing but `Completion`s; must not run where asyncio's loop runs.
+        coroutine: awaits nothing but `Completion`s.
         ended: told the value, or the exception, in the thread that came to the end.
     """
     driven = Driven(coroutine, ended)

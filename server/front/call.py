@@ -107,6 +107,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     _trailing: core.Metadata = ()
     _callbacks: list[Callable[[Any], None]] | None = None
     _reading: Completion[bytes | None] | None = None
+    _no_more = False
+    bytes_read = 0  # of the message that `read` gave last
     _due = 2  # the status sent, and the close told
 
     def __init__(self, owner: Owner, event: core.Event, method: Method) -> None:
@@ -232,7 +234,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         else:
             self._end(task.result(), None)
 
-    def _on_loop(self, work: Callable[..., None]) -> None:
+    def _on_loop(self, work: Callable[[], object]) -> None:
         # A closed loop means that the server has stopped.
         with contextlib.suppress(RuntimeError):
             self._owner.loop.call_soon_threadsafe(work)
@@ -257,7 +259,9 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         status = self._status(error)
         if status is None:
             try:
-                data = value if method.serialise is None else method.serialise(value)
+                # A method may return its reply as it goes on the wire.
+                as_is = type(value) is bytes or method.serialise is None
+                data = value if as_is else method.serialise(value)  # type: ignore[misc]
             except Exception:
                 log.exception("the reply of %s cannot be serialised", method.name)
                 status = grpc.StatusCode.INTERNAL, f"the reply of {method.name} cannot be sent"
@@ -299,14 +303,26 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if self._cancelled:
             raise asyncio.CancelledError
         got: Completion[bytes | None] = Completion()
-        core.read_message(self._core, lambda event: got.set_result(core.message_of(event)))
-        data = await got
+        self._reading = got
+        if self._no_more:
+            got.abandon()
+        else:
+            core.read_message(self._core, lambda event: got.set_result(core.message_of(event)))
+        try:
+            data = await got
+        finally:
+            self._reading = None
         if data is None:
             if self._cancelled:
                 raise asyncio.CancelledError
             return grpc.aio.EOF
+        self.bytes_read = len(data)
         if self._method.parse is None:
             return data
+        if len(data) >= LARGE and self._method.is_driven:
+            elsewhere: Completion[None] = Completion()
+            self._owner.in_thread(lambda: elsewhere.set_result(None))
+            await elsewhere
         try:
             return self._method.parse(data)
         except Exception as error:
@@ -317,10 +333,29 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
                 "contract's stubs",
             )
 
+    def stop_reading(self) -> None:
+        """Have `read` raise asyncio.CancelledError from now on, also where it waits already."""
+        self._no_more = True
+        reading = self._reading
+        if reading is not None:
+            reading.abandon()
+
+    def pause(self, seconds: float) -> Completion[None]:
+        """Return what is complete in so many seconds; who waits goes on in a thread of its own."""
+        over: Completion[None] = Completion()
+        owner = self._owner
+
+        def passed() -> None:
+            owner.in_thread(lambda: over.set_result(None))
+
+        self._on_loop(lambda: owner.loop.call_later(seconds, passed))
+        return over
+
     async def write(self, message: Any) -> None:
         """Send one message; returns once the core took it, which a slow reader delays."""
         serialise = self._method.serialise
-        data = message if serialise is None else serialise(message)
+        as_is = type(message) is bytes or serialise is None
+        data = message if as_is else serialise(message)  # type: ignore[misc]
         if self._cancelled:
             raise asyncio.CancelledError
         took: Completion[bool] = Completion()

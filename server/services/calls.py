@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 from google.rpc import status_pb2
@@ -94,31 +95,55 @@ def priority_of(context: Context) -> Priority:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A reply as it goes on the wire, and the name of the model that it is of."""
+
+    data: bytes
+    model_name: str
+
+
 def unary(
-    method: Callable[[Servicer, Request, Context], Awaitable[Response]],
+    method: Callable[[Servicer, Request, Context], Coroutine[Any, Any, Response | Encoded]],
 ) -> Callable[[Servicer, Request, Context], Awaitable[Response]]:
-    """Wrap a servicer's method."""
+    """Wrap a servicer's method, which returns its response, or that as it goes on the wire."""
     name = method.__name__
 
     @functools.wraps(method)
     async def call(self: Servicer, request: Request, context: Context) -> Response:
-        began = time.perf_counter()
-        code, model = "CANCELLED", ""
-        try:
-            with self.gate.enter():
-                priority_of(context)
-                response = await method(self, request, context)
-            code, model = "OK", _model_of(response)
-            return response
-        except Exception as error:
-            status = _status_of(self, name, error)
-            code, model = Code(status.code).name, getattr(error, "model", "")
-        finally:
-            self.metrics.requests.labels(name, code, model).observe(time.perf_counter() - began)
-        await abort(context, status)
-        raise AssertionError("abort returned")
+        found = await answered(self, name, method(self, request, context), context)
+        if isinstance(found, status_pb2.Status):
+            await abort(context, found)
+        # The front takes bytes as they are.
+        reply: Any = found.data if isinstance(found, Encoded) else found
+        return cast("Response", reply)
 
     return call
+
+
+async def answered(
+    servicer: Serving, name: str, work: Coroutine[Any, Any, Response], context: Context
+) -> Response | status_pb2.Status:
+    """Do the work of a call, or of one message of a stream: inside the gate, timed and counted.
+
+    Returns:
+        What the work returns, or the status that its error becomes.
+    """
+    began = time.perf_counter()
+    code, model = "CANCELLED", ""
+    try:
+        with servicer.gate.enter():
+            priority_of(context)
+            response = await work
+        code, model = "OK", _model_of(response)
+        return response
+    except Exception as error:
+        status = _status_of(servicer, name, error)
+        code, model = Code(status.code).name, getattr(error, "model", "")
+        return status
+    finally:
+        work.close()  # where it was not begun
+        servicer.metrics.requests.labels(name, code, model).observe(time.perf_counter() - began)
 
 
 def _model_of(response: object) -> str:

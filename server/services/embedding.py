@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from twinserve import decision
 from twinserve.errors import (
@@ -67,9 +67,9 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
         return await self._embed(request, caller_of(context))
 
     @driven
-    async def EmbedStream(
+    async def EmbedStream(  # type: ignore[override]
         self, request_iterator: object, context: Context
-    ) -> AsyncIterator[pb.EmbedStreamResponse]:
+    ) -> None:
         # The front passes calls of its own, which drive themselves.
         assert isinstance(context, Call)
         try:

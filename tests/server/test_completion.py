@@ -176,3 +176,22 @@ def test_results_and_abandonings_from_two_threads_end_each_coroutine_once() -> N
         thread.join()
         assert ended.times == 1
         assert ended.value == 2 or isinstance(ended.error, asyncio.CancelledError)
+
+
+def test_news_from_the_loops_thread_go_on_with_what_is_driven() -> None:
+    first: Completion[int] = Completion()
+    second: Completion[int] = Completion()
+    ended: list[object] = []
+
+    async def work() -> int:
+        return await first + await second
+
+    drive(work(), lambda value, error: ended.append(error or value))
+
+    async def tell() -> None:
+        first.set_result(1)
+        second.set_result(2)
+        assert asyncio.get_running_loop() is not None
+
+    asyncio.run(tell())
+    assert ended == [3]

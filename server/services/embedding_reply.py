@@ -1,0 +1,127 @@
+"""The replies of Embed, written as the bytes that go on the wire.
+
+The contract says `repeated float`, which every language reads; on the wire that is a length and the
+floats, little-endian, just as `bytes` would be. Filling the field float by float costs twelve times
+what copying the vector does, and the messages around it as much again, so the reply's frame is
+written here by hand. Only replies are: what a client sends is parsed as what it is, since a client
+may send a packed field in pieces. The tests hold these bytes equal to those of the public messages.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from twinserve.errors import TwinserveError
+from twinserve.server.engine import Outcome
+from twinserve.server.inputs import Vector
+from twinserve.server.services.status import status_of
+from twinserve.v1 import embedding_service_pb2 as pb
+from twinserve.v1 import shared_pb2 as shared
+
+_FLOATS = np.dtype("<f4")
+
+
+def response(
+    *,
+    request_id: str,
+    model_version: str,
+    space_id: str,
+    outcomes: Sequence[Outcome],
+    token_counts: Sequence[int],
+    truncated: Sequence[bool],
+    packed: pb.Packed | None,
+    timing: shared.ServerTiming,
+) -> bytes:
+    """Write an EmbedResponse; the arguments are its fields and those of its results.
+
+    The outcomes are embeddings, float32 [dimension], or what was wrong with an input; of an
+    embedding that `packed` holds the result says nothing.
+    """
+    parts = [_start(request_id, model_version, space_id)]
+    for outcome, count, cut in zip(outcomes, token_counts, truncated, strict=True):
+        tail = b"" if not (count or cut) else _text_facts(count, cut)
+        if isinstance(outcome, TwinserveError):
+            error = _field(_ERROR, status_of(outcome).SerializeToString())
+            parts.append(_field(_RESULTS, error + tail))
+        elif packed is not None:
+            parts.append(_field(_RESULTS, tail))
+        else:
+            size = outcome.shape[0]
+            head, foot = _frame(space_id, size, len(tail))
+            parts += (head, _bytes(outcome), foot, tail)
+    if packed is not None:
+        parts.append(_field(_PACKED, packed.SerializeToString()))
+    parts.append(_field(_TIMING, timing.SerializeToString()))
+    return b"".join(parts)
+
+
+def stream_response(data: bytes, request_id: str) -> bytes:
+    """Write an EmbedStreamResponse around the bytes of an EmbedResponse."""
+    return _field(_RESPONSE, data) + _text(_STREAM_ID, request_id)
+
+
+def _number(message: type, field: str) -> bytes:
+    """Return the tag of a length-delimited field."""
+    return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | 2)  # type: ignore[attr-defined]
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
+
+
+def _field(tag: bytes, data: bytes) -> bytes:
+    return tag + _varint(len(data)) + data
+
+
+def _text(tag: bytes, text: str) -> bytes:
+    return _field(tag, text.encode()) if text else b""
+
+
+def _bytes(vector: Vector) -> bytes:
+    return vector.astype(_FLOATS, copy=False).tobytes()
+
+
+@functools.lru_cache(1024)
+def _start_of(model_version: str, space_id: str) -> bytes:
+    return _text(_MODEL_VERSION, model_version) + _text(_SPACE_ID, space_id)
+
+
+def _start(request_id: str, model_version: str, space_id: str) -> bytes:
+    return _text(_REQUEST_ID, request_id) + _start_of(model_version, space_id)
+
+
+@functools.lru_cache(1024)
+def _frame(space_id: str, dimension: int, tail: int) -> tuple[bytes, bytes]:
+    """Return what stands around the floats of a result, whose own `tail` bytes follow."""
+    foot = _text(_VALUES_SPACE, space_id)
+    values = _VALUES + _varint(4 * dimension) if dimension else b""
+    embedding = len(values) + 4 * dimension + len(foot)
+    head = _EMBEDDING + _varint(embedding) + values
+    result = len(head) + 4 * dimension + len(foot) + tail
+    return _RESULTS + _varint(result) + head, foot
+
+
+def _text_facts(count: int, cut: bool) -> bytes:
+    return pb.EmbedResult(token_count=count, truncated=cut).SerializeToString()
+
+
+_REQUEST_ID = _number(pb.EmbedResponse, "request_id")
+_MODEL_VERSION = _number(pb.EmbedResponse, "model_version")
+_SPACE_ID = _number(pb.EmbedResponse, "space_id")
+_RESULTS = _number(pb.EmbedResponse, "results")
+_PACKED = _number(pb.EmbedResponse, "packed")
+_TIMING = _number(pb.EmbedResponse, "timing")
+_EMBEDDING = _number(pb.EmbedResult, "embedding")
+_ERROR = _number(pb.EmbedResult, "error")
+_VALUES = _number(shared.Embedding, "values")
+_VALUES_SPACE = _number(shared.Embedding, "space_id")
+_RESPONSE = _number(pb.EmbedStreamResponse, "response")
+_STREAM_ID = _number(pb.EmbedStreamResponse, "request_id")
