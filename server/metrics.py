@@ -65,8 +65,8 @@ class Metrics:
         self.requests = self.histogram(
             "request_seconds",
             "Seconds that a call spent inside the server, by method, code and model (empty where "
-            "the call failed or needs none). The rate of its count is the traffic; its quantiles "
-            "are what callers feel, less the network.",
+            "it needs none, or failed before one was found). The rate of its count is the traffic; "
+            "its quantiles are what callers feel, less the network.",
             ("method", "code", "model"),
         )
         self.queue = self.histogram(
@@ -136,8 +136,9 @@ class Metrics:
         )
         self.batches = self.counter(
             "batches",
-            "Runs, by why they left: runner_free is a server with room, full one at its limit of "
-            "rows or tokens, deadline one whose callers are in a hurry.",
+            "Runs, by why they left: runner_free with all that waited, full at the limit of rows "
+            "or tokens, deadline or aged because somebody could not wait, aside beside busy "
+            "runners for a client of little. Mostly full: the server is at its limit.",
             ("model", "reason"),
         )
         self.tokens = self.counter(

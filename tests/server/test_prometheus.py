@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from twinserve.v1 import shared_pb2
 
 PIXELS, _ = twins.classes_of_pixels(4, 1)
 CALLS = 200
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
 PATIENCE = 60.0  # seconds
 
 
@@ -190,6 +192,31 @@ def test_what_waits_and_what_serves_is_there_to_be_alerted_on(
         ('python_gc_collections_total{generation="0"} > bool 0', 1),
     ):
         assert prometheus.until(query, lambda value, wanted=wanted: value == wanted) == wanted  # type: ignore[misc]
+
+
+def written_queries() -> list[str]:
+    """The queries of docs/metrics.md; an indented line goes on with the one before."""
+    found: list[str] = []
+    for block in re.findall(r"^```\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL):
+        if "twinserve_" not in block:
+            continue
+        for line in block.splitlines():
+            query = line.partition(" #")[0].rstrip()
+            if query.startswith(" "):
+                found[-1] += query
+            else:
+                found.append(query)
+    return found
+
+
+def test_the_queries_of_the_document_are_queries(prometheus: Prometheus, slowest: float) -> None:
+    queries = written_queries()
+    assert len(queries) > 8
+    answered = 0
+    for query in queries:
+        # Windows of minutes and days hold nothing here yet.
+        answered += bool(prometheus.get("query", query=query.replace("[5m]", "[20s]"))["result"])
+    assert answered >= 6, "those of calls, batches and models have something to say"
 
 
 def scrape(server: RunningServer, **headers: str) -> tuple[bytes, Any]:
