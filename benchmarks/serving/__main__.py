@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.serving import h2load, machine, servers, subjects
-from benchmarks.serving.report import Report
+from benchmarks.serving.report import Report, put_into
 from benchmarks.serving.rows import (
     alone,
     arrivals,
@@ -55,6 +55,7 @@ def main() -> None:
             chosen,
             peers=peers if subject.precision == "fp32" else {},
             in_flight=chosen.in_flight if subject.precision == "fp32" else (32,),
+            turns=chosen.turns if subject.precision == "fp32" else min(2, chosen.turns),
         )
         try:
             _measure(subject, setting, report, given)
@@ -104,7 +105,9 @@ def _final(
             continue
         if "overload" in given.parts and subject.name in ("resnet18", "tiny"):
             factors = (1.5, 3.0, 10.0) if subject.name == "resnet18" else (1.5, 3.0)
-            seconds = 4 * setting.seconds if given.quick else given.overload_seconds
+            seconds = given.overload_seconds if subject.name == "resnet18" else 30.0
+            if given.quick:
+                factors, seconds = factors[1:2], 6.0
             _said(
                 report,
                 f"overload of {subject}",
@@ -155,7 +158,7 @@ def _keep(report: Report, given: argparse.Namespace, setting: Setting, began: fl
     }
     report.save(given.out)
     if given.markdown:
-        given.markdown.write_text(report.markdown())
+        given.markdown.write_text(put_into(given.markdown.read_text(), report.markdown()))
 
 
 def _arguments() -> argparse.Namespace:
@@ -169,12 +172,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int)
     parser.add_argument("--overload-seconds", type=float, default=60.0)
     parser.add_argument("--twins", nargs="+", choices=("tiny", "minilm", "resnet18"))
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"])
+    parser.add_argument("--precisions", nargs="+", help="fp32 and int8; --quick: fp32")
     parser.add_argument("--parts", nargs="+", choices=PARTS + FINAL, default=PARTS + FINAL)
     parser.add_argument("--work", type=Path, default=Path("runs/serving"), help="for made twins")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serving.json"))
-    parser.add_argument("--markdown", type=Path, help="where the tables go as Markdown")
-    return parser.parse_args()
+    parser.add_argument("--markdown", type=Path, help="a page that the tables are put into")
+    given = parser.parse_args()
+    given.precisions = given.precisions or (["fp32"] if given.quick else ["fp32", "int8"])
+    return given
 
 
 if __name__ == "__main__":

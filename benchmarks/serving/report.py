@@ -84,6 +84,22 @@ class Report:
         return "\n".join(parts)
 
 
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+
+def put_into(page: str, tables: str) -> str:
+    """Return a page with the tables between its two marks, in place of what stood there.
+
+    Raises:
+        ValueError: a page without the marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no line {BEGIN} with a line {END} after it")
+    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
+
+
 def _blocks(lines: Sequence[Line], draw: Any) -> Iterable[str]:
     for table in dict.fromkeys(line.table for line in lines):
         mine = [line for line in lines if line.table == table]
@@ -109,10 +125,16 @@ def _piped(rows: list[list[str]]) -> list[str]:
 
 
 def main() -> None:
-    """Print the Markdown of a run that was kept."""
+    """Print the Markdown of a run that was kept, or put it into a page."""
     parser = argparse.ArgumentParser(description="the tables of a run, as Markdown")
     parser.add_argument("results", type=Path)
-    print(Report.read(parser.parse_args().results).markdown())
+    parser.add_argument("--into", type=Path, help="a page with the two marks")
+    given = parser.parse_args()
+    tables = Report.read(given.results).markdown()
+    if given.into is None:
+        print(tables)
+    else:
+        given.into.write_text(put_into(given.into.read_text(), tables))
 
 
 if __name__ == "__main__":

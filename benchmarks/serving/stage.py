@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.serving import figures, forms, machine, servers
+from benchmarks.serving import forms, machine, servers
 from benchmarks.serving.h2load import Window
 from benchmarks.serving.limit import Layout, others
 from benchmarks.serving.report import Report
@@ -30,7 +30,7 @@ COMPARED_AT_THEIR_BEST = ("bare", "mosec")
 class Setting:
     """How long and how often is measured."""
 
-    seconds: float = 5.0  # of one window
+    seconds: float = 4.0  # of one window
     warm: float = 1.0  # before it
     turns: int = 3
     in_flight: tuple[int, ...] = (24, 32)
@@ -40,7 +40,7 @@ class Setting:
     @property
     def tries(self) -> float:
         """Seconds of each layout and batch size that the raw limit is looked for with."""
-        return self.seconds / 15
+        return self.seconds / 12
 
 
 @dataclass
@@ -152,6 +152,5 @@ def _measure_overhead(stage: Stage) -> None:
     reply = 5 + 4 * stage.subject.manifest.dimension
     for kind in ("aio", "poll"):
         with servers.echo(kind, reply) as server:
-            windows = [stage.window(server, 32) for _ in range(stage.setting.turns)]
-        costs = [window.server_cpu + window.own_cpu for window in windows]
-        stage.overhead[kind] = figures.spread(costs).median
+            window = stage.window(server, 32)
+        stage.overhead[kind] = window.server_cpu + window.own_cpu

@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.serving import machine, wire
 from benchmarks.serving.limit import Layout, layouts, others
-from benchmarks.serving.report import Aim, Line, Report
+from benchmarks.serving.report import Aim, Line, Report, put_into
 from benchmarks.serving.rows import arrivals, lengths, overload, pictures
 
 
@@ -109,3 +109,14 @@ def test_a_report_is_read_back_as_it_was_and_shows_each_aim(tmp_path: Path) -> N
     assert "| tiny | 32 in flight | bare |  | 4 |" in shown
     assert "- Calls, tiny, 32 in flight: >= 0.2: met" in shown
     assert "- mosec: no environment" in shown
+
+
+def test_tables_replace_those_of_an_earlier_run_and_nothing_else_of_the_page() -> None:
+    page = "# Head\n<!-- figures: begin -->\nold\n<!-- figures: end -->\ntail\n"
+    once = put_into(page, "new")
+    assert "old" not in once
+    assert once.startswith("# Head\n")
+    assert once.endswith("<!-- figures: end -->\ntail\n")
+    assert put_into(once, "new") == once
+    with pytest.raises(ValueError, match="no line <!-- figures: begin -->"):
+        put_into("# Head", "new")
