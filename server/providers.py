@@ -95,9 +95,7 @@ class Runtime:
         import onnxruntime
 
         folder = Path(onnxruntime.__file__).parent / "capi"
-        return Runtime(
-            onnxruntime.get_available_providers, folder / "libonnxruntime_providers_cuda.so"
-        )
+        return Runtime(_available, folder / "libonnxruntime_providers_cuda.so")
 
 
 def choose(device: str, runtime: Runtime, options: GpuOptions | None = None) -> Device:
@@ -233,6 +231,16 @@ def missing(runtime: Runtime, provider: str) -> str | None:
         if "undefined symbol" not in text:
             return f"its {name} provider does not load: {text}"
     return None
+
+
+def _available() -> list[str]:
+    """Name the providers that onnxruntime was built with, and those that it took in as plugins."""
+    import onnxruntime
+
+    names = dict.fromkeys(onnxruntime.get_available_providers())
+    # From 1.32 on CUDA may come as a plugin, which is listed among the devices alone.
+    devices = getattr(onnxruntime, "get_ep_devices", list)()
+    return list(names | dict.fromkeys(device.ep_name for device in devices))
 
 
 def _preload() -> None:
