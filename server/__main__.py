@@ -26,7 +26,7 @@ from grpc_status import rpc_status
 from twinserve.errors import ConfigError, QueueFull, TwinserveError
 from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
-from twinserve.server import gauges, http, providers
+from twinserve.server import gauges, http, machine
 from twinserve.server.admission import Admission
 from twinserve.server.config import ServerConfig
 from twinserve.server.data_folder import DataFolder
@@ -79,7 +79,7 @@ async def serve(config: ServerConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     metrics, gate = Metrics(), Gate()
-    count = providers.processors()
+    count = machine.processors().usable
     async with contextlib.AsyncExitStack() as stack:
         workers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="prepare"))
         readers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="read"))

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from twinserve.errors import ConfigError, ProviderUnavailable
-from twinserve.server import machine
 
 log = logging.getLogger(__name__)
 
@@ -205,11 +204,6 @@ def check(session: Any, device: Device) -> None:
         )
 
 
-def processors() -> int:
-    """Count the processors that this process may use; see `machine.processors`."""
-    return machine.processors().usable
-
-
 def missing(runtime: Runtime, provider: str) -> str | None:
     """Say why a provider of graphics cards cannot load, or None when it can."""
     name, library = "CUDA", runtime.cuda_library
@@ -239,7 +233,7 @@ def _available() -> list[str]:
 
     names = dict.fromkeys(onnxruntime.get_available_providers())
     # From 1.32 on CUDA may come as a plugin, which is listed among the devices alone.
-    devices = getattr(onnxruntime, "get_ep_devices", list)()
+    devices: list[Any] = getattr(onnxruntime, "get_ep_devices", list)()
     return list(names | dict.fromkeys(device.ep_name for device in devices))
 
 
