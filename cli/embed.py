@@ -12,9 +12,11 @@ from twinserve.cli import connection, inputs
 from twinserve.cli.output import complain, plain, print_json, print_table
 from twinserve.cli.progress import Progress
 from twinserve.errors import ConfigError, FailedPrecondition, TwinserveError
-from twinserve.messages import Vector
+from twinserve.messages import Embeddings, Vector
 
 DESCRIPTION = "Turn pictures (or texts) into vectors. A folder stands for all pictures below it."
+# Batches from which on they go over one stream, several at a time.
+_MANY = 4
 EXAMPLES = """
   twinserve embed face.jpg --json
   twinserve embed photos/ --out vectors.npy
@@ -58,21 +60,28 @@ def run(arguments: argparse.Namespace) -> int:
     cut: list[Path | str] = []
     with connection.connect(arguments) as client, Progress(len(named), "inputs") as progress:
 
-        def embed(batch: Sequence[Path | str]) -> list[Vector | TwinserveError]:
-            reply = client.embed(
-                batch,
-                arguments.model,
-                arguments.dimensions,
-                prompt=arguments.prompt,
-                truncate=arguments.truncate,
-            )
-            versions.add(reply.model_version)
+        def read(batch: Sequence[Path | str], reply: Embeddings) -> list[Vector | TwinserveError]:
+            if reply.model_version:
+                versions.add(reply.model_version)
             cut.extend(name for name, was in zip(batch, reply.truncated, strict=True) if was)
             return [error or reply[i] for i, error in enumerate(reply.errors)]
 
-        for batch in inputs.batches(named, arguments.batch):
-            found.extend(inputs.answers(embed, batch))
-            progress.advance(len(batch))
+        options = {
+            "model": arguments.model,
+            "dimensions": arguments.dimensions,
+            "prompt": arguments.prompt,
+            "truncate": arguments.truncate,
+        }
+        parts = list(inputs.batches(named, arguments.batch))
+        if len(parts) < _MANY:
+            for batch in parts:
+                found.extend(inputs.answers(lambda b: read(b, client.embed(b, **options)), batch))
+                progress.advance(len(batch))
+        else:
+            replies = client.embed_stream(named, batch=arguments.batch, **options)
+            for batch, reply in zip(parts, replies, strict=True):
+                found.extend(read(batch, reply))
+                progress.advance(len(batch))
     vectors = [answer for answer in found if isinstance(answer, Vector)]
     if len({vector.space_id for vector in vectors}) > 1:
         raise FailedPrecondition(

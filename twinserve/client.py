@@ -14,10 +14,11 @@ that none is done twice. No torch, no onnxruntime.
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -26,7 +27,7 @@ from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from twinserve import messages
+from twinserve import bulk, messages
 from twinserve.distance import Metric
 from twinserve.errors import Exhausted, InvalidInput, TwinserveError, Unavailable
 from twinserve.messages import (
@@ -197,6 +198,52 @@ class Client:
                 if error is not None:
                     raise error
         return embeddings
+
+    def embed_stream(
+        self,
+        inputs: Iterable[InputLike],
+        model: str = "",
+        dimensions: int | None = None,
+        *,
+        prompt: str | None = None,
+        truncate: bool | None = None,
+        batch: int = 32,
+        timeout: float | None = None,
+    ) -> Iterator[Embeddings]:
+        """Embed any number of inputs over one stream, and give their embeddings batch by batch.
+
+        The batches come in the order of the inputs, which are taken from their iterator no faster
+        than the server answers. A failed input has its error in its batch's `errors`; a batch that
+        failed as a whole has vectors of no width. A server that stops is left for another.
+
+        Args:
+            inputs: any number.
+            model: as for `embed`.
+            dimensions: as for `embed`.
+            prompt: as for `embed`.
+            truncate: as for `embed`.
+            batch: inputs of one message.
+            timeout: seconds that one reply may take, in place of the client's own.
+        """
+        options = None
+        if dimensions is not None or truncate is not None:
+            options = embedding_service_pb2.EmbedOptions(dimensions=dimensions, truncate=truncate)
+        source = iter(inputs)
+        parts = iter(lambda: list(itertools.islice(source, batch)), [])
+        return bulk.embed_stream(
+            lambda sent: self._embedding.EmbedStream(sent, metadata=self._metadata),
+            (
+                embedding_service_pb2.EmbedRequest(
+                    model=model,
+                    inputs=[messages.to_input(value, prompt) for value in part],
+                    options=options,
+                )
+                for part in parts
+            ),
+            self._timeout if timeout is None else timeout,
+            self._error,
+            self._pause,
+        )
 
     def compare(
         self,

@@ -15,6 +15,8 @@ from tests import twins
 from tests.conftest import RunningServer
 from tests.server import wire
 from tests.server.wire import Refused, Stubs
+from twinserve.client import Client
+from twinserve.errors import UndecodableImage
 from twinserve.v1 import embedding_service_pb2 as pb
 from twinserve.v1 import shared_pb2
 
@@ -147,3 +149,20 @@ def test_sigterm_answers_what_was_read_and_sends_the_client_elsewhere(
         go_on.set()
         stopper.join(30)
     assert stopped == [0]
+
+
+def test_the_client_embeds_any_number_of_inputs_and_keeps_their_order(
+    server: RunningServer,
+) -> None:
+    inputs: list[object] = [PIXELS[i % len(PIXELS)] for i in range(150)]
+    inputs[70] = b"no picture"
+    with Client(server.target) as client:
+        parts = list(client.embed_stream(iter(inputs), batch=16))  # type: ignore[arg-type]
+        alone = client.embed(PIXELS)
+    assert [len(part) for part in parts] == [16] * 9 + [6]
+    vectors = np.concatenate([part.vectors for part in parts])
+    for i in range(150):
+        if i == 70:
+            assert isinstance(parts[70 // 16].errors[70 % 16], UndecodableImage)
+        else:
+            assert np.allclose(vectors[i], alone.vectors[i % len(PIXELS)], atol=1e-5)
