@@ -1,9 +1,11 @@
 """Makes an environment for each published peer, in a folder of your choice.
 
-    .venv/bin/python -m benchmarks.serving.peers.install runs/peers
+    .venv/bin/python -m benchmarks.serving.peers.install runs/peers --python /usr/bin/python3
 
 Each has its own, since they pin each other's dependencies away. One that cannot be installed is
-named, and the benchmark then reports it as absent.
+named, and the benchmark then reports it as absent. PyTriton 0.7 brings an interpreter of 3.11 that
+fails on the standard library of later releases of 3.11: Debian 12's 3.11.2 suits it, 3.11.7 does
+not.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 PACKAGES = {
@@ -28,6 +29,7 @@ def main() -> None:
     """Install what is not there yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--python", default=sys.executable, help="makes the environments")
     parser.add_argument("--peers", nargs="+", choices=PACKAGES, default=list(PACKAGES))
     given = parser.parse_args()
     missing = []
@@ -35,7 +37,7 @@ def main() -> None:
         environment = given.folder / name
         if environment.exists():
             continue
-        venv.create(environment, with_pip=True)
+        subprocess.run([given.python, "-m", "venv", str(environment)], check=True)
         command = [str(environment / "bin/python"), "-m", "pip", "install", "--quiet"]
         if subprocess.run([*command, PACKAGES[name], *BESIDE], check=False).returncode:
             missing.append(name)
