@@ -38,12 +38,17 @@ TEXTS = ["word1 word2 word3", "word4 wörd5 \N{GRINNING FACE}"]
 Seen = dict[str, Any]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    if PYTHON.is_file():
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail("CI has no .venv-triton, which .ci/run makes with make triton")
+    pytest.skip("tritonclient is not installed aside: run make triton")
+
+
 def run(*arguments: str | Path, folder: Path) -> str:
     """Run something with the Python that has tritonclient; return what it printed."""
-    if not PYTHON.is_file():
-        if os.environ.get("CI") == "true":
-            pytest.fail("CI has no .venv-triton: .ci/run makes it with make triton")
-        pytest.skip("tritonclient is not installed aside: run make triton")
     done = subprocess.run(
         [PYTHON, "-I", *arguments], cwd=folder, capture_output=True, text=True, timeout=120
     )
