@@ -26,8 +26,8 @@ LOADS = (32, 8)
 LONG_RUN = 0.15  # seconds
 # The least that one turn lasts; shorter ones are noise.
 TURN = 0.04  # seconds
-# Runs of one row, for its latency.
-_SINGLES = 4
+# Runs of one row, for its latency, and the time from which on they are enough.
+_SINGLES, _SINGLES_SECONDS = 5, 0.15
 # Time after a run in which spinning threads would burn it.
 IDLE = 0.03  # seconds
 
@@ -36,7 +36,7 @@ IDLE = 0.03  # seconds
 class Budget:
     """How long measuring may take."""
 
-    seconds: float = 2.0
+    seconds: float = 2.5
     turns: int = 3
     # A twin that opens more slowly is not opened again to be compared.
     opening: float = 1.5
@@ -143,8 +143,10 @@ class SettingsBench:
                 began = time.perf_counter()
                 running.run([self._row])
                 taken.append(time.perf_counter() - began)
-                if time.monotonic() + 2 * _SINGLES * taken[0] > self._until:
+                if time.monotonic() + taken[0] > self._until:
                     return None
+            if sum(times[0]) > _SINGLES_SECONDS:
+                break
         return min(times[0]), min(times[1])
 
     def _rate(self, setting: Setting, load: int) -> float:

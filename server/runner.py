@@ -41,6 +41,8 @@ _SHORT, _USUAL = 8, 32
 # Of those that are timed for the batcher's table, the most frequent first; _ALL is the longest.
 _ALL = 1 << 30
 _LENGTHS = (_USUAL, 16, 64, _SHORT, 128, _ALL)
+# A start is not held up for larger runs than take so many seconds.
+_LONGEST_RUN = 2.0
 # Time for that table: at the start, and beside versions that are serving.
 _TABLE_SECONDS, _LIGHT_SECONDS = 1.0, 0.3
 
@@ -129,10 +131,7 @@ class Runner:
                 self._choose(row, budget or Budget())
         else:
             self._prepare_card(self._buckets(max_batch, max_tokens))
-        measured = [
-            self._check_run([blank_row(contract, length)] * rows)
-            for rows, length in self._ends(max_batch, max_tokens)
-        ]
+        measured = self._check_ends(max_batch, max_tokens)
         measured += measuring.table(
             self.run,
             lambda length: blank_row(contract, length),
@@ -209,14 +208,19 @@ class Runner:
         contract = self.manifest.input
         return min(length, contract.max_tokens) if isinstance(contract, TextInput) else 1
 
-    def _ends(self, max_batch: int, max_tokens: int) -> list[tuple[int, int]]:
-        """List the rows and length of the smallest and the largest runs."""
-        lengths = dict.fromkeys([self._length(_SHORT), self._length(_ALL)])
-        return [
-            (rows, length)
-            for length in lengths
-            for rows in dict.fromkeys([1, _most(length, max_batch, max_tokens)])
-        ]
+    def _check_ends(self, max_batch: int, max_tokens: int) -> list[Measured]:
+        """Run the smallest and the largest batches of short and of the longest rows.
+
+        Of a twin that is slow here, the largest that run in `_LONGEST_RUN` seconds.
+        """
+        contract, measured = self.manifest.input, []
+        for length in dict.fromkeys([self._length(_SHORT), self._length(_ALL)]):
+            row = blank_row(contract, length)
+            one = self._check_run([row])
+            largest = _most(length, max_batch, max_tokens)
+            bearable = max(1, int(_LONGEST_RUN / one.seconds))
+            measured += [one, self._check_run([row] * min(largest, bearable))]
+        return measured
 
     def _usual(self, max_batch: int, max_tokens: int) -> list[tuple[int, int]]:
         """List the rows and length of the runs to time, those that matter most first.
