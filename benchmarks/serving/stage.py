@@ -75,8 +75,17 @@ class Stage:
             path.write_bytes(server.form.body(self.subject, [forms.given(self.subject)] * items))
         return path
 
-    def window(self, server: Server, in_flight: int, items: int = 1) -> Window:
-        """Put one window of load on one server, the others being held still."""
+    def window(
+        self, server: Server, in_flight: int, items: int = 1, stretch: float = 1.0
+    ) -> Window:
+        """Put one window of load on one server, the others being held still.
+
+        Args:
+            server: one of the stage's.
+            in_flight: calls at a time.
+            items: of each call.
+            stretch: how many times as long as usual.
+        """
         least = 4 * self.subject.manifest.dimension * items
         if not server.form.grpc and server.name != "mosec":
             least = 1  # JSON: as long as its digits
@@ -84,7 +93,7 @@ class Stage:
             window = server.load(
                 self.body(server, items),
                 in_flight,
-                self.setting.seconds,
+                stretch * self.setting.seconds,
                 reply_bytes=least,
                 warm=self.setting.warm,
             )

@@ -25,6 +25,8 @@ def times(rate: float, seconds: float, seed: int = SEED) -> list[float]:
 
 def measure(stage: Stage) -> None:
     """Ask ours alone; `singles` and `alone` were there before."""
+    if not stage.capacity or not stage.alone:
+        raise RuntimeError("this row stands on singles and alone; measure those too")
     rate = BUSY * stage.capacity
     body = stage.body(stage.ours).read_bytes()
     due = times(rate, 3 * stage.setting.seconds)

@@ -6,8 +6,10 @@ closed loop with 32 calls in flight. Refusals should cost a caller no more than 
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,8 @@ from benchmarks.serving.subjects import Subject
 TABLE = "Overload, open loop"
 LEAST = {1.5: 0.9, 3.0: 0.85, 10.0: 0.8}  # times the capacity -> goodput, of the best
 MOST_WAIT = 0.010  # seconds that a refusal's p99 may lie above an echo's
+MOST_GROWTH = 0.02  # of memory, between the middle and the end
+LEAST_AFTER = 0.95  # of the capacity, when it is over
 DEADLINE = 1.0
 CONNECTIONS = 8
 # More calls a second than the generator can send beside a server on two cores are not sent.
@@ -35,15 +39,15 @@ def measure(
     body = forms.CONTRACT.body(subject, [forms.given(subject)])
     with servers.ours(subject.path, still=False) as ours, servers.echo("poll", 8) as echo:
         best = _capacity(ours, body, setting.seconds)
-        before = ours.usage()
         for factor in factors:
             rate = min(factor * best, MOST_CALLS)
-            calls = _offered(ours, body, rate, seconds)
+            with _watched(ours) as resident:
+                calls = _offered(ours, body, rate, seconds)
+            memory = grown(resident)
             with echo.turn():
                 echoed = _offered(echo, body, rate, min(seconds, setting.seconds))
             found = sort(calls, seconds)
             idle = figures.percentile([call.seconds for call in echoed], 0.99)
-            after = ours.usage()
             again = _capacity(ours, body, setting.seconds)
             report.lines.append(
                 Line(
@@ -60,16 +64,21 @@ def measure(
                         "refusals' p99 ms": _milliseconds(found.refusals),
                         "echo's p99 ms": f"{1e3 * idle:.1f}",
                         "sent late, p99 ms": f"{1e3 * found.late:.1f}",
-                        "memory": f"{figures.growth(before.resident, after.resident):+.1%}",
+                        "memory": f"{memory:+.1%}",
                         "afterwards, of best": f"{again / best:.2f}",
                     },
-                    aims=_aims(factor, found, best, idle),
+                    aims=(
+                        *_aims(factor, found, best, idle),
+                        Aim(f"memory flat ({memory:+.1%})", memory < MOST_GROWTH),
+                        Aim(
+                            f"afterwards as before ({again / best:.2f})", again > LEAST_AFTER * best
+                        ),
+                    ),
                     windows={
                         "best": best,
                         "goodput": found.goodput,
                         "statuses": dict(Counter(str(call.status) for call in calls)),
-                        "resident": [before.resident, after.resident],
-                        "threads": [before.threads, after.threads],
+                        "resident": resident,
                     },
                 )
             )
@@ -116,6 +125,36 @@ def _aims(factor: float, found: Found, best: float, idle: float) -> tuple[Aim, .
 
 def _milliseconds(seconds: Sequence[float]) -> str:
     return f"{1e3 * figures.percentile(seconds, 0.99):.1f}" if seconds else "none"
+
+
+@contextlib.contextmanager
+def _watched(server: Server) -> Iterator[list[int]]:
+    """Note the resident memory of a server every half second."""
+    resident: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            resident.append(server.usage().resident)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield resident
+    finally:
+        over.set()
+        thread.join()
+
+
+def grown(resident: Sequence[int]) -> float:
+    """Return by which share the most of the last third exceeds the most of the middle third.
+
+    The first third is when the queue fills, and buffers with it.
+    """
+    third = len(resident) // 3
+    if not third:
+        raise RuntimeError(f"memory was read {len(resident)} times; overload for longer")
+    return figures.growth(max(resident[third : 2 * third]), max(resident[-third:]))
 
 
 def _capacity(server: Server, body: bytes, seconds: float) -> float:
