@@ -369,7 +369,7 @@ class GalleryService(rpc.GalleryServiceServicer):
                         hit.item.CopyFrom(gallery_codec.item_message(details[hit.item.id]))
             return response, limit
 
-        with self._admission.admit(len(probes)):
+        with self._admission.admit(len(probes), caller.client):
             response, limit = await self._read_while_wanted(search, caller)
         self.metrics.search_decisions.labels(limit.evidence.value).inc(len(probes))
         return response
@@ -384,16 +384,17 @@ class GalleryService(rpc.GalleryServiceServicer):
         prior = decision.check_prior(request.prior if request.HasField("prior") else None)
         await self._wait_for(gallery, request.at_least, context)
         messages = [("probe", request.probe)]
+        caller = caller_of(context)
         with self._engine(gallery, messages) as engine:
             readings = await self._read_inputs(engine, messages)
-            embedded = await self._embed(gallery, engine, readings, caller_of(context))
+            embedded = await self._embed(gallery, engine, readings, caller)
             calibrations = _calibrations(engine, gallery.settings)
             version = _version_that_ran(engine, embedded)
         probe = embedded.outcomes[0]
         if isinstance(probe, TwinserveError):
             raise probe
         began = time.perf_counter()
-        with self._admission.admit(1):
+        with self._admission.admit(1, caller.client):
             nearest = await self._read(lambda: gallery.verify(request.subject, probe))
         seconds = time.perf_counter() - began
         self.metrics.search.labels("Verify").observe(seconds)

@@ -49,19 +49,16 @@ class Place:
         return str(self.method.name)
 
     def path(self, index: int = 0) -> str:
-        """Write the place as errors name it, in the `index`th entry of the call's list.
-
-        A stream's message wraps a request, and its errors name the fields of that.
-        """
-        steps = self.steps[1:] if self.steps[0].name == "request" else self.steps
+        """Write the place as errors name it, in the `index`th entry of the call's list."""
         return ".".join(
-            f"{step.name}[{index}]" if step.is_repeated else str(step.name) for step in steps
+            f"{step.name}[{index}]" if step.is_repeated else str(step.name) for step in self.steps
         )
 
     @property
     def listed(self) -> str:
         """Name the field that lists the call's items; "" where it takes one."""
-        return next((str(step.name) for step in self.steps if step.is_repeated), "")
+        path, bracket, _ = self.path().partition("[")
+        return path if bracket else ""
 
     def __str__(self) -> str:
         return f"{self.call} {self.path()}"

@@ -72,7 +72,7 @@ def test_every_call_that_takes_an_input_is_in_the_table() -> None:
         "Compare pairs[0].first",
         "Compare pairs[0].second",
         "Embed inputs[0]",
-        "EmbedStream inputs[0]",
+        "EmbedStream request.inputs[0]",
         "Enroll items[0].input",
         "EnrollStream items[0].input",
         "Search probes[0]",
@@ -495,6 +495,12 @@ def test_a_full_server_refuses_every_call_with_a_time_to_come_again(
         fill(channel)
         with Flood(small_server.target):
             for place in PLACES:
+                if place.method.client_streaming:
+                    # Bulk waits for room, within its deadline, instead of coming again.
+                    request = good_call(place, count=1024)
+                    status = input_calls.status_of(channel, place.method, request)
+                    assert not status.code or not input_calls.is_built(status), place
+                    continue
                 status = until(
                     channel, place.method, good_call(place, count=1024), CODE.RESOURCE_EXHAUSTED
                 )
