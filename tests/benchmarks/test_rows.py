@@ -41,7 +41,7 @@ def test_every_call_of_an_overload_is_counted_once_by_what_became_of_it() -> Non
 
 
 def test_memory_is_flat_when_the_end_holds_no_more_than_the_middle() -> None:
-    assert overload.grown([100, 150, 200, 200, 199, 198]) == 0
+    assert overload.grown([100, 150, 200, 200, 200, 198]) == 0
     assert overload.grown([100, 100, 100, 100, 100, 110]) == pytest.approx(0.1)
     with pytest.raises(RuntimeError, match="read 2 times"):
         overload.grown([100, 100])
