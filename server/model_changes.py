@@ -87,6 +87,10 @@ class ModelChanges:
         Raises:
             TwinserveError: something cannot be served, or is not what it was; nothing is, then.
         """
+        if self._model_dir is not None and not self._model_dir.is_dir():
+            raise ConfigError(
+                f"--model-dir {self._model_dir} is not a folder; make it, or leave it out"
+            )
         for spec in specs:
             served = self._load(spec.path, spec.name, "")
             self._models.table = self._begin(served)

@@ -202,6 +202,11 @@ def test_without_a_model_folder_nothing_is_loaded(house: House) -> None:
         changes.load("v1.onnx")
 
 
+def test_a_model_folder_that_is_none_refuses_the_start(house: House) -> None:
+    with pytest.raises(ConfigError, match=r"--model-dir .*none is not a folder"):
+        house.make(house.root / "none").start([house.base])
+
+
 def test_a_restart_serves_what_was_loaded_and_aliased(house: House) -> None:
     house.put("v2.onnx", "2")
     house.changes.load("v2.onnx", aliases=["live"])
