@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from benchmarks.serving.limit import Layout
 from benchmarks.serving.subjects import Subject
 from twinserve import manifest
 
-START_SECONDS = 60.0
+START_SECONDS, SETTLE_SECONDS = 60.0, 20.0
 ROOT = Path(__file__).parents[2]
 PEERS = {
     "mosec": forms.BYTES,
@@ -49,7 +49,7 @@ class Server:
     process: subprocess.Popen[str]
     port: int
     http: str = ""  # address of our own HTTP port
-    bodies: dict[tuple[str, int], Path] = field(default_factory=dict)
+    probe: bytes = b""  # a call of one item, once known
 
     def usage(self) -> machine.Usage:
         """Return what it has used so far, its workers included."""
@@ -69,12 +69,27 @@ class Server:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Let it run, and hold it still again."""
+        """Let it run, and hold it still again once it has nothing left to do."""
         self.signal(signal.SIGCONT)
         try:
             yield
+            self._settle()
         finally:
             self.signal(signal.SIGSTOP)
+
+    def _settle(self) -> None:
+        """Wait until what a load left behind is done with.
+
+        It would be run in this server's next turn; and a run that is held still for a minute would
+        look to ours like one that takes a minute.
+        """
+        if self.probe:
+            self.ask(self.probe)  # those that take calls as they come are then done
+        until = time.monotonic() + SETTLE_SECONDS
+        while self.http and not re.search(r"^twinserve_admitted_rows 0", self.metrics(), re.M):
+            if time.monotonic() > until:
+                raise RuntimeError(f"{self.name} still holds rows after {SETTLE_SECONDS} s")
+            time.sleep(0.05)
 
     @contextlib.contextmanager
     def connected(
