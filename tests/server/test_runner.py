@@ -202,13 +202,14 @@ def test_costs_of_texts_are_told_by_rows_and_length(tmp_path: Path) -> None:
 def test_closing_gives_the_memory_of_a_twin_back(tmp_path: Path) -> None:
     path = tmp_path / "twin.onnx"
     path.write_bytes(edited(twins.small_image_twin(calibrated=False), add_weights))
+    machine.give_back_memory()  # what making the file left
     before = machine.resident()
     runner = Runner(path, Device(CPU, {}), Asked(1, 1))
     runner.warm(4, 64)
     held = machine.resident() - before
     assert held > WEIGHTS, "the weights are in memory"
     runner.close()
-    assert machine.resident() - before < held / 4
+    assert machine.resident() - before < held / 2
 
 
 WEIGHTS = 48 << 20
