@@ -9,6 +9,7 @@ fails alone: its place in the reply holds the error, and the others go on.
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -119,7 +120,7 @@ class Engine:
         """The name@version that replies carry."""
         return f"{self.name}@{self.manifest.version}"
 
-    @property
+    @functools.cached_property
     def spaces(self) -> dict[str, int]:
         """The spaces that this twin embeds into, each with its dimension; its full one first."""
         manifest = self.manifest

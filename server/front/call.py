@@ -82,6 +82,9 @@ class Owner(Protocol):
     def in_thread(self, work: Callable[[], None]) -> None:
         """Have a large message parsed somewhere else."""
 
+    def watch_later(self, call: Call) -> None:
+        """Have `watch` called if the call has not ended soon; from the front's thread."""
+
     def over(self, call: Call) -> None:
         """A call has had its last event."""
 
@@ -116,21 +119,43 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self._event = event
         self._core: core.CoreCall = event.call
         self._method = method
+        self._unwatched = [None]  # taken by whoever asks for the close; see `_take_watch`
 
     # What the front does with a call, in its thread.
 
     def begin(self) -> None:
         """Read the first message, or start the method that reads a stream."""
-        core.watch_close(self._core, self._on_close)
         if not self._method.reads_stream:
             core.read_message(self._core, self._on_message)
-        elif self._method.is_driven:
+            return
+        self.watch()
+        if self._method.is_driven:
             self._drive(self._run(self._requests()))
         else:
             self._owner.loop.call_soon_threadsafe(self._start_task, None)
 
+    def watch(self) -> None:
+        """Notice from now on when the client goes, or has gone."""
+        if self._take_watch():
+            core.watch_close(self._core, self._on_close)
+
+    def _take_watch(self) -> bool:
+        """Say, to one of all threads that ask, that it is to ask for the call's close."""
+        try:
+            self._unwatched.pop()
+        except IndexError:
+            return False
+        return True
+
     def _on_message(self, event: core.Event) -> None:
         data = core.message_of(event)
+        if data is not None and len(data) < LARGE and self._method.is_driven:
+            # Most such calls end sooner than it pays to be told that their client has gone.
+            self._on_data(data)
+            if not self._ended:
+                self._owner.watch_later(self)
+            return
+        self.watch()
         if data is None:
             self._code = grpc.StatusCode.UNIMPLEMENTED
             self._details = f"{self._method.name} takes exactly one message, and none came"
@@ -138,8 +163,6 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             self._end(None, None)
         elif len(data) >= LARGE:
             self._owner.in_thread(lambda: self._on_data(data))
-        elif self._method.is_driven:
-            self._on_data(data)
         else:
             self._owner.loop.call_soon_threadsafe(self._start_task, data)
 
@@ -187,6 +210,10 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self._had_one()
 
     def _on_sent(self, event: core.Event) -> None:
+        self._had_one()
+
+    def _on_over(self, event: core.Event) -> None:
+        self._due = 1
         self._had_one()
 
     def _had_one(self) -> None:
@@ -266,8 +293,12 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
                 log.exception("the reply of %s cannot be serialised", method.name)
                 status = grpc.StatusCode.INTERNAL, f"the reply of {method.name} cannot be sent"
             else:
-                core.send_reply(self._core, data, self._trailing, self._first, self._on_sent)
+                if self._first and self._take_watch():
+                    core.send_whole_reply(self._core, data, self._trailing, self._on_over)
+                else:
+                    core.send_reply(self._core, data, self._trailing, self._first, self._on_sent)
                 return
+        self.watch()
         core.send_status(self._core, *status, self._trailing, self._first, self._on_sent)
 
     def _status(self, error: BaseException | None) -> tuple[grpc.StatusCode, str] | None:

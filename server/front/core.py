@@ -126,6 +126,19 @@ def send_message(call: CoreCall, data: bytes, first: bool, tag: Tag) -> None:
         call.start_server_batch((message,), tag)
 
 
+def send_whole_reply(call: CoreCall, data: bytes, trailing: Metadata, tag: Tag) -> None:
+    """Send all that a call has, with its status, OK, and await its close: its last event."""
+    call.start_server_batch(
+        (
+            cygrpc.SendInitialMetadataOperation(_EMPTY_METADATA, _NO_FLAGS),
+            cygrpc.SendMessageOperation(data, _NO_FLAGS),
+            cygrpc.SendStatusFromServerOperation(trailing, _OK, b"", _NO_FLAGS),
+            cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
+        ),
+        tag,
+    )
+
+
 def send_reply(call: CoreCall, data: bytes, trailing: Metadata, first: bool, tag: Tag) -> None:
     """Send the only message of a call together with its status, OK."""
     message = cygrpc.SendMessageOperation(data, _NO_FLAGS)

@@ -213,15 +213,18 @@ def timing_message(
     ride: Ride | None, preprocess: float = 0.0, search: float = 0.0
 ) -> shared.ServerTiming:
     """Write where the time went; seconds in, microseconds out."""
-    timing = shared.ServerTiming(
-        preprocess_us=round(preprocess * 1e6), search_us=round(search * 1e6)
+    if ride is None:
+        return shared.ServerTiming(
+            preprocess_us=int(preprocess * 1e6 + 0.5), search_us=int(search * 1e6 + 0.5)
+        )
+    return shared.ServerTiming(
+        queue_us=int(ride.queue * 1e6 + 0.5),
+        preprocess_us=int(preprocess * 1e6 + 0.5),
+        inference_us=int(ride.inference * 1e6 + 0.5),
+        search_us=int(search * 1e6 + 0.5),
+        batch_rows=ride.rows,
+        dispatch_reason=_REASONS[ride.reason],
     )
-    if ride is not None:
-        timing.queue_us = round(ride.queue * 1e6)
-        timing.inference_us = round(ride.inference * 1e6)
-        timing.batch_rows = ride.rows
-        timing.dispatch_reason = _REASONS[ride.reason]
-    return timing
 
 
 def pack(

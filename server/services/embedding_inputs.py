@@ -86,6 +86,13 @@ async def embed_readings(
         caller: whose call it is.
         dimension: of the embeddings; None is the twin's full one.
     """
+    if len(readings) == 1 and not isinstance(readings[0].raw, TwinserveError):
+        # Nothing repeats, and what the engine says is all there is to say.
+        embedded = await engine.embed([readings[0].raw], caller, dimension)
+        outcome = embedded.outcomes[0]
+        if not isinstance(outcome, TwinserveError):
+            return embedded
+        return replace(embedded, outcomes=(_placed(outcome, readings[0]),))
     # Which of the distinct usable inputs each message is; None where it cannot be read.
     place: dict[bytes, int] = {}
     distinct: list[RawInput] = []
@@ -109,12 +116,15 @@ async def embed_readings(
             continue
         assert at is not None
         outcome = embedded.outcomes[at]
-        if isinstance(outcome, TwinserveError):
-            outcome = outcome.at(f"{one.field}.{outcome.field or one.kind}")
-        outcomes.append(outcome)
+        outcomes.append(_placed(outcome, one) if isinstance(outcome, TwinserveError) else outcome)
     return replace(
         embedded,
         outcomes=tuple(outcomes),
         token_counts=tuple(0 if at is None else embedded.token_counts[at] for at in origin),
         truncated=tuple(at is not None and embedded.truncated[at] for at in origin),
     )
+
+
+def _placed(error: TwinserveError, reading: Reading) -> TwinserveError:
+    """Give an engine's error the path of the input that it is about."""
+    return error.at(f"{reading.field}.{error.field or reading.kind}")
