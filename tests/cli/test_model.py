@@ -24,9 +24,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     (folder / "v1.onnx").write_bytes(twins.small_image_twin())
     (folder / "v1.int8.onnx").write_bytes(twins.small_image_twin(precision="int8"))
     (folder / "v2.onnx").write_bytes(twins.small_image_twin(version="2", seed=4))
-    running = conftest.start(
-        "--model", folder / "v1.onnx", "--model-dir", folder, "--data-dir", folder / "data"
-    )
+    flags = ("--model", folder / "v1.onnx", "--model-dir", folder, "--data-dir", folder / "data")
+    running = conftest.start(*flags, "--runners", "1", "--threads", "1")
     yield running
     if running.process.poll() is None:
         running.kill()

@@ -23,6 +23,8 @@ from twinserve.distance import Metric, paired
 from twinserve.v1 import embedding_service_pb2, gallery_pb2, gallery_service_pb2, model_pb2
 from twinserve.v1 import model_service_pb2 as pb
 
+# Settings that need not be measured make a start short.
+GIVEN = ("--runners", "1", "--threads", "1")
 PIXELS, _ = twins.classes_of_pixels(10, 4)
 SEED = 20261124
 
@@ -42,7 +44,8 @@ def twin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def flags(twin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str | Path, ...]:
     data = tmp_path_factory.mktemp("data")
-    return "--model", twin_folder / "v1.onnx", "--model-dir", twin_folder, "--data-dir", data
+    flags = ("--model", twin_folder / "v1.onnx", "--model-dir", twin_folder, "--data-dir", data)
+    return (*flags, *GIVEN)
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +253,7 @@ def test_a_restart_serves_the_same_and_a_changed_file_refuses_it(
     models.mkdir()
     (models / "v2.onnx").write_bytes((twin_folder / "v2.onnx").read_bytes())
     flags = ("--model", twin_folder / "v1.onnx", "--data-dir", tmp_path, "--model-dir", models)
+    flags = (*flags, *GIVEN)
     server = start_server(*flags)
     with server.channel() as channel:
         Stubs(channel).model.LoadModel(pb.LoadModelRequest(file="v2.onnx", aliases=["live"]))
@@ -305,7 +309,7 @@ def kill_during_loads(flags: tuple[str | Path, ...], kills: int) -> set[str]:
 def test_a_kill_during_a_load_leaves_the_old_or_the_new_state(
     twin_folder: Path, tmp_path: Path
 ) -> None:
-    flags = ("--model", twin_folder / "v1.onnx", "--data-dir", tmp_path)
+    flags = ("--model", twin_folder / "v1.onnx", "--data-dir", tmp_path, *GIVEN)
     assert len(kill_during_loads((*flags, "--model-dir", twin_folder), kills=3)) == 2
 
 
@@ -313,5 +317,5 @@ def test_a_kill_during_a_load_leaves_the_old_or_the_new_state(
 def test_fifty_kills_during_loads_leave_the_old_or_the_new_state(
     twin_folder: Path, tmp_path: Path
 ) -> None:
-    flags = ("--model", twin_folder / "v1.onnx", "--data-dir", tmp_path)
+    flags = ("--model", twin_folder / "v1.onnx", "--data-dir", tmp_path, *GIVEN)
     assert len(kill_during_loads((*flags, "--model-dir", twin_folder), kills=50)) == 2
