@@ -480,6 +480,59 @@ class Flood:
             thread.join(60)
 
 
+def slow_pictures(count: int) -> list[Input]:
+    """Pictures of 9 megapixels, which keep a call inside for some twentieth of a second each."""
+    file = io.BytesIO()
+    Image.new("L", (3000, 3000), 77).save(file, "PNG")
+    return [Input(image=file.getvalue() + bytes([i])) for i in range(count)]
+
+
+def distinct(count: int) -> list[Input]:
+    """Inputs of which none repeats another, which would be embedded once."""
+    made = np.random.default_rng(1).integers(0, 256, (count, 28, 28, 1), np.uint8)
+    return [wire.tensor(one) for one in made]
+
+
+def wait_until_admitted(server: RunningServer, rows: int) -> None:
+    for _ in range(3000):
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics") as reply:
+            if f"twinserve_admitted_rows {float(rows)}" in reply.read().decode():
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"{rows} rows were never admitted")
+
+
+@pytest.mark.parametrize(
+    "place", [place for place in LISTING if not place.method.client_streaming], ids=str
+)
+def test_a_client_over_its_share_is_refused_while_others_are_served(
+    table_server: RunningServer, channel: grpc.Channel, place: Place
+) -> None:
+    slow = slow_pictures(10)
+    inside = [*distinct(990), *slow]
+    request = AROUND[place.call]("image")
+    for one in distinct(100):
+        input_calls.plant(request, place, one, GOOD["image"])
+    options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own: another client
+    with grpc.insecure_channel(table_server.target, options=options) as other:
+        held = [
+            wire.Stubs(one).embedding.Embed.future(
+                embedding.EmbedRequest(model="image", inputs=many)
+            )
+            for one, many in ((channel, inside), (other, slow))
+        ]
+        wait_until_admitted(table_server, len(inside) + len(slow))
+        # More than half of the room is taken, and half of it is each client's.
+        status = input_calls.status_of(channel, place.method, request)
+        assert not held[0].done(), "the test itself was too slow"
+        assert status.code == CODE.RESOURCE_EXHAUSTED.value[0], status
+        assert wire.reason(status) == "CLIENT_OVER_SHARE"
+        assert wire.detail(status, details.ErrorInfo).metadata["limit"] == "1024"
+        assert wire.detail(status, details.RetryInfo).retry_delay.ToMilliseconds() > 0
+        assert input_calls.status_of(other, place.method, request).code == 0
+        assert [len(one.result().results) for one in held] == [len(inside), len(slow)]
+
+
 def test_a_full_server_refuses_every_call_with_a_time_to_come_again(
     table_server: RunningServer, channel: grpc.Channel
 ) -> None:
@@ -515,15 +568,6 @@ def test_a_deadline_that_cannot_be_met_ends_every_call_with_that_code(
         assert input_calls.status_of(channel, method, request).code == 0, name
 
 
-def wait_until_admitted(server: RunningServer, rows: int) -> None:
-    for _ in range(3000):
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics") as reply:
-            if f"twinserve_admitted_rows {float(rows)}" in reply.read().decode():
-                return
-        time.sleep(0.01)
-    raise AssertionError(f"{rows} rows were never admitted")
-
-
 def test_a_server_that_stops_refuses_every_call_and_says_when_to_come_again(
     start_server: Callable[..., RunningServer], tmp_path: Path
 ) -> None:
@@ -533,10 +577,7 @@ def test_a_server_that_stops_refuses_every_call_and_says_when_to_come_again(
     )
     with stopping.channel() as channel:
         fill(channel, ("image",))
-        # Pictures of 9 megapixels keep the call inside for a second or two.
-        file = io.BytesIO()
-        Image.new("L", (3000, 3000), 77).save(file, "PNG")
-        slow = [Input(image=file.getvalue() + bytes([i])) for i in range(30)]
+        slow = slow_pictures(30)
         held = wire.Stubs(channel).embedding.Embed.future(
             embedding.EmbedRequest(model="image", inputs=slow)
         )
