@@ -107,3 +107,27 @@ def test_one_vector_may_be_checked_without_a_batch() -> None:
     check_vectors(np.array([1.0, 0.0], dtype=np.float32), Metric.COSINE)
     with pytest.raises(ZeroVector):
         check_vectors(np.zeros(2, dtype=np.float32), Metric.COSINE)
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 6)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_number_among_small_ones_is_found(shape: tuple[int, ...], bad: float) -> None:
+    vectors = np.full(shape, 1e-3, np.float32)
+    vectors[..., 3] = bad
+    for metric in Metric:
+        with pytest.raises(NotFinite):
+            check_vectors(vectors, metric)
+
+
+@pytest.mark.parametrize("value", [1e-30, 1e30])
+def test_numbers_whose_squares_vanish_or_overflow_are_still_fine(value: float) -> None:
+    for metric in Metric:
+        check_vectors(np.full((1, 4), value, np.float32), metric)
+
+
+def test_a_zero_row_is_found_alone_and_among_others() -> None:
+    zero = np.zeros((1, 4), np.float32)
+    check_vectors(zero, Metric.EUCLIDEAN)
+    for vectors in (zero, np.concatenate([np.ones((1, 4), np.float32), zero])):
+        with pytest.raises(ZeroVector):
+            check_vectors(vectors, Metric.COSINE)
