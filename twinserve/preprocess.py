@@ -35,6 +35,7 @@ MAX_PIXELS = 40_000_000
 # thread for hours; EXIF that comes in a million crumbs, for a minute. Cameras write up to a dozen
 # of the first, and one of the second.
 MAX_SCANS, MAX_EXIF_PARTS = 200, 1000
+_STRIP = 256  # rows
 _SCAN, _EXIF = b"\xff\xda", b"\xff\xe1"
 
 _RESAMPLING = {
@@ -141,7 +142,8 @@ def _opened(data: bytes, contract: ImageInput, max_pixels: int) -> Image.Image:
             metadata={"limit": str(max_pixels), "value": str(width * height)},
         )
     image.load()
-    return _to_mode(ImageOps.exif_transpose(image), contract)
+    ImageOps.exif_transpose(image, in_place=True)  # otherwise copies what lies upright
+    return _to_mode(image, contract)
 
 
 def _check_parts(data: bytes) -> None:
@@ -173,7 +175,18 @@ def _to_mode(image: Image.Image, contract: ImageInput) -> Image.Image:
         # Pillow clips 16-bit grey to 255 instead of scaling it.
         high = np.asarray(image) >> 8
         image = Image.fromarray(np.clip(high, 0, 255).astype(np.uint8))
+    mode = "L" if contract.color_order == "L" else "RGB"
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("L" if contract.color_order == "L" else "RGB")
+        return _on_white(image, mode)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _on_white(image: Image.Image, mode: str) -> Image.Image:
+    """Lay transparency on white, in strips: whole layers would take the picture's memory thrice."""
+    whole = Image.new(mode, image.size)
+    for top in range(0, image.height, _STRIP):
+        box = (0, top, image.width, min(top + _STRIP, image.height))
+        layer = image.crop(box).convert("RGBA")
+        strip = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        whole.paste(strip.convert(mode), box)
+    return whole
