@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Loader:
         admission: shared by all engines.
         preparers: threads for decoding and tokenizing.
         preparer_count: how many they are.
+        digest: of a file's content; the first thing that a load does.
 
     Raises:
         ProviderUnavailable: the device that was asked for does not run.
@@ -55,8 +57,10 @@ class Loader:
         admission: Admission,
         preparers: Executor,
         preparer_count: int,
+        digest: Callable[[Path], str] | None = None,
     ) -> None:
         self._config = config
+        self._digest = digest or digest_of
         self._metrics = metrics
         self._admission = admission
         self._preparers = preparers
@@ -104,9 +108,9 @@ class Loader:
         size = path.stat().st_size
         log.info("loading %s, %.1f MB", path.name, size / 1e6)
         if file:
-            _check_memory(path, size, _available_memory())
+            check_memory(path, size, _available_memory())
         before = _identity(path)
-        digest = digest_of(path)
+        digest = self._digest(path)
         name = name or manifests.read(path).name
         runner = Runner(
             path,
@@ -165,7 +169,17 @@ def _identity(path: Path) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _check_memory(path: Path, size: int, available: int | None) -> None:
+def check_memory(path: Path, size: int, available: int | None) -> None:
+    """Refuse a load that does not fit beside what is served.
+
+    Args:
+        path: of the twin.
+        size: of its file, in bytes.
+        available: bytes of memory that may still be taken; None is not known.
+
+    Raises:
+        FailedPrecondition: with both figures.
+    """
     needed = _MEMORY * size
     if available is not None and needed > available:
         raise FailedPrecondition(
