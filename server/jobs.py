@@ -70,6 +70,7 @@ class Job:
     completion: Completion[tuple[Outputs, Ride]]
     # Rows that wait, as indices; of texts the shortest first.
     pending: list[int]
+    generation: int = 0  # of texts: what waited at one time leaves before what came later
     done: int = 0
     started: float | None = None
     outputs: Outputs | None = None
