@@ -17,10 +17,10 @@ from twinserve.manifest import ImageInput, TensorInput, TextInput
 from twinserve.server import providers
 from twinserve.server.buckets import Bucket, Buckets, buckets_of, tensorrt_profile
 from twinserve.server.gpu import WARM_RUNS, GpuRunning, open_on_card, padded
-from twinserve.server.planning import Setting
+from twinserve.server.planning import Setting, Spinning
 from twinserve.server.providers import CPU, CUDA, TENSORRT, Device, Runtime
 from twinserve.server.runner import Runner
-from twinserve.server.sessions import open_session
+from twinserve.server.sessions import SHORT_SPIN, open_session
 
 PATH = Path("twin.onnx")
 CARD = Device(CUDA, {"device_id": "1"})
@@ -193,6 +193,27 @@ def test_nodes_on_the_cpu_are_told_and_refused_where_that_was_asked_for(
 def test_strictness_without_a_record_is_refused_rather_than_believed() -> None:
     with pytest.raises(ProviderUnavailable, match="says who runs which node"):
         open_session(PATH, CARD, Setting(1, 1), Card(CUDA, parts=None), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "entries"),
+    [
+        (Spinning.OFF, {"session.intra_op.allow_spinning": "0"}),
+        (
+            Spinning.SHORT,
+            {
+                "session.intra_op.allow_spinning": "1",
+                "session.intra_op.spin_duration_us": str(SHORT_SPIN),
+            },
+        ),
+        (Spinning.ON, {"session.intra_op.allow_spinning": "1"}),
+    ],
+)
+def test_a_session_spins_as_its_setting_says(how: Spinning, entries: dict[str, str]) -> None:
+    card = Card()
+    open_session(PATH, Device(CPU, {}), Setting(1, 3, how), card)
+    assert card.sessions[0].entries == entries
+    assert card.sessions[0].threads == 3
 
 
 def test_a_session_that_fell_back_in_silence_is_refused() -> None:

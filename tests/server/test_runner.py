@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from twinserve.server import machine
 from twinserve.server.planning import Asked, Plan, Setting
 from twinserve.server.providers import CPU, Device
 from twinserve.server.runner import Runner
+from twinserve.server.sessions import Onnxruntime, Session
 from twinserve.tokens import digest
 
 
@@ -210,6 +212,41 @@ def test_closing_gives_the_memory_of_a_twin_back(tmp_path: Path) -> None:
     assert held > WEIGHTS, "the weights are in memory"
     runner.close()
     assert machine.resident() - before < held / 2
+
+
+class SlowSession:
+    """Takes a third of a second for a run."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.rows: list[int] = []
+
+    def run(self, names: list[str], feed: Any, options: Any = None) -> list[Any]:
+        self.rows.append(len(next(iter(feed.values()))))
+        time.sleep(0.34)
+        return self._session.run(names, feed, options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+class SlowLibrary(Onnxruntime):
+    opened: SlowSession
+
+    def session(self, *arguments: Any) -> Any:
+        self.opened = SlowSession(super().session(*arguments))
+        return self.opened
+
+
+def test_a_slow_twin_is_not_warmed_with_its_largest_batches(tmp_path: Path) -> None:
+    path = tmp_path / "twin.onnx"
+    path.write_bytes(twins.small_image_twin(calibrated=False))
+    library = SlowLibrary()
+    runner = Runner(path, Device(CPU, {}), Asked(1, 1), library=library)
+    measured = runner.warm(1024, 2048)
+    # By a single row's time two seconds hold five rows, and the table ends after a second.
+    assert max(library.opened.rows) <= 64
+    assert [one.rows for one in measured][:3] in ([1, 5, 1], [1, 4, 1], [1, 3, 1], [1, 2, 1])
 
 
 WEIGHTS = 48 << 20
