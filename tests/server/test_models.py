@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from twinserve.errors import FailedPrecondition, ModelNotFound, SpaceMismatch
+from twinserve.server.model_table import Served, Table
 from twinserve.server.models import Models
 
 
@@ -77,3 +78,43 @@ def test_a_space_that_nobody_gives_any_more_is_refused_with_both_ids() -> None:
     with pytest.raises(SpaceMismatch, match=r"sp_old.*sp_a_1") as refused:
         Models([engine("a", "1")]).of_space("a", "sp_old")
     assert refused.value.metadata == {"space_id": "sp_a_1", "wanted_space_id": "sp_old"}
+
+
+def test_who_found_a_model_in_the_moment_of_its_unload_gets_the_one_after_it() -> None:
+    old, new = engine("a", "1"), engine("a", "2")
+    models = Models([new])
+    after = models.table
+
+    class Unloaded(Served):
+        def enter(self) -> bool:
+            # Between the look into the table and the hold, the unload has passed.
+            models.table = after
+            assert self.retire(0.0)
+            return super().enter()
+
+    models.table = Table((Unloaded(old),))
+    with models.using("a") as held:
+        assert held is new
+
+
+def test_a_retired_model_is_idle_once_the_last_holder_has_left() -> None:
+    one = Served(engine("a", "1"))
+    assert one.enter()
+    assert one.enter()
+    assert not one.retire(0.0)
+    assert not one.enter()
+    one.leave()
+    assert not one.retire(0.0)
+    one.leave()
+    assert one.retire(0.0)
+    one.revive()
+    assert one.enter()
+
+
+def test_an_alias_goes_before_the_newest_version_of_its_name() -> None:
+    served = tuple(Served(engine("a", version)) for version in ("1", "2"))
+    table = Table(served, {"a": "a@1", "live": "a@2"})
+    assert table.find("a").engine.version == "a@1"
+    assert table.find("").engine.version == "a@1"
+    assert table.find("live").engine.version == "a@2"
+    assert table.aliases_of("a@1") == ("a",)
