@@ -27,8 +27,6 @@ class Reason(enum.Enum):
 
     RUNNER_FREE = "runner_free"
     FULL = "full"
-    DEADLINE = "deadline"
-    WAIT_ENDED = "wait_ended"
     AGED = "aged"
     ASIDE = "aside"
 

@@ -42,7 +42,7 @@ def test_the_figures_of_a_model_are_those_that_prometheus_reads() -> None:
     metrics.observer("b").batch(64, 9.0, Reason.FULL)
     observer.batch(3, 0.25, Reason.RUNNER_FREE)
     observer.batch(3, 0.5, Reason.FULL)
-    observer.batch(1, 0.125, Reason.DEADLINE)
+    observer.batch(1, 0.125, Reason.AGED)
     observer.queued(0.5)
     observer.padded(30, 10)
     metrics.preprocess.labels("a").observe(2.0)

@@ -201,9 +201,11 @@ class _DispatchReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     DISPATCH_REASON_FULL: _DispatchReason.ValueType  # 2
     """DISPATCH_REASON_FULL: the batch reached its largest size."""
     DISPATCH_REASON_DEADLINE: _DispatchReason.ValueType  # 3
-    """DISPATCH_REASON_DEADLINE: waiting longer would have passed a request's deadline."""
+    """DISPATCH_REASON_DEADLINE: waiting longer would have passed a request's deadline. Not given by
+    this release, which never waits for more items.
+    """
     DISPATCH_REASON_WAIT_ENDED: _DispatchReason.ValueType  # 4
-    """DISPATCH_REASON_WAIT_ENDED: the wait for more items ended."""
+    """DISPATCH_REASON_WAIT_ENDED: the wait for more items ended. Not given by this release."""
     DISPATCH_REASON_AGED: _DispatchReason.ValueType  # 5
     """DISPATCH_REASON_AGED: an item had waited so long that it went before its turn."""
     DISPATCH_REASON_ASIDE: _DispatchReason.ValueType  # 6
@@ -221,9 +223,11 @@ DISPATCH_REASON_RUNNER_FREE: DispatchReason.ValueType  # 1
 DISPATCH_REASON_FULL: DispatchReason.ValueType  # 2
 """DISPATCH_REASON_FULL: the batch reached its largest size."""
 DISPATCH_REASON_DEADLINE: DispatchReason.ValueType  # 3
-"""DISPATCH_REASON_DEADLINE: waiting longer would have passed a request's deadline."""
+"""DISPATCH_REASON_DEADLINE: waiting longer would have passed a request's deadline. Not given by
+this release, which never waits for more items.
+"""
 DISPATCH_REASON_WAIT_ENDED: DispatchReason.ValueType  # 4
-"""DISPATCH_REASON_WAIT_ENDED: the wait for more items ended."""
+"""DISPATCH_REASON_WAIT_ENDED: the wait for more items ended. Not given by this release."""
 DISPATCH_REASON_AGED: DispatchReason.ValueType  # 5
 """DISPATCH_REASON_AGED: an item had waited so long that it went before its turn."""
 DISPATCH_REASON_ASIDE: DispatchReason.ValueType  # 6
