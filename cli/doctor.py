@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine, and print."""
-    from twinserve.server.diagnosis import examine
+    from twinserve.server.examining import examine
     from twinserve.server.planning import Asked, spinning_asked
 
     asked = Asked(arguments.runners, arguments.threads, spinning_asked(arguments.spinning))

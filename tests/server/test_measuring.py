@@ -65,7 +65,9 @@ def test_two_runs_at_a_time_lose_where_a_run_has_a_price_that_they_pay_twice() -
 
 
 def test_nothing_is_opened_for_a_twin_that_opens_slowly() -> None:
-    timed, opened = bench(lambda _: Sleeping(0.0, 0.001), Budget(seconds=60.0, opening=1.0), opening=5.0)
+    timed, opened = bench(
+        lambda _: Sleeping(0.0, 0.001), Budget(seconds=60.0, opening=1.0), opening=5.0
+    )
     plan = choose(Asked(), 2, timed)
     assert plan.setting == ONE_RUN
     assert opened == []
