@@ -221,6 +221,8 @@ def _show(client: Client, name: str, as_json: bool) -> None:
             ("served as", f"{model.name}@{model.version}"),
             ("aliases", ", ".join(model.aliases) or None),
             ("provider", model.provider),
+            ("file", model.file or None),
+            ("SHA-256", model.file_digest or None),
         ]
     )
     print()

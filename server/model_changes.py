@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +27,6 @@ from twinserve.errors import (
     TwinserveError,
     Unavailable,
 )
-from twinserve.server import database
 from twinserve.server.config import ModelSpec
 from twinserve.server.loading import digest_of
 from twinserve.server.machine import give_back_memory
@@ -375,8 +373,7 @@ class ModelChanges:
             before = self._models.table
             after = make(before)
             self._check_galleries(before, after, force)
-            with _wording():
-                self._records.keep(after)
+            self._records.keep(after)
             self._models.table = after
 
     def _check_galleries(self, before: Table, after: Table, force: bool) -> None:
@@ -397,8 +394,7 @@ class ModelChanges:
             after = self._models.table
             # One of those calls may have made a gallery.
             self._check_galleries(_with(after, served), after, force)
-            with _wording():
-                self._records.keep(after)
+            self._records.keep(after)
 
     def _put_back(self, served: Served, pointing: Mapping[str, str]) -> None:
         with self._changing:
@@ -407,8 +403,7 @@ class ModelChanges:
             free = {alias: at for alias, at in pointing.items() if alias not in table.aliases}
             self._models.table = _with(table, served, free)
             # An alias that moved meanwhile has written down a table without it.
-            with _wording():
-                self._records.keep(self._models.table)
+            self._records.keep(self._models.table)
 
     def _named(self, name: str, field: str) -> Served:
         if not name:
@@ -532,13 +527,3 @@ def _naming(path: Path, file: str) -> Iterator[None]:
         named.message = error.message.replace(str(path), file)
         named.args = (named.message,)
         raise named from error
-
-
-@contextlib.contextmanager
-def _wording() -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise database.as_twinserve_error(
-            error, "the catalogue of models", ("database", "catalog.db")
-        ) from error

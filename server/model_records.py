@@ -7,8 +7,10 @@ at any instant comes back with the old names or with the new ones.
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 
+from twinserve.server import database
 from twinserve.server.data_folder import Catalog
 from twinserve.server.database import now
 from twinserve.server.model_table import Table
@@ -44,8 +46,16 @@ class ModelRecords:
         """Remember what a table serves; durable when this returns.
 
         Raises:
-            sqlite3.Error, OSError: it could not be written, and what was remembered stands.
+            DiskFull, Unavailable, StoreDamaged: not written; what was remembered stands.
         """
+        try:
+            self._keep(table)
+        except (sqlite3.Error, OSError) as error:
+            raise database.as_twinserve_error(
+                error, "the catalogue of models", ("database", "catalog.db")
+            ) from error
+
+    def _keep(self, table: Table) -> None:
         models = [
             (one.engine.name, one.engine.manifest.version, one.origin.file, one.origin.digest)
             for one in table.served
