@@ -112,7 +112,7 @@ async def serve(config: ServerConfig) -> None:
         gauges.watch_admission(metrics, admission, gate)
         gauges.watch_galleries(metrics, galleries)
 
-        server = _front(config, readers)
+        server = _front(config, metrics, readers)
         checks = health.aio.HealthServicer()
         names = ("", *_SERVICES, _INFERENCE)
         for name in names:
@@ -164,9 +164,10 @@ async def serve(config: ServerConfig) -> None:
     log.info("stopped")
 
 
-def _front(config: ServerConfig, threads: ThreadPoolExecutor) -> Front:
+def _front(config: ServerConfig, metrics: Metrics, threads: ThreadPoolExecutor) -> Front:
     def overloaded() -> grpc.Status:
         limit = config.limits.max_calls
+        metrics.rejections.labels(QueueFull.reason).inc()
         full = QueueFull(
             f"{limit} calls are inside, which is the limit, so this one is refused; retry in "
             f"{CALLS_AGAIN:.2f} s, or send several inputs a call",

@@ -282,24 +282,38 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """Send the reply, or the status that the error becomes."""
         self._ended = True
         self._running = None
-        method = self._method
         status = self._status(error)
         if status is None:
             try:
-                # A method may return its reply as it goes on the wire.
-                as_is = type(value) is bytes or method.serialise is None
-                data = value if as_is else method.serialise(value)  # type: ignore[misc]
+                data = self._on_wire(value)
             except Exception:
-                log.exception("the reply of %s cannot be serialised", method.name)
-                status = grpc.StatusCode.INTERNAL, f"the reply of {method.name} cannot be sent"
+                log.exception("the reply of %s cannot be serialised", self._method.name)
+                status = grpc.StatusCode.INTERNAL, f"the reply of {self._method.name} is damaged"
+        first, trailing = self._first, self._trailing
+        alone = status is None and first and self._take_watch()
+        if not alone:
+            self.watch()
+        try:
+            if status is not None:
+                core.send_status(self._core, *status, trailing, first, self._on_sent)
+            elif alone:
+                core.send_whole_reply(self._core, data, trailing, self._on_over)
             else:
-                if self._first and self._take_watch():
-                    core.send_whole_reply(self._core, data, self._trailing, self._on_over)
-                else:
-                    core.send_reply(self._core, data, self._trailing, self._first, self._on_sent)
-                return
-        self.watch()
-        core.send_status(self._core, *status, self._trailing, self._first, self._on_sent)
+                core.send_reply(self._core, data, trailing, first, self._on_sent)
+        except Exception:
+            # The core takes no such trailers; without a status the call would never be over.
+            log.exception("the end of %s cannot be sent as it is", self._method.name)
+            if alone:
+                core.watch_close(self._core, self._on_close)
+            code, details = grpc.StatusCode.INTERNAL, f"the end of {self._method.name} is damaged"
+            core.send_status(self._core, code, details, (), first, self._on_sent)
+
+    def _on_wire(self, message: Any) -> bytes:
+        """Return a message's bytes; a method may give them itself."""
+        serialise = self._method.serialise
+        if type(message) is bytes or serialise is None:
+            return message  # type: ignore[no-any-return]
+        return serialise(message)
 
     def _status(self, error: BaseException | None) -> tuple[grpc.StatusCode, str] | None:
         """Return what the call ends with, None where a reply does."""
@@ -384,9 +398,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     async def write(self, message: Any) -> None:
         """Send one message; returns once the core took it, which a slow reader delays."""
-        serialise = self._method.serialise
-        as_is = type(message) is bytes or serialise is None
-        data = message if as_is else serialise(message)  # type: ignore[misc]
+        data = self._on_wire(message)
         if self._cancelled:
             raise asyncio.CancelledError
         took: Completion[bool] = Completion()

@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import code_pb2
+from google.rpc import error_details_pb2 as details
 
 from tests import twins
 from tests.conftest import RunningServer
@@ -166,3 +167,27 @@ def test_the_client_embeds_any_number_of_inputs_and_keeps_their_order(
             assert isinstance(parts[70 // 16].errors[70 % 16], UndecodableImage)
         else:
             assert np.allclose(vectors[i], alone.vectors[i % len(PIXELS)], atol=1e-5)
+
+
+def test_calls_above_the_limit_are_told_when_to_come_again(
+    start_server: Callable[..., RunningServer], twin_file: Path, tmp_path: Path
+) -> None:
+    server = start_server("--model", twin_file, "--data-dir", tmp_path, "--max-calls", "1")
+    go_on = threading.Event()
+
+    def messages() -> Iterator[pb.EmbedStreamRequest]:
+        yield message("inside", wire.tensor(PIXELS[0]))
+        go_on.wait(30)
+
+    with server.channel() as channel:
+        stubs = Stubs(channel)
+        replies = stubs.embedding.EmbedStream(messages(), timeout=60)
+        assert next(replies).request_id == "inside"
+        with Refused(grpc.StatusCode.RESOURCE_EXHAUSTED) as refused:
+            stubs.embedding.Embed(pb.EmbedRequest(inputs=[wire.tensor(PIXELS[0])]))
+        assert wire.reason(refused.status) == "QUEUE_FULL"
+        delay = wire.detail(refused.status, details.RetryInfo).retry_delay
+        assert delay.ToTimedelta().total_seconds() > 0
+        go_on.set()
+        assert list(replies) == []
+        assert server.stop() == 0

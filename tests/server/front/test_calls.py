@@ -109,6 +109,41 @@ def test_an_abort_is_the_calls_status_with_its_trailers(run_front: Start, way: A
     running.settle()
 
 
+@WAYS
+def test_trailers_that_cannot_be_sent_fail_the_call_and_nothing_else(
+    run_front: Start, way: Any
+) -> None:
+    async def trail(request: bytes, context: Call) -> bytes:
+        if request == b"bad":
+            context.set_trailing_metadata((("key", object()),))
+        return request
+
+    running = run_front({"Trail": ("uu", way(trail))})
+    call = running.channel().unary_unary("/s/Trail")
+    with pytest.raises(grpc.RpcError) as failed:
+        call(b"bad", timeout=20)
+    assert failed.value.code() is CODE.INTERNAL
+    assert call(b"good") == b"good"
+    running.settle()
+
+
+@WAYS
+def test_a_reply_that_cannot_be_serialised_is_internal(run_front: Start, way: Any) -> None:
+    async def wrong(request: bytes, context: Call) -> object:
+        return "no bytes"
+
+    def serialise(message: object) -> bytes:
+        raise TypeError("not mine")
+
+    running = run_front({})
+    handler = grpc.unary_unary_rpc_method_handler(way(wrong), response_serializer=serialise)
+    running.front.add_registered_method_handlers("t", {"Wrong": handler})
+    with pytest.raises(grpc.RpcError) as failed:
+        running.channel().unary_unary("/t/Wrong")(b"", timeout=20)
+    assert failed.value.code() is CODE.INTERNAL
+    running.settle()
+
+
 def test_a_code_that_was_set_is_the_status_without_a_reply(run_front: Start) -> None:
     async def refuse(request: bytes, context: Call) -> bytes:
         context.set_code(CODE.DATA_LOSS)
@@ -278,7 +313,8 @@ def test_a_deadline_that_passes_ends_the_method_too(run_front: Start, way: Any) 
 
 
 @WAYS
-def test_cancelled_calls_leave_nothing_behind(run_front: Start, way: Any) -> None:
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.long)])
+def test_cancelled_calls_leave_nothing_behind(run_front: Start, way: Any, count: int) -> None:
     over: list[None] = []
 
     async def wait(request: bytes, context: Call) -> bytes:
@@ -291,7 +327,7 @@ def test_cancelled_calls_leave_nothing_behind(run_front: Start, way: Any) -> Non
     gc.collect()
     gc.disable()  # references must go by themselves
     try:
-        for _ in range(20):
+        for _ in range(count // 50):
             futures = [call.future(b"") for _ in range(50)]
             for future in futures:
                 future.cancel()
@@ -301,7 +337,7 @@ def test_cancelled_calls_leave_nothing_behind(run_front: Start, way: Any) -> Non
         assert len(left) <= 1, len(left)  # the last event's
     finally:
         gc.enable()
-    assert len(over) <= 1000
+    assert len(over) <= count
 
 
 def test_messages_stream_out_by_generator_and_by_write(run_front: Start) -> None:
