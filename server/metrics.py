@@ -136,9 +136,9 @@ class Metrics:
         )
         self.batches = self.counter(
             "batches",
-            "Runs, by why they left: runner_free with all that waited, full at the size that pays, "
-            "aged because somebody had waited for long, aside beside busy runners for a client of "
-            "little or an urgent call. Mostly full: the server is at its limit.",
+            "Runs, by why they left: runner_free with all that waited, full at the limit of rows "
+            "or tokens, aged because somebody had waited for long, aside beside busy runners for a "
+            "client of little. Mostly full: the server is at its limit.",
             ("model", "reason"),
         )
         self.tokens = self.counter(
