@@ -8,6 +8,7 @@ cannot be made: without its file its rows are left out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,12 @@ class Subject:
     def __str__(self) -> str:
         return self.name if self.precision == "fp32" else f"{self.name} {self.precision}"
 
-    @property
+    @functools.cached_property
     def manifest(self) -> Manifest:
         """The manifest in the file."""
         return manifest.read(self.path)
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer in the file, of a text twin."""
         text = manifest.read_tokenizer(self.path)
@@ -70,6 +71,7 @@ class Subject:
         return self.pixels() if tokenizer is None else tokenizer.encode(self.text()).ids
 
 
+@functools.cache
 def words(path: Path) -> list[str]:
     """Return the whole words in a text twin's vocabulary, in their order there."""
     from tokenizers import Tokenizer as Library
