@@ -134,7 +134,8 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             pause: waits for so many seconds; given where a full server is to be waited for
                 instead of refusing.
         """
-        codec.check_count(len(request.inputs), f"{prefix}inputs", self.limits)
+        inputs = request.inputs
+        codec.check_count(len(inputs), f"{prefix}inputs", self.limits)
         if len(request.request_id) > _MAX_REQUEST_ID // 4:  # a character is up to four bytes
             _check_request_id(request.request_id, prefix)
         options = request.options
@@ -150,7 +151,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             if dimension is not None:
                 engine.space_of(dimension, f"{prefix}options.dimensions")
             readings = read_messages(
-                [(f"{prefix}inputs[{i}]", message) for i, message in enumerate(request.inputs)],
+                [(f"{prefix}inputs[{i}]", message) for i, message in enumerate(inputs)],
                 self.limits,
                 engine.manifest.input,
                 truncate,
@@ -173,7 +174,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
         self.metrics.embedded(name, embedded.preprocess, embedded.ride)
         errors = embedded.errors
         if errors:
-            check_items(errors, len(request.inputs), atomic=request.atomic)
+            check_items(errors, len(inputs), atomic=request.atomic)
             count_errors(self.metrics, errors)
         packed = None
         if encoding != shared.ENCODING_UNSPECIFIED:
