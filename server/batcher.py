@@ -83,7 +83,7 @@ class Batcher:
             expired=lambda job, rows: late.append((job, rows)),
         )
         self._free = runners
-        self._aside = True  # whether a run may leave beside those of the runners
+        self._aside = True  # whether a run may leave aside: no more run than there are runners
         self._idle = 0  # threads that wait for a turn
         self._closed = False
         self._foreseen = 0
@@ -295,10 +295,11 @@ class Batcher:
                     whole.append(job)
             self._seconds_per_row += 0.1 * (seconds / run.rows - self._seconds_per_row)
             self._turns.ended(run)
-            if run.reason is Reason.ASIDE:
-                self._aside = True
-            else:
+            if self._aside:
                 self._free += 1
+            else:
+                # Whichever ends first makes up for the one that left aside.
+                self._aside = True
             if self._turns.rows and self._idle:
                 self._turn.notify()
         self._observer.batch(run.rows, seconds, run.reason)

@@ -425,6 +425,21 @@ def test_a_modest_client_goes_aside_of_a_greedy_one(run: HeldRun, make: Make) ->
         wait(answer)
 
 
+def test_a_run_aside_is_made_up_for_by_the_first_that_ends(run: HeldRun, make: Make) -> None:
+    batcher = make(max_batch=8)
+    greedy = [batcher.submit(rows(i), Caller("greedy")) for i in range(40)]
+    run.begun(1)
+    modest = batcher.submit(rows(77), Caller("modest"))
+    run.begun(2)
+    run.lets.release()
+    until(lambda: modest.done or greedy[0].done)
+    # One of the two has ended, and the other is all that a single runner carries.
+    assert len(run.seen) == 2
+    run.let_all()
+    for answer in (modest, *greedy):
+        wait(answer)
+
+
 def test_an_urgent_call_goes_aside_of_a_run_of_others(run: HeldRun, make: Make) -> None:
     batcher = make()
     bulk = batcher.submit(rows(1), Caller("a", priority=Priority.LOW))
