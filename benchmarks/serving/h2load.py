@@ -115,7 +115,7 @@ def run(
         started, latencies = read_log(log.read_text())
     ended = started + latencies
     inside = ended > began + _CONNECT + warm
-    rate = steady_rate(ended[inside])
+    rate = steady_rate(ended[inside], seconds / 3)
     whole = len(ended) or 1
     return Window(
         rate,
@@ -125,25 +125,30 @@ def run(
     )
 
 
-def steady_rate(times: Times) -> float:
+def steady_rate(times: Times, least: float = 0.0) -> float:
     """Return events per second where they come in bursts: from the end of one to that of another.
 
     A burst ends where nothing follows for long: at the widest gap of the first quarter of the
     time, and at that of the last.
 
+    Args:
+        times: of the events, in seconds.
+        least: seconds that must lie between the two.
+
     Raises:
-        RuntimeError: too few events for it.
+        RuntimeError: too few events for it, or too close together.
     """
     times = np.sort(times)
-    gaps = np.diff(times)
     if len(times) >= 4:
+        gaps = np.diff(times)
         quarter = (times[-1] - times[0]) / 4
         early = np.flatnonzero(times[:-1] <= times[0] + quarter)
         late = np.flatnonzero(times[:-1] >= times[-1] - quarter)
-        first, last = early[np.argmax(gaps[early])], late[np.argmax(gaps[late])]
-        if last > first:
+        first = early[np.argmax(gaps[early])]
+        last = late[np.argmax(gaps[late])] if len(late) else len(times) - 1
+        if last > first and times[last] - times[first] >= least:
             return float((last - first) / (times[last] - times[first]))
-    raise RuntimeError(f"{len(times)} replies in the window; make it longer")
+    raise RuntimeError(f"{len(times)} replies in the window, all at once; make it longer")
 
 
 def parse(printed: str) -> Summary:

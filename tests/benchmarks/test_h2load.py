@@ -69,6 +69,15 @@ def test_the_rate_of_an_even_stream_is_its_rate() -> None:
     assert h2load.steady_rate(np.arange(5000) / 1000 + 1.7e9) == pytest.approx(1000, rel=1e-3)
 
 
+def test_a_single_burst_is_no_rate_however_fast_it_came() -> None:
+    with pytest.raises(RuntimeError, match="4 replies in the window, all at once"):
+        h2load.steady_rate(np.array([0.0, 0.01, 0.05, 0.06]), least=1)
+
+
+def test_a_lone_last_reply_ends_the_rate() -> None:
+    assert h2load.steady_rate(np.array([0.0, 3.0, 4.0, 5.0, 10.0])) == pytest.approx(0.4)
+
+
 def test_too_few_replies_give_no_rate() -> None:
     with pytest.raises(RuntimeError, match="3 replies in the window"):
         h2load.steady_rate(np.array([1.0, 2.0, 3.0]))
