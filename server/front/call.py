@@ -365,9 +365,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if self._method.parse is None:
             return data
         if len(data) >= LARGE and self._method.is_driven:
-            elsewhere: Completion[None] = Completion()
-            self._owner.in_thread(lambda: elsewhere.set_result(None))
-            await elsewhere
+            await self.elsewhere()
         try:
             return self._method.parse(data)
         except Exception as error:
@@ -384,6 +382,14 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         reading = self._reading
         if reading is not None:
             reading.abandon()
+
+    def elsewhere(self) -> Completion[None]:
+        """Return what is complete in a thread of its own: who waits goes on there.
+
+        For driven methods with work of more than a millisecond or so before they wait, during which
+        the front would read nothing.
+        """
+        return _Elsewhere(self._owner)
 
     def pause(self, seconds: float) -> Completion[None]:
         """Return what is complete in so many seconds; who waits goes on in a thread of its own."""
@@ -513,3 +519,19 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     def done(self) -> bool:
         """Say whether the method has ended, or the client has gone."""
         return self._ended or self._cancelled
+
+
+class _Elsewhere(Completion[None]):
+    """Complete in a thread of the owner's, once somebody waits: before, it might be too soon."""
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: Owner) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def when_done(self, callback: Callable[[], None]) -> bool:
+        waits = super().when_done(callback)
+        if waits:
+            self._owner.in_thread(lambda: self.set_result(None))
+        return waits

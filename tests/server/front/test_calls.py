@@ -69,6 +69,19 @@ def test_a_driven_method_goes_on_in_the_thread_that_has_its_news(run_front: Star
     assert threads == ["front", "teller"]
 
 
+def test_a_driven_method_with_much_to_do_goes_on_elsewhere(run_front: Start) -> None:
+    @driven
+    async def work(request: bytes, context: Call) -> bytes:
+        before = threading.current_thread().name
+        await context.elsewhere()
+        return f"{before} {threading.current_thread().name}".encode()
+
+    running = run_front({"Work": ("uu", work)})
+    before, after = running.channel().unary_unary("/s/Work")(b"").decode().split()
+    assert before == "front"
+    assert after.startswith("ThreadPoolExecutor")
+
+
 def test_the_method_sees_who_calls_with_what_and_for_how_long(run_front: Start) -> None:
     seen: dict[str, Any] = {}
 
