@@ -44,7 +44,7 @@ async def _echo(request: bytes, context: Any) -> bytes:
 
 async def _serve_aio(port: int) -> None:
     server = grpc.aio.server()
-    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(_echo)}
+    handlers: dict[str, Any] = {"Echo": grpc.unary_unary_rpc_method_handler(_echo)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("e.E", handlers),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
@@ -68,7 +68,7 @@ def _serve(way: str, port: int) -> None:
         return
     if way == "sync":
         server = grpc.server(ThreadPoolExecutor(32))
-        echo = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+        echo: Any = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("e.E", {"Echo": echo}),)
         )
