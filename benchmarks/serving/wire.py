@@ -388,8 +388,8 @@ def closed(
 ) -> list[Call]:
     """Keep so many calls in flight, spread over the connections, and return those that ended.
 
-    Bodies are taken in turn. What is under way at the end is waited for; the end comes after so
-    many seconds, or once `most` calls have begun.
+    Bodies are taken in turn. What is under way at the end is waited for; the end comes once `most`
+    calls have begun, if that is given, and after so many seconds at the latest.
     """
     until = time.perf_counter() + seconds
     turn = 0
@@ -408,7 +408,10 @@ def closed(
     load = Load(connections, answered)
     now = time.perf_counter()
     first = [(now, connections[i % len(connections)], following()) for i in range(in_flight)]
-    load.run(first, last=until if most is None else now)
+    if most is None:
+        load.run(first, last=until)
+    else:
+        load.run(first, last=now, patience=seconds)
     return load.ended
 
 

@@ -67,6 +67,11 @@ def test_bodies_small_and_far_beyond_the_servers_window_come_back_whole(serving:
     assert {len(call.body) for call in calls} == {len(body) for body in bodies}
 
 
+def test_a_time_that_is_over_begins_nothing_more(serving: Serving) -> None:
+    with wire.connected(serving.port, PATH) as connections:
+        assert len(wire.closed(connections, [wire.prefixed(b"x")], 3, 0)) == 3
+
+
 def test_a_refusal_carries_its_status_and_its_words(serving: Serving) -> None:
     connection = Connection(serving.port, PATH)
     calls = wire.paced([connection], [wire.prefixed(b"refuse"), wire.prefixed(b"x")], [0, 0, 0.01])

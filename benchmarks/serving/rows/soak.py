@@ -12,6 +12,7 @@ TABLE = "Memory over many requests"
 CALLS, PIECES = 200_000, 20
 LARGEST, BODIES = 32, 97
 IN_FLIGHT, CONNECTIONS = 16, 4
+PATIENCE = 120.0  # seconds that a piece may take
 MOST_GROWTH = 0.02  # of the last half
 SEED = 9
 
@@ -27,7 +28,9 @@ def measure(subject: Subject, report: Report, calls: int = CALLS) -> None:
         ours.connected(CONNECTIONS) as connections,
     ):
         for _ in range(PIECES):
-            ended = wire.closed(connections, bodies, IN_FLIGHT, 0, most=calls // PIECES)
+            ended = wire.closed(connections, bodies, IN_FLIGHT, PATIENCE, most=calls // PIECES)
+            if len(ended) != calls // PIECES:
+                raise RuntimeError(f"{len(ended)} of {calls // PIECES} calls ended in {PATIENCE} s")
             failed = [call for call in ended if call.status != wire.OK]
             if failed:
                 raise RuntimeError(f"{len(failed)} calls failed, first with {failed[0].status}")
