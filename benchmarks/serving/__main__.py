@@ -116,7 +116,7 @@ def _final(
                 functools.partial(overload.measure, subject, setting, report, seconds, factors),
             )
         if "soak" in given.parts and subject.name == "tiny":
-            calls = soak.CALLS // 10 if given.quick else soak.CALLS
+            calls = soak.CALLS // 4 if given.quick else soak.CALLS
             _said(report, "soak", functools.partial(soak.measure, subject, report, calls))
 
 
