@@ -24,13 +24,13 @@ import numpy as np
 from benchmarks.serving import forms, h2load, servers
 from benchmarks.serving.subjects import Subject
 from twinserve import manifest
-from twinserve.server import providers
-from twinserve.server.buckets import buckets_of
-from twinserve.server.gpu import GpuRunning, open_on_card
-from twinserve.server.planning import Setting
-from twinserve.server.providers import CPU, Device, Runtime
-from twinserve.server.running import CpuRunning, Running
-from twinserve.server.sessions import Onnxruntime, open_session
+from twinserve.server.runtime import providers
+from twinserve.server.runtime.buckets import buckets_of
+from twinserve.server.runtime.gpu import GpuRunning, open_on_card
+from twinserve.server.runtime.planning import Setting
+from twinserve.server.runtime.providers import CPU, Device, Runtime
+from twinserve.server.runtime.running import CpuRunning, Running
+from twinserve.server.runtime.sessions import Onnxruntime, open_session
 
 SIZES = (1, 8, 16, 32, 64, 128)
 IN_FLIGHT = (1, 32, 256)

@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from twinserve.feed import Row
-from twinserve.server.batcher import Batcher, Outputs, Reason, Rows
+from twinserve.server.batching.batcher import Batcher, Outputs, Reason, Rows
+from twinserve.server.batching.costs import RunCosts
+from twinserve.server.batching.padding import padded
 from twinserve.server.callers import Caller
 from twinserve.server.config import CPU_BATCH_TOKENS
-from twinserve.server.costs import RunCosts
-from twinserve.server.padding import padded
-from twinserve.server.planning import Asked
-from twinserve.server.providers import CPU, Device
-from twinserve.server.runner import Runner
+from twinserve.server.runtime.planning import Asked
+from twinserve.server.runtime.providers import CPU, Device
+from twinserve.server.runtime.runner import Runner
 
 
 class Untold(RunCosts):

@@ -17,15 +17,15 @@ import time
 from pathlib import Path
 
 from twinserve.manifest import TextInput
-from twinserve.server import machine, measuring
-from twinserve.server.buckets import blank_row
 from twinserve.server.config import CPU_BATCH_TOKENS
-from twinserve.server.graph_check import checked_manifest
-from twinserve.server.planning import Asked, Setting, Spinning, candidates
-from twinserve.server.providers import CPU, Device
-from twinserve.server.runner import Runner
-from twinserve.server.running import CpuRunning
-from twinserve.server.sessions import Onnxruntime, open_session
+from twinserve.server.runtime import machine, measuring
+from twinserve.server.runtime.buckets import blank_row
+from twinserve.server.runtime.graph_check import checked_manifest
+from twinserve.server.runtime.planning import Asked, Setting, Spinning, candidates
+from twinserve.server.runtime.providers import CPU, Device
+from twinserve.server.runtime.runner import Runner
+from twinserve.server.runtime.running import CpuRunning
+from twinserve.server.runtime.sessions import Onnxruntime, open_session
 
 LOADS = (1, 8, 32)  # rows in flight; a single row goes to a single run
 TURN = 0.2  # seconds of one setting at one load

@@ -10,8 +10,8 @@ from twinserve.cli.exit_codes import NO, OK
 from twinserve.cli.output import plain, print_fields, print_json, print_table
 
 if TYPE_CHECKING:
-    from twinserve.server.diagnosis import Diagnosis
-    from twinserve.server.machine import Processors
+    from twinserve.server.runtime.diagnosis import Diagnosis
+    from twinserve.server.runtime.machine import Processors
 
 DESCRIPTION = (
     "Look at this machine as a server would: processors, memory, graphics cards, onnxruntime's "
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine, and print."""
-    from twinserve.server.examining import examine
-    from twinserve.server.planning import Asked, spinning_asked
+    from twinserve.server.runtime.examining import examine
+    from twinserve.server.runtime.planning import Asked, spinning_asked
 
     asked = Asked(arguments.runners, arguments.threads, spinning_asked(arguments.spinning))
     found = examine(arguments.device, arguments.model, arguments.data_dir, asked)
@@ -125,7 +125,7 @@ def _print(found: Diagnosis) -> None:
 
 
 def _duel(duel: object) -> tuple[str, str, str]:
-    from twinserve.server.planning import Duel
+    from twinserve.server.runtime.planning import Duel
 
     assert isinstance(duel, Duel)
     theirs, ours = duel.rows_per_second

@@ -26,25 +26,27 @@ from grpc_status import rpc_status
 from twinserve.errors import ConfigError, QueueFull, TwinserveError
 from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
-from twinserve.server import gauges, http, machine
-from twinserve.server.admission import Admission
+from twinserve.server import http
+from twinserve.server.batching.admission import Admission
 from twinserve.server.config import ServerConfig
-from twinserve.server.data_folder import DataFolder
 from twinserve.server.front import Front
 from twinserve.server.gallery import GalleryLimits
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gate import Gate
-from twinserve.server.loading import Loader
-from twinserve.server.metrics import Metrics
-from twinserve.server.model_changes import ModelChanges
-from twinserve.server.model_records import ModelRecords
-from twinserve.server.model_table import Bound
-from twinserve.server.models import Models
+from twinserve.server.models.changes import ModelChanges
+from twinserve.server.models.holding import Models
+from twinserve.server.models.loading import Loader
+from twinserve.server.models.records import ModelRecords
+from twinserve.server.models.table import Bound
+from twinserve.server.runtime import machine
 from twinserve.server.services.embedding import EmbeddingService
 from twinserve.server.services.gallery import GalleryService
 from twinserve.server.services.inference import InferenceService
 from twinserve.server.services.model import ModelService
 from twinserve.server.services.status import status_of
+from twinserve.server.storage.data_folder import DataFolder
+from twinserve.server.watching import gauges
+from twinserve.server.watching.metrics import Metrics
 from twinserve.v1 import (
     embedding_service_pb2,
     embedding_service_pb2_grpc,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from twinserve.errors import ConfigError
 from twinserve.preprocess import MAX_PIXELS
-from twinserve.server.planning import spinning_asked
-from twinserve.server.providers import memory_size, provider_options
+from twinserve.server.runtime.planning import spinning_asked
+from twinserve.server.runtime.providers import memory_size, provider_options
 
 # A CPU gains nothing from runs above some fifty tokens, and a longer run keeps all others waiting:
 # 2,048 tokens of all-MiniLM-L6-v2 take 0.6 s of one core.

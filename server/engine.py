@@ -23,14 +23,14 @@ from twinserve.distance import Metric
 from twinserve.errors import InternalFault, InvalidInput, TwinserveError, ZeroVector
 from twinserve.manifest import Manifest, TextInput, truncated_space_id
 from twinserve.server import inputs
-from twinserve.server.admission import ROW_TOKENS, Admission
-from twinserve.server.batcher import AGEING, Batcher, Observer, Ride
+from twinserve.server.batching.admission import ROW_TOKENS, Admission
+from twinserve.server.batching.batcher import AGEING, Batcher, Observer, Ride
+from twinserve.server.batching.costs import Measured, RunCosts
 from twinserve.server.callers import Caller
 from twinserve.server.completion import Completion
 from twinserve.server.config import Limits
-from twinserve.server.costs import Measured, RunCosts
 from twinserve.server.inputs import ImageBytes, Prepared, RawInput, Ready, Text, Vector
-from twinserve.server.runner import Runner
+from twinserve.server.runtime.runner import Runner
 
 Outcome = Vector | TwinserveError
 

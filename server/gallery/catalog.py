@@ -13,9 +13,9 @@ import sqlite3
 from dataclasses import dataclass
 
 from twinserve.distance import Metric
-from twinserve.server import data_folder
-from twinserve.server.database import now
 from twinserve.server.gallery.types import GallerySettings, HnswSettings, MetadataType
+from twinserve.server.storage import data_folder
+from twinserve.server.storage.database import now
 
 
 @dataclass(frozen=True)

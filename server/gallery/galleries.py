@@ -35,8 +35,6 @@ from twinserve.errors import (
     TwinserveError,
     Unavailable,
 )
-from twinserve.server.data_folder import DataFolder
-from twinserve.server.database import now
 from twinserve.server.gallery import metadata, store
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.catalog import Catalog, Entry
@@ -44,6 +42,8 @@ from twinserve.server.gallery.estimator import Refresher
 from twinserve.server.gallery.gallery import MAX_REQUEST_ID_BYTES, Gallery
 from twinserve.server.gallery.types import GalleryLimits, GallerySettings, GalleryStatus
 from twinserve.server.gallery.writer import Writer
+from twinserve.server.storage.data_folder import DataFolder
+from twinserve.server.storage.database import now
 
 DECLARED_KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")

@@ -42,7 +42,6 @@ from twinserve.errors import (
     Unavailable,
     WrongShape,
 )
-from twinserve.server.database import now
 from twinserve.server.gallery import builder, metadata, tokens
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.estimator import Estimator, Refresher
@@ -67,6 +66,7 @@ from twinserve.server.gallery.types import (
     SearchOutcome,
 )
 from twinserve.server.gallery.writer import Job, Writer
+from twinserve.server.storage.database import now
 
 ITEM_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MAX_REQUEST_ID_BYTES = 128

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinserve.errors import GalleryNotFound, StoreDamaged, TwinserveError
-from twinserve.server import database
+from twinserve.server.storage import database
 
 SCHEMA_VERSION = 1
 

@@ -20,8 +20,8 @@ from grpc_status import rpc_status
 from twinserve.errors import Code, InternalFault, InvalidInput, NotBuilt, TwinserveError
 from twinserve.server.callers import Caller, Priority
 from twinserve.server.gate import Gate
-from twinserve.server.metrics import Metrics
 from twinserve.server.services.status import status_of, status_of_items
+from twinserve.server.watching.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

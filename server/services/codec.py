@@ -19,7 +19,7 @@ from twinserve.errors import (
     TwinserveError,
     WrongShape,
 )
-from twinserve.server.batcher import Reason, Ride
+from twinserve.server.batching.batcher import Reason, Ride
 from twinserve.server.config import Limits
 from twinserve.server.inputs import Array, ImageBytes, RawInput, Ready, Text, Vector
 from twinserve.v1 import embedding_service_pb2 as embedding

@@ -22,8 +22,7 @@ from twinserve.server.engine import Engine
 from twinserve.server.front import Call, driven
 from twinserve.server.gate import Gate
 from twinserve.server.inputs import Vector
-from twinserve.server.metrics import Metrics
-from twinserve.server.models import Models
+from twinserve.server.models.holding import Models
 from twinserve.server.services import codec, embedding_reply
 from twinserve.server.services.calls import (
     Context,
@@ -42,6 +41,7 @@ from twinserve.server.services.embedding_inputs import (
 )
 from twinserve.server.services.embedding_stream import Window
 from twinserve.server.services.status import status_of
+from twinserve.server.watching.metrics import Metrics
 from twinserve.v1 import embedding_service_pb2 as pb
 from twinserve.v1 import embedding_service_pb2_grpc as rpc
 from twinserve.v1 import shared_pb2 as shared

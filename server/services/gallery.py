@@ -25,7 +25,7 @@ from twinserve.errors import (
 )
 from twinserve.manifest import Calibration
 from twinserve.server import inputs, paging
-from twinserve.server.admission import Admission
+from twinserve.server.batching.admission import Admission
 from twinserve.server.callers import Caller
 from twinserve.server.config import Limits
 from twinserve.server.engine import Embedded, Engine
@@ -34,8 +34,7 @@ from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.gate import Gate
 from twinserve.server.inputs import Ready, Vector
-from twinserve.server.metrics import Metrics
-from twinserve.server.models import Models
+from twinserve.server.models.holding import Models
 from twinserve.server.services import codec, gallery_codec
 from twinserve.server.services.calls import (
     Context,
@@ -47,6 +46,7 @@ from twinserve.server.services.calls import (
 )
 from twinserve.server.services.embedding_inputs import Reading, embed_readings, read_messages
 from twinserve.server.services.status import status_of
+from twinserve.server.watching.metrics import Metrics
 from twinserve.v1 import gallery_service_pb2 as pb
 from twinserve.v1 import gallery_service_pb2_grpc as rpc
 from twinserve.v1 import shared_pb2 as shared

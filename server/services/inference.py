@@ -18,11 +18,11 @@ from twinserve.server.config import Limits
 from twinserve.server.engine import Engine
 from twinserve.server.front import driven
 from twinserve.server.gate import Gate
-from twinserve.server.metrics import Metrics
-from twinserve.server.models import Models
+from twinserve.server.models.holding import Models
 from twinserve.server.services import inference_models, inference_tensors
 from twinserve.server.services.calls import Context, caller_of, check_items, unary
 from twinserve.server.services.inference_parameters import read_wishes
+from twinserve.server.watching.metrics import Metrics
 
 SERVER = "twinserve"
 # Triton's names for what goes beyond the protocol; a client may rely on those named here alone.

@@ -8,10 +8,10 @@ from twinserve.manifest import Manifest
 from twinserve.oip import inference_pb2 as pb
 from twinserve.server.config import Limits
 from twinserve.server.engine import Engine
-from twinserve.server.metrics import ModelFigures
-from twinserve.server.observations import Total
 from twinserve.server.services.inference_parameters import DEFAULT_LEVEL, LEVELS
 from twinserve.server.services.inference_tensors import Port, inputs_of, output_of
+from twinserve.server.watching.metrics import ModelFigures
+from twinserve.server.watching.observations import Total
 
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 

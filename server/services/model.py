@@ -15,13 +15,13 @@ from twinserve.errors import BadPageToken
 from twinserve.manifest import OperatingPoint
 from twinserve.server import paging
 from twinserve.server.gate import Gate
-from twinserve.server.metrics import Metrics
-from twinserve.server.model_changes import ModelChanges
-from twinserve.server.model_table import Served, Table
-from twinserve.server.models import Models
+from twinserve.server.models.changes import ModelChanges
+from twinserve.server.models.holding import Models
+from twinserve.server.models.shadow import Report
+from twinserve.server.models.table import Served, Table
 from twinserve.server.services import codec
 from twinserve.server.services.calls import Context, unary
-from twinserve.server.shadow import Report
+from twinserve.server.watching.metrics import Metrics
 from twinserve.v1 import model_pb2, shared_pb2
 from twinserve.v1 import model_service_pb2 as pb
 from twinserve.v1 import model_service_pb2_grpc as rpc

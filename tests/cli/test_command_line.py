@@ -116,7 +116,6 @@ class TestHelp:
 
         assert run("--version")[1] == f"twinserve {twinserve.__version__}\n"
 
-
     def test_an_unknown_verb_is_wrong_usage_and_names_the_known_ones(self, run: Run) -> None:
         code, out, err = run("compair", "a", "b")
         assert (code, out) == (2, "")

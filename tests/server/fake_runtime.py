@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve.server.providers import CPU
+from twinserve.server.runtime.providers import CPU
 
 DIMENSION = 4
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from twinserve.server.batching.costs import RunCosts
+from twinserve.server.batching.jobs import Job, Run
+from twinserve.server.batching.turns import Turns
 from twinserve.server.callers import Caller, Priority
 from twinserve.server.completion import Completion
-from twinserve.server.costs import RunCosts
-from twinserve.server.jobs import Job, Run
-from twinserve.server.turns import Turns
 
 
 class Queue:

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from tests import twins
-from tests.server.test_batcher import Record
+from tests.server.batching.test_batcher import Record
 from tests.server.wire import png
 from twinserve import manifest as manifests
 from twinserve.errors import DeadlineExceeded, LimitExceeded, QueueFull, UndecodableImage
-from twinserve.server.admission import Admission
-from twinserve.server.batcher import Outputs, Rows
+from twinserve.server.batching.admission import Admission
+from twinserve.server.batching.batcher import Outputs, Rows
+from twinserve.server.batching.costs import Measured
 from twinserve.server.callers import Caller
 from twinserve.server.completion import Driven, drive
 from twinserve.server.config import Limits
-from twinserve.server.costs import Measured
 from twinserve.server.engine import Embedded, Engine
 from twinserve.server.inputs import Array, ImageBytes, RawInput, Text
 from twinserve.tokens import Tokenizer

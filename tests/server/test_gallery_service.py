@@ -15,12 +15,12 @@ import numpy as np
 from tests.server import wire
 from twinserve.distance import Metric
 from twinserve.errors import SpaceMismatch
-from twinserve.server.admission import Admission
+from twinserve.server.batching.admission import Admission
 from twinserve.server.config import Limits
 from twinserve.server.gallery import GallerySettings
 from twinserve.server.gate import Gate
-from twinserve.server.metrics import Metrics
 from twinserve.server.services.gallery import GalleryService
+from twinserve.server.watching.metrics import Metrics
 from twinserve.v1 import gallery_service_pb2 as pb
 
 PATIENCE = 30.0

@@ -25,9 +25,9 @@ from twinserve.oip import inference_pb2 as pb
 from twinserve.oip import inference_pb2_grpc as rpc
 from twinserve.server.config import Limits
 from twinserve.server.gate import Gate
-from twinserve.server.metrics import Metrics
-from twinserve.server.models import Models
+from twinserve.server.models.holding import Models
 from twinserve.server.services.inference import InferenceService
+from twinserve.server.watching.metrics import Metrics
 
 CODE = grpc.StatusCode
 PIXELS, _ = twins.classes_of_pixels(4, 1)

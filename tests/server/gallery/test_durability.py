@@ -32,10 +32,10 @@ from twinserve.errors import (
     StoreDamaged,
     Unavailable,
 )
-from twinserve.server import data_folder
 from twinserve.server.gallery import Galleries, GalleryLimits, MetadataType
 from twinserve.server.gallery.catalog import Catalog
 from twinserve.server.gallery.store import Store, as_twinserve_error
+from twinserve.server.storage import data_folder
 
 KILLS = 12
 

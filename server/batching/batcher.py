@@ -1,0 +1,343 @@
+"""The dynamic batcher: rows of many calls, one run of the model.
+
+In: jobs, each the prepared rows of one call, from any thread. Out: their embeddings, with what the
+ride cost. A run is bound when a runner is free (`turns.Turns` says of which rows), so that a lone
+call leaves at once and a loaded server's runs grow by themselves. The thread that ran the model
+answers: it sets the jobs' completions and so goes on with their calls. Before that it hands its
+place to the next thread, so there are more threads than runs at a time. All state is under one
+lock, which nobody holds while a model runs, a completion is set or the observer is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from twinserve.errors import DeadlineExceeded, InternalFault, Unavailable
+from twinserve.server.batching.costs import RunCosts
+from twinserve.server.batching.jobs import Job, Observer, Outputs, Reason, Ride, Rows, Run
+from twinserve.server.batching.turns import Turns
+from twinserve.server.callers import Caller
+from twinserve.server.completion import Completion
+
+__all__ = ["Batcher", "Observer", "Outputs", "Reason", "Ride", "Rows"]
+
+log = logging.getLogger(__name__)
+
+# Seconds after which a waiting job goes before its turn.
+AGEING = 1.0
+# What is told of a queue's time is taken at this part of it; of calls that the table refuses, one
+# of so many is let in.
+_SURE, _TRIED = 0.75, 8
+
+
+class Batcher:
+    """Collects rows into runs and carries them out, in threads of its own.
+
+    Args:
+        run: rows -> float32 [batch, dimension]; called from several threads at a time.
+        max_batch: most rows of one run.
+        runners: runs at a time.
+        observer: told of runs and drops, from any thread.
+        max_tokens: most tokens of one run, padding included, where rows are texts; a longer text
+            runs alone. None where all rows have one shape.
+        costs: what runs cost; kept current.
+        ageing: seconds after which a waiting job goes before its turn.
+        name: of the threads.
+        clock: seconds, monotonic; deadlines are points of it.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Rows], Outputs],
+        *,
+        max_batch: int,
+        runners: int,
+        observer: Observer,
+        max_tokens: int | None = None,
+        costs: RunCosts | None = None,
+        ageing: float = AGEING,
+        name: str = "model",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.costs = RunCosts() if costs is None else costs
+        self.runners = runners
+        self._run = run
+        self._texts = max_tokens is not None
+        self._observer = observer
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)
+        late: list[tuple[Job, int]] = []  # dropped in a turn, not yet told
+        self._late = late
+        self._turns = Turns(
+            max_batch=max_batch,
+            max_tokens=max_tokens,
+            costs=self.costs,
+            ageing=ageing,
+            # Not through self: an unloaded model is freed at once, not at some garbage collection.
+            expired=lambda job, rows: late.append((job, rows)),
+        )
+        self._free = runners
+        self._aside = True  # whether a run may leave aside: no more run than there are runners
+        self._idle = 0  # threads that wait for a turn
+        self._closed = False
+        self._foreseen = 0
+        self._seconds_per_row = 0.001
+        # A thread that answers leaves its place to another, and one more runs aside.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"run-{name}-{i}", daemon=True)
+            for i in range(2 * runners + 1)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Rows that are not bound yet."""
+        return self._turns.rows
+
+    def queue(self) -> tuple[int, float]:
+        """Return the tokens that wait, 0 where rows are no texts, and the oldest job's seconds."""
+        with self._lock:
+            waiting = self._turns.waiting()
+        age = 0.0 if waiting.since is None else self._clock() - waiting.since
+        return waiting.tokens, max(age, 0.0)
+
+    @property
+    def seconds_per_row(self) -> float:
+        """What a row of the usual length costs in a run of good size; a millisecond if unknown."""
+        return self._seconds_per_row / self.runners
+
+    def submit(self, rows: Rows, caller: Caller) -> Completion[tuple[Outputs, Ride]]:
+        """Run some rows, together with whatever else is waiting.
+
+        Args:
+            rows: at least one; all of the model's input shape, or ids of texts.
+            caller: whose turn these rows take, and until when anybody wants the answer.
+
+        Returns:
+            to be awaited: float32 [len(rows), dimension], and the job's ride; or
+            DeadlineExceeded, when the deadline passed before the work began, or InternalFault, when
+            the run failed and the log says why. Abandoned, its rows are dropped.
+
+        Raises:
+            DeadlineExceeded: the deadline has passed.
+            Unavailable: the batcher is closed.
+        """
+        now = self._clock()
+        if caller.deadline is not None and caller.deadline <= now:
+            raise _expired()
+        lengths = [len(row) for row in rows] if self._texts else []
+        order = list(range(len(rows)))
+        if len(lengths) > 1:
+            order.sort(key=lengths.__getitem__)
+        completion: Completion[tuple[Outputs, Ride]] = Completion(lambda: self._cancelled(job))
+        job = Job(rows, lengths, caller, now, completion, order)
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the model is being unloaded; retry, or name another")
+            self._turns.push(job)
+            if self._idle and (self._free or (self._aside and self._turns.goes_aside(job))):
+                self._turn.notify()
+        return completion
+
+    def foresee(self, rows: int, longest: int, caller: Caller) -> None:
+        """Refuse what the table says cannot be done by its deadline; cheap, before any preparing.
+
+        The queue that goes before it counts as if all of it left in the largest runs, at `_SURE` of
+        what that takes, and its own run at half: a table is a mean, and a call that is let in and
+        comes too late costs less than one that is refused and would not have. Every
+        `_TRIED`th is let in all the same, so that a table that is wrong is found out.
+
+        Args:
+            rows: of the job.
+            longest: tokens of its texts, at least; 1 where rows are no texts.
+            caller: whose it is.
+
+        Raises:
+            DeadlineExceeded: as said.
+        """
+        if caller.deadline is None:
+            return
+        left = caller.deadline - self._clock()
+        own = 0.5 * self.costs.seconds(rows, longest) / self.runners
+        # All that waits, whoever's turn it is; mostly that is little enough.
+        if _SURE * self.costs.queue_seconds(self._turns.cost, self.runners) + own <= left:
+            return
+        with self._lock:
+            ahead = self._turns.ahead(rows * longest, caller.priority, caller.client)
+            needed = _SURE * self.costs.queue_seconds(ahead, self.runners) + own
+            if needed <= left:
+                return
+            self._foreseen += 1
+            tried = left > 0 and not self._foreseen % _TRIED
+        if not tried:
+            raise DeadlineExceeded(
+                f"{max(left, 0.0):.3f} s are left until the deadline, and the work needs at least "
+                f"{needed:.3f} s, the queue before it included; allow more time, or send less at a "
+                "time"
+            )
+
+    def close(self) -> None:
+        """Let all work finish, then end the threads; may be called again, from any other thread."""
+        with self._lock:
+            self._closed = True
+            self._turn.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _work(self) -> None:
+        while (run := self._next()) is not None:
+            began = time.perf_counter()
+            try:
+                results = self._carry_out(run)
+            except Exception:
+                # Nothing of ours may end the thread: the jobs get an error, the next ones a run.
+                log.exception("a run of %d rows failed outside the model", run.rows)
+                results = [_failed(None) for _ in run.parts]
+            self._end(run, results, time.perf_counter() - began)
+
+    def _next(self) -> Run | None:
+        """Wait for a free place and bind a run; None when the batcher is closed and empty."""
+        while True:
+            with self._lock:
+                while not (run := self._bind()) and not self._late:
+                    if self._closed and not self._turns.rows:
+                        self._turn.notify_all()
+                        return None
+                    self._idle += 1
+                    self._turn.wait()
+                    self._idle -= 1
+                late = self._late.copy()
+                self._late.clear()
+                waited = []
+                for job, _ in run.parts if run else ():
+                    if job.started is None:
+                        job.started = self._clock()
+                        waited.append(job.started - job.submitted)
+            for job, rows in late:
+                self._observer.dropped(rows, "expired")
+                self._answer(job, _expired())
+            if run is not None:
+                for seconds in waited:
+                    self._observer.queued(seconds)
+                return run
+
+    def _bind(self) -> Run | None:
+        """Take what a runner's place is free for, or what goes aside of busy ones."""
+        if not self._turns.rows:
+            return None
+        run = None
+        if self._free:
+            run = self._turns.take(self._clock(), self._free)
+            if run is not None:
+                self._free -= 1
+                if self._free and self._turns.rows and self._idle:
+                    self._turn.notify()
+        elif self._aside:
+            run = self._turns.take_aside(self._clock())
+            self._aside = run is None
+        return run
+
+    def _carry_out(self, run: Run) -> list[Outputs | InternalFault]:
+        """Run the parts as one; where that fails, each alone, so that one fails for itself only."""
+        parts = [[job.rows[i] for i in indices] for job, indices in run.parts]
+        began = time.perf_counter()
+        try:
+            outputs = self._checked([row for part in parts for row in part])
+        except Exception as error:
+            log.exception("a run of %d jobs failed", len(parts))
+            return [_failed(error)] if len(parts) == 1 else [self._alone(part) for part in parts]
+        self.costs.tell(run.rows, run.longest, time.perf_counter() - began)
+        if len(parts) == 1:
+            return [outputs]
+        ends = np.cumsum([len(part) for part in parts])
+        return list(np.split(outputs, ends[:-1]))
+
+    def _alone(self, rows: Rows) -> Outputs | InternalFault:
+        try:
+            return self._checked(rows)
+        except Exception as error:
+            return _failed(error)
+
+    def _checked(self, rows: Rows) -> Outputs:
+        outputs = self._run(rows)
+        if outputs.ndim != 2 or len(outputs) != len(rows):
+            raise ValueError(f"the model gave {list(outputs.shape)} for {len(rows)} rows")
+        return outputs
+
+    def _end(self, run: Run, results: Sequence[Outputs | InternalFault], seconds: float) -> None:
+        """Give the place to the next thread, then answer the jobs that are whole."""
+        failed: list[tuple[Job, int, InternalFault]] = []
+        whole: list[Job] = []
+        with self._lock:
+            for (job, indices), part in zip(run.parts, results, strict=True):
+                if isinstance(part, InternalFault):
+                    failed.append((job, self._turns.drop(job), part))
+                    continue
+                assert job.started is not None
+                if job.ride is None or run.rows > job.ride.rows:
+                    job.ride = Ride(job.started - job.submitted, seconds, run.rows, run.reason)
+                if len(indices) == len(job.rows) and not (job.lengths and len(indices) > 1):
+                    job.outputs = part
+                else:
+                    if job.outputs is None:
+                        job.outputs = np.empty((len(job.rows), part.shape[1]), np.float32)
+                    job.outputs[indices] = part
+                job.done += len(indices)
+                if job.done == len(job.rows):
+                    whole.append(job)
+            self._seconds_per_row += 0.1 * (seconds / run.rows - self._seconds_per_row)
+            self._turns.ended(run)
+            if self._aside:
+                self._free += 1
+            else:
+                # Whichever ends first makes up for the one that left aside.
+                self._aside = True
+            if self._turns.rows and self._idle:
+                self._turn.notify()
+        self._observer.batch(run.rows, seconds, run.reason)
+        if self._texts:
+            self._observer.padded(run.tokens, run.rows * run.longest - run.tokens)
+        for job, rows, fault in failed:
+            if rows:
+                self._observer.dropped(rows, "failed")
+            self._answer(job, fault)
+        for job in whole:
+            self._answer(job, None)
+
+    def _answer(self, job: Job, error: Exception | None) -> None:
+        """Set a job's completion; what its waiter does in this thread cannot end it."""
+        try:
+            if error is not None:
+                job.completion.set_error(error)
+            else:
+                assert job.outputs is not None
+                assert job.ride is not None
+                job.completion.set_result((job.outputs, job.ride))
+        except Exception:
+            log.exception("a call failed after its embedding")
+
+    def _cancelled(self, job: Job) -> None:
+        with self._lock:
+            rows = self._turns.drop(job)
+        if rows:
+            self._observer.dropped(rows, "cancelled")
+
+
+def _expired() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "the deadline passed before the work began; allow more time, or send less at a time"
+    )
+
+
+def _failed(error: Exception | None) -> InternalFault:
+    fault = InternalFault("the model failed on this input; the server's log says why")
+    fault.__cause__ = error
+    return fault

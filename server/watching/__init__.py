@@ -1,0 +1,1 @@
+"""What the server tells Prometheus: cheap observations from any thread, read at the scrape."""

@@ -1,0 +1,179 @@
+"""What is so at the moment: queues, models and galleries, asked at each scrape.
+
+The reads run in the scrape's thread, never on the loop and never in a runner's. Labels come from
+what is served right now, so those of an unloaded model are gone with it. Galleries are added up:
+clients make as many as they like, and a label each would grow without bound.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+
+from twinserve.server.batching.admission import Admission
+from twinserve.server.engine import Engine
+from twinserve.server.gallery import GalleryStatus
+from twinserve.server.gallery.galleries import Galleries
+from twinserve.server.gate import Gate
+from twinserve.server.models.shadow import Report, Shadow
+from twinserve.server.watching.metrics import Metrics, Samples
+
+
+def watch_models(metrics: Metrics, models: Iterable[Engine]) -> None:
+    """Export what is loaded, and what waits for it."""
+
+    def by_name(
+        read: Callable[[Engine], float],
+        together: Callable[[float, float], float] = operator.add,
+    ) -> Callable[[], Samples]:
+        # Versions of one name share its queue's labels.
+        def samples() -> Samples:
+            values: dict[str, float] = {}
+            for engine in models:
+                values[engine.name] = together(values.get(engine.name, 0.0), read(engine))
+            return [((name,), value) for name, value in values.items()]
+
+        return samples
+
+    metrics.watch_each(
+        "model_info",
+        "1 for each loaded model, with what really runs it: the precision of its file, and the "
+        "execution provider that the session has.",
+        ("model", "precision", "provider"),
+        lambda: [
+            ((engine.version, engine.manifest.precision, engine.runner.device.provider), 1.0)
+            for engine in models
+        ],
+    )
+    metrics.watch_each(
+        "runners",
+        "Runs of a model that may be under way at a time, with the threads that they share and "
+        "whether idle ones spin, as chosen when it was loaded.",
+        ("model", "device", "threads", "spinning"),
+        lambda: [
+            (
+                (
+                    engine.version,
+                    engine.runner.device.label,
+                    str(engine.runner.plan.threads),
+                    engine.runner.plan.spinning.value,
+                ),
+                float(engine.runner.plan.runners),
+            )
+            for engine in models
+        ],
+    )
+    metrics.watch_each(
+        "device_node_share",
+        "Share of a model's nodes that its device runs; below 1 the CPU runs the rest.",
+        ("model", "device"),
+        lambda: [
+            ((engine.version, engine.runner.device.label), engine.runner.device_share)
+            for engine in models
+        ],
+    )
+    metrics.watch_each(
+        "cuda_graph_shapes",
+        "Shapes of batches that a graphics card replays as CUDA graphs; 0 where it cannot, for a "
+        "reason that the log names.",
+        ("model",),
+        lambda: [
+            ((engine.version,), float(engine.runner.cuda_graph_shapes))
+            for engine in models
+            if engine.runner.device.kind == "cuda"
+        ],
+    )
+    metrics.watch_each(
+        "queue_rows",
+        "Rows that wait for a runner. Where it stays above 0, arrivals outrun the model.",
+        ("model",),
+        by_name(lambda engine: engine.batcher.waiting),
+    )
+    metrics.watch_each(
+        "queue_tokens",
+        "Tokens of texts that wait for a runner, without padding; 0 for other inputs.",
+        ("model",),
+        by_name(lambda engine: engine.batcher.queue()[0]),
+    )
+    metrics.watch_each(
+        "queue_oldest_seconds",
+        "Seconds that the oldest waiting job has waited; 0 where none does. Where it nears "
+        "--ageing, calls of low priority or of busy clients starve.",
+        ("model",),
+        by_name(lambda engine: engine.batcher.queue()[1], max),
+    )
+
+
+def watch_shadows(metrics: Metrics, shadows: Callable[[], Mapping[str, Shadow]]) -> None:
+    """Export how candidates fare on live calls, while they are tried."""
+
+    def each(read: Callable[[Report], float | None]) -> Callable[[], Samples]:
+        def samples() -> Samples:
+            reports = [shadow.report() for shadow in shadows().values()]
+            values = [((one.candidate, one.model), read(one)) for one in reports]
+            return [(labels, value) for labels, value in values if value is not None]
+
+        return samples
+
+    for name, text, read in (
+        ("calls", "Calls that the candidate answered too.", lambda one: one.calls),
+        ("skipped_calls", "Calls drawn for it while it was behind.", lambda one: one.skipped),
+        ("failed_items", "Items that the model embedded and the candidate did not.",
+         lambda one: one.failed),
+        ("mean_drift", "Mean cosine distance between both embeddings of an item; absent where the "
+         "spaces differ.", lambda one: one.mean_drift),
+        ("worst_drift", "Largest of those distances.", lambda one: one.worst_drift),
+        ("pairs", "Pairs of items decided by both.", lambda one: one.pairs),
+        ("pairs_decided_otherwise", "Pairs where one said match and the other did not.",
+         lambda one: one.pairs_decided_otherwise),
+        ("model_p99_seconds", "Of the last mirrored calls, in the model.",
+         lambda one: one.model_p99),
+        ("candidate_p99_seconds", "Of the same calls, in the candidate.",
+         lambda one: one.candidate_p99),
+    ):  # fmt: skip
+        metrics.watch_each(
+            f"shadow_{name}", f"Shadow run: {text}", ("candidate", "model"), each(read)
+        )
+
+
+def watch_admission(metrics: Metrics, admission: Admission, gate: Gate) -> None:
+    """Export how full the server is."""
+    metrics.watch(
+        "admitted_rows",
+        "Rows admitted and not yet answered, over all models; of texts one for every 64 tokens. "
+        "Near the limit, calls are refused with QUEUE_FULL or CLIENT_OVER_SHARE.",
+        lambda: admission.rows,
+    )
+    metrics.watch(
+        "admitted_rows_limit", "The limit of admitted rows, --max-rows.", lambda: admission.max_rows
+    )
+    metrics.watch(
+        "calls_running",
+        "Calls that are inside the server, in whatever state; those that do no work, such as "
+        "health checks, are not counted.",
+        lambda: gate.inside,
+    )
+
+
+def watch_galleries(metrics: Metrics, galleries: Galleries) -> None:
+    """Export how much the galleries hold, together."""
+
+    def statuses() -> list[GalleryStatus]:
+        return galleries.list("", 1_000_000)
+
+    def total(name: str) -> Callable[[], float]:
+        return lambda: float(sum(getattr(status, name) for status in statuses()))
+
+    metrics.watch("galleries", "Galleries on this server.", lambda: len(statuses()))
+    metrics.watch("gallery_items", "Live items of all galleries.", total("item_count"))
+    metrics.watch(
+        "gallery_index_debt",
+        "Rows not yet in an HNSW index, of all galleries; searches scan them. Where it only "
+        "grows, enrolments outrun the index: enrol more slowly.",
+        total("index_debt"),
+    )
+    metrics.watch(
+        "gallery_measuring_seconds",
+        "Seconds spent in the background on measuring how strangers fare in large galleries.",
+        lambda: galleries.measuring_seconds,
+    )

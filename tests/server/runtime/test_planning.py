@@ -1,0 +1,150 @@
+"""Which setting is chosen from timings, with a bench whose timings the tests make up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from twinserve.errors import ConfigError
+from twinserve.server.runtime import planning
+from twinserve.server.runtime.planning import Asked, Duel, Setting, Spinning, candidates, choose
+
+ONE_RUN, TWO_RUNS = Setting(1, 2), Setting(2, 1)
+
+
+@dataclass
+class Machine:
+    """Settings with their rows/s; a setting without is not timed, as when time has run out."""
+
+    speeds: dict[Setting, float]
+    latencies: dict[Setting, float] = field(default_factory=dict)
+    idles: dict[Spinning, float] = field(default_factory=dict)
+    kept: list[Setting] = field(default_factory=list)
+
+    def duel(self, first: Setting, second: Setting) -> Duel | None:
+        if first not in self.speeds or second not in self.speeds:
+            return None
+        speeds = self.speeds[first], self.speeds[second]
+        latency = self.latencies.get(first, 0.01), self.latencies.get(second, 0.01)
+        return Duel(speeds[1] / speeds[0], speeds, latency)
+
+    def idle(self, setting: Setting) -> float | None:
+        return self.idles.get(setting.spinning, 0.013)
+
+    def keep(self, setting: Setting) -> None:
+        self.kept.append(setting)
+
+
+def spinning(setting: Setting, how: Spinning) -> Setting:
+    return replace(setting, spinning=how)
+
+
+@pytest.mark.parametrize(
+    ("processors", "settings"),
+    [
+        (1, [(1, 1)]),
+        (2, [(1, 2), (2, 1)]),
+        (4, [(1, 4), (2, 3), (4, 1)]),
+        (6, [(1, 6), (2, 5), (3, 4), (6, 1)]),
+    ],
+)
+def test_every_candidate_keeps_all_processors_busy_and_no_more(
+    processors: int, settings: list[tuple[int, int]]
+) -> None:
+    found = candidates(Asked(), processors)
+    assert [(one.runners, one.threads) for one in found] == settings
+    # R callers and the T - 1 helpers that they share.
+    assert {one.runners + one.threads - 1 for one in found} == {processors}
+
+
+@pytest.mark.parametrize(
+    ("asked", "setting"),
+    [
+        (Asked(2, 0), Setting(2, 3)),
+        (Asked(0, 2), Setting(3, 2)),
+        (Asked(3, 5), Setting(3, 5)),
+        (Asked(8, 0), Setting(8, 1)),
+        (Asked(0, 9), Setting(1, 9)),
+        (Asked(1, 2, Spinning.ON), Setting(1, 2, Spinning.ON)),
+        (Asked(2, 1, Spinning.ON), Setting(2, 1, Spinning.OFF)),
+    ],
+)
+def test_what_the_operator_fixed_is_what_runs(asked: Asked, setting: Setting) -> None:
+    assert candidates(asked, 4) == (setting,)
+    assert choose(asked, 4, Machine({})).setting == setting
+
+
+def test_more_runs_at_a_time_are_chosen_where_they_carry_more_rows() -> None:
+    plan = choose(Asked(), 2, Machine({ONE_RUN: 500, TWO_RUNS: 560}))
+    assert plan.setting == TWO_RUNS
+    assert "2 × 1 rather than 1 × 2: 1.12 times the rows" in plan.why
+
+
+def test_a_gain_within_the_noise_leaves_the_setting_that_answers_a_single_row_soonest() -> None:
+    plan = choose(Asked(), 2, Machine({ONE_RUN: 500, TWO_RUNS: 515}))
+    assert plan.setting == ONE_RUN
+
+
+def test_of_settings_as_fast_the_one_with_the_shorter_wait_is_chosen() -> None:
+    machine = Machine({ONE_RUN: 500, TWO_RUNS: 490}, {ONE_RUN: 0.010, TWO_RUNS: 0.006})
+    assert choose(Asked(), 2, machine).setting == TWO_RUNS
+    slower = Machine({ONE_RUN: 500, TWO_RUNS: 400}, {ONE_RUN: 0.010, TWO_RUNS: 0.006})
+    assert choose(Asked(), 2, slower).setting == ONE_RUN
+
+
+def test_of_many_candidates_the_best_is_found_whatever_its_place() -> None:
+    speeds = {
+        Setting(1, 8): 500.0,
+        Setting(2, 7): 700.0,
+        Setting(4, 5): 900.0,
+        Setting(8, 1): 800.0,
+    }
+    machine = Machine(speeds)
+    assert choose(Asked(), 8, machine).setting == Setting(4, 5)
+    assert machine.kept[-1] == Setting(4, 5), "the losers stay in memory"
+
+
+def test_without_time_to_measure_the_first_setting_is_kept_and_the_reason_told() -> None:
+    plan = choose(Asked(), 2, Machine({}))
+    assert plan.setting == ONE_RUN
+    assert "no time" in plan.why
+
+
+def test_spinning_that_burns_a_core_while_idle_is_refused_however_fast() -> None:
+    speeds = {ONE_RUN: 500.0, TWO_RUNS: 300.0}
+    speeds |= {spinning(ONE_RUN, how): 900.0 for how in (Spinning.SHORT, Spinning.ON)}
+    plan = choose(Asked(), 2, Machine(speeds))
+    assert plan.spinning is Spinning.OFF
+    assert "burns 13.0 ms after a run" in plan.why
+
+
+def test_a_short_spin_that_costs_nothing_idle_is_taken_where_it_carries_more_rows() -> None:
+    idle = {Spinning.SHORT: 0.0002}
+    speeds = {ONE_RUN: 500.0, TWO_RUNS: 300.0, spinning(ONE_RUN, Spinning.SHORT): 560.0}
+    assert choose(Asked(), 2, Machine(speeds, idles=idle)).spinning is Spinning.SHORT
+    speeds[spinning(ONE_RUN, Spinning.SHORT)] = 510.0
+    assert choose(Asked(), 2, Machine(speeds, idles=idle)).spinning is Spinning.OFF
+
+
+def test_spinning_is_not_tried_where_no_helpers_could_spin() -> None:
+    speeds = {ONE_RUN: 500.0, TWO_RUNS: 900.0}
+    assert len(choose(Asked(), 2, Machine(speeds)).trials) == 1
+
+
+def test_the_only_way_needs_no_trial() -> None:
+    plan = choose(Asked(), 1, Machine({}))
+    assert plan.setting == Setting(1, 1)
+    assert plan.trials == ()
+
+
+def test_spinning_is_read_from_its_flag() -> None:
+    assert planning.spinning_asked("auto") is None
+    assert planning.spinning_asked("short") is Spinning.SHORT
+    with pytest.raises(ConfigError, match="--spinning fast is unknown"):
+        planning.spinning_asked("fast")
+
+
+def test_a_negative_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--runners is -1"):
+        Asked(runners=-1)
