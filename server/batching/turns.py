@@ -148,6 +148,7 @@ class Turns:
         self._sequence = 0
         self._since_aged = AGED_EVERY
         self._inside: dict[str, int] = {}  # rows by client, waiting or running
+        self._crowds: set[str] = set()  # clients beside whom another may have little
         self._running = dict.fromkeys(Priority, 0)  # runs by class
         self.rows = 0  # that wait
 
@@ -181,7 +182,9 @@ class Turns:
         among.rows += count
         among.tokens += sum(job.lengths)
         self.rows += count
-        self._inside[caller.client] = self._inside.get(caller.client, 0) + count
+        inside = self._inside[caller.client] = self._inside.get(caller.client, 0) + count
+        if inside >= MUCH:
+            self._crowds.add(caller.client)
 
     @property
     def cost(self) -> float:
@@ -260,27 +263,49 @@ class Turns:
 
     def goes_aside(self, job: Job) -> bool:
         """Whether a job should not wait for the runs that keep all runners busy."""
-        client, priority = job.caller.client, job.caller.priority
-        if not any(count for other, count in self._running.items() if other <= priority):
-            return True
-        mine = self._inside.get(client, 0)
-        return mine <= QUANTUM and max(self._inside.values()) >= MUCH * mine
+        return self._is_urgent(job.caller.priority) or self._has_little(job, self._largest())
 
     def take_aside(self, now: float) -> Run | None:
         """Bind a run for beside the others: the first rows of a job that goes aside, if any."""
+        # Once for all lines: they may be thousands, and this is asked after every run.
+        largest = self._largest()
         for priority, among in self._classes.items():
-            for line in list(among.lines.values()):
+            urgent = self._is_urgent(priority)
+            for line in list(among.lines.values()) if urgent or largest else ():
                 entry = line.head()
-                if entry is None or entry[2].is_late(now) or not self.goes_aside(entry[2]):
+                if entry is None or entry[2].is_late(now):
                     continue
                 job = entry[2]
+                if not urgent and not self._has_little(job, largest):
+                    continue
                 run = Run(priority, Reason.ASIDE)
-                indices = job.pending[:QUANTUM]
+                indices = self._first(job)
                 cost = len(indices) * (job.lengths[indices[-1]] if job.lengths else 1)
                 self._carry(run, job, indices, cost)
                 self._running[priority] += 1
                 return run
         return None
+
+    def _first(self, job: Job) -> list[int]:
+        """Return a job's first rows: a quantum of them, within the limits of a run."""
+        indices = job.pending[: min(QUANTUM, self._max_batch)]
+        if self._max_tokens is not None:
+            # The shortest come first.
+            while len(indices) > 1 and len(indices) * job.lengths[indices[-1]] > self._max_tokens:
+                indices.pop()
+        return indices
+
+    def _is_urgent(self, priority: Priority) -> bool:
+        """Whether all that runs is less urgent."""
+        return not any(count for other, count in self._running.items() if other <= priority)
+
+    def _largest(self) -> int:
+        """Return the most rows that a client has inside; 0 where none has `MUCH`."""
+        return max((self._inside[client] for client in self._crowds), default=0)
+
+    def _has_little(self, job: Job, largest: int) -> bool:
+        mine = self._inside.get(job.caller.client, 0)
+        return mine <= QUANTUM and largest >= MUCH * max(mine, 1)
 
     def ended(self, run: Run) -> None:
         """Count a run's rows as inside no more."""
@@ -290,6 +315,8 @@ class Turns:
 
     def _leave(self, client: str, count: int) -> None:
         left = self._inside[client] - count
+        if left < MUCH:
+            self._crowds.discard(client)
         if left:
             self._inside[client] = left
         else:

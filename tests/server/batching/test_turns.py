@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -352,6 +353,39 @@ def test_an_urgent_job_goes_aside_of_less_urgent_runs_only() -> None:
     urgent = queue.come("a", priority=HIGH)
     assert jobs(queue.turns.take_aside(0.0)) == [urgent]
     assert not queue.turns.goes_aside(queue.come("a", priority=HIGH)), "one runs already"
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 64])
+def test_a_run_aside_holds_no_more_rows_than_a_run_may(max_batch: int) -> None:
+    queue = Queue(max_batch=max_batch)
+    queue.come("a", rows=max_batch)
+    queue.take()
+    queue.come("b", rows=9, priority=HIGH)
+    run = queue.turns.take_aside(0.0)
+    assert run is not None
+    assert run.rows == min(max_batch, QUANTUM)
+
+
+def test_a_run_aside_holds_no_more_tokens_than_a_run_may_unless_its_one_text_does() -> None:
+    for lengths, rows in (([100, 100, 100], 2), ([10, 90, 300], 2), ([10, 10, 10], 3), ([500], 1)):
+        queue = Queue(max_tokens=256)
+        queue.come("a", lengths=[8])
+        queue.take()
+        queue.come("b", lengths=lengths, priority=HIGH)
+        run = queue.turns.take_aside(0.0)
+        assert run is not None
+        assert run.rows == rows, lengths
+
+
+def test_whether_a_run_goes_aside_is_told_in_one_pass_over_the_clients() -> None:
+    queue = Queue(max_batch=4)
+    for i in range(20_000):
+        queue.come(str(i))
+    assert queue.take() is not None
+    began = time.perf_counter()
+    assert queue.turns.take_aside(0.0) is None
+    # It is asked under the lock after every run; by the square it takes 6 s, else 2 ms.
+    assert time.perf_counter() - began < 2
 
 
 # Simulated.
