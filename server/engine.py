@@ -165,7 +165,14 @@ class Engine:
         lengths = self._least_lengths(raws)
         with self._admission.admit(_counted(lengths), caller.client) as held:
             if caller.deadline is not None:
-                self.batcher.foresee(len(raws), max(lengths), caller)
+                # Ready vectors wait for no run, however long the queue is.
+                to_run = [
+                    length
+                    for raw, length in zip(raws, lengths, strict=True)
+                    if not isinstance(raw, Ready)
+                ]
+                if to_run:
+                    self.batcher.foresee(len(to_run), max(to_run), caller)
             began = time.perf_counter()
             prepared = await self._prepare(raws, wanted, space_id)
             preprocess = time.perf_counter() - began

@@ -26,7 +26,7 @@ from twinserve.server.callers import Caller
 from twinserve.server.completion import Driven, drive
 from twinserve.server.config import Limits
 from twinserve.server.engine import Embedded, Engine
-from twinserve.server.inputs import Array, ImageBytes, RawInput, Text
+from twinserve.server.inputs import Array, ImageBytes, RawInput, Ready, Text
 from twinserve.tokens import Tokenizer
 
 PIXELS, _ = twins.classes_of_pixels(4, 1)
@@ -228,6 +228,16 @@ def test_a_deadline_that_the_table_rules_out_is_refused_before_anything_is_decod
         late.wait()
     assert model.admission.rows == 0
     driven(engine, [array()], Caller("a", deadline=clock() + 60))[0].wait()
+
+
+def test_a_ready_vector_is_refused_for_no_deadline_since_it_needs_no_run(model: Model) -> None:
+    engine = model.engine(measured=[Measured(1, 1, 100.0), Measured(64, 1, 6400.0)])
+    ready = Ready(driven(engine, [array()])[0].wait().outcomes[0], model.manifest.space_id)
+    soon = Caller("a", deadline=engine.batcher._clock() + 30)
+    assert driven(engine, [ready], soon)[0].wait().errors == {}
+    assert model.runs == [1]
+    with pytest.raises(DeadlineExceeded):
+        driven(engine, [ready, array()], soon)[0].wait()
 
 
 def test_texts_count_by_their_tokens_once_these_are_known(texts: Model) -> None:
