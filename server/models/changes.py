@@ -328,7 +328,9 @@ class ModelChanges:
                     f"{tried.manifest.modality}; a candidate must take the model's inputs"
                 )
             for shadow in self._shadows.values():
-                if tried is shadow.candidate or live is shadow.model:
+                # In any part: two that were tried on each other would mirror one call for ever.
+                parts = shadow.candidate, shadow.model
+                if tried in parts or live in parts:
                     raise FailedPrecondition(
                         f"{shadow.candidate.version} is tried on {shadow.model.version} already; "
                         "stop that run first"

@@ -300,6 +300,21 @@ def test_a_model_that_is_held_for_too_long_is_served_on(house: House) -> None:
     assert house.models.resolve("live").version == "small@2"
 
 
+def test_models_are_not_tried_on_each_other(house: House) -> None:
+    for version in ("2", "3"):
+        house.put(f"v{version}.onnx", version)
+        house.changes.load(f"v{version}.onnx")
+    shadow = house.changes.start_shadow("small@2", "small@1", 1.0)
+    for candidate, model in (("1", "2"), ("1", "3"), ("3", "2"), ("3", "1"), ("2", "3")):
+        # A call would be mirrored from one to the other for ever, or its mirror mirrored.
+        with pytest.raises(FailedPrecondition, match="small@2 is tried on small@1 already"):
+            house.changes.start_shadow(f"small@{candidate}", f"small@{model}", 1.0)
+    assert list(house.changes.shadows().values()) == [shadow]
+    house.changes.stop_shadow("small@2")
+    house.changes.start_shadow("small@1", "small@2", 1.0)
+    house.changes.stop_shadow("small@1")
+
+
 def test_a_name_is_forgotten_with_its_last_version(house: House) -> None:
     house.put("v2.onnx", "2")
     house.changes.load("v2.onnx")
