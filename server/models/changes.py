@@ -74,6 +74,7 @@ class ModelChanges:
         self._forget = forget
         self._patience = patience
         self._shadows: dict[str, Shadow] = {}  # by the candidate's name@version
+        self._leaving: Served | None = None  # not in the table; back in it if its calls do not end
         self._loading = threading.Lock()  # held through loads and unloads, which take a while
         self._changing = threading.RLock()  # held for a change of the table
 
@@ -203,6 +204,7 @@ class ModelChanges:
             except BaseException:
                 if there is None:
                     served.engine.batcher.close()
+                    self._forget_unserved(name)
                 raise
         log.info("%s is served%s", version, f" as {', '.join(aliases)}" if aliases else "")
         return served
@@ -241,18 +243,25 @@ class ModelChanges:
                 after = _without(before, served)
                 self._check_galleries(before, after, force)
                 self._models.table = after
+                self._leaving = served
             try:
                 self._drain(served, force)
             except BaseException:
                 self._put_back(served, dict.fromkeys(pointing, served.engine.version))
                 raise
+            finally:
+                self._leaving = None
             for shadow in list(self.shadows().values()):
                 if served.engine in (shadow.model, shadow.candidate):
                     self._stop(shadow)
             served.engine.batcher.close()
-        if all(engine.name != served.engine.name for engine in self._models):
-            self._forget(served.engine.name)
+            self._forget_unserved(served.engine.name)
         return served.engine.version
+
+    def _forget_unserved(self, name: str) -> None:
+        """Let go of what is counted by a name; no load is under way that may count by it."""
+        if all(engine.name != name for engine in self._models):
+            self._forget(name)
 
     def set_alias(self, alias: str, name: str, version: str = "", *, force: bool = False) -> Served:
         """Point an alias at a loaded version.
@@ -267,6 +276,7 @@ class ModelChanges:
             InvalidInput: not an alias.
             ModelNotFound: no such model.
             FailedPrecondition: another model has this name, or galleries would be left behind.
+            Unavailable: that other model is being unloaded.
         """
         _check_name(alias, "alias")
         with self._changing:
@@ -374,9 +384,26 @@ class ModelChanges:
         with self._changing:
             before = self._models.table
             after = make(before)
+            self._check_leaving(after)
             self._check_galleries(before, after, force)
             self._records.keep(after)
             self._models.table = after
+
+    def _check_leaving(self, after: Table) -> None:
+        """Refuse to give the name away of what may have to be served on."""
+        leaving = self._leaving
+        if leaving is None:
+            return
+        try:
+            _with(after, leaving)
+        except FailedPrecondition as error:
+            version = leaving.engine.version
+            raise Unavailable(
+                f"{version} is being unloaded, and served on if its calls do not end: "
+                f"{error.message}, or try again when it is unloaded",
+                resource=("model", version),
+                retry_after=1.0,
+            ) from error
 
     def _check_galleries(self, before: Table, after: Table, force: bool) -> None:
         left = "" if force else stranded(before, after, self._galleries())

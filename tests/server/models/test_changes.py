@@ -300,6 +300,45 @@ def test_a_model_that_is_held_for_too_long_is_served_on(house: House) -> None:
     assert house.models.resolve("live").version == "small@2"
 
 
+def test_a_name_is_not_given_away_while_its_model_may_have_to_be_served_on(house: House) -> None:
+    house.changes.load("v1.onnx", name="other")
+    changes = house.make(patience=1.0)
+    failed: list[BaseException] = []
+
+    def unload() -> None:
+        try:
+            changes.unload("small", force=True)
+        except BaseException as error:
+            failed.append(error)
+
+    unloading = threading.Thread(target=unload)
+    with house.models.using("small") as engine:
+        unloading.start()
+        for _ in range(1000):
+            if house.served() == ["other@1"]:
+                break
+            threading.Event().wait(0.002)
+        with pytest.raises(Unavailable, match="small@1 is being unloaded, and served on"):
+            changes.set_alias("small", "other")
+        changes.set_alias("live", "other")
+        unloading.join()
+    assert isinstance(failed[0], Unavailable)
+    assert house.models.resolve("small") is engine
+    changes.unload("small")
+    assert changes.set_alias("small", "other").engine.version == "other@1"
+
+
+def test_a_name_whose_load_is_refused_is_forgotten_unless_it_is_served(house: House) -> None:
+    house.put("v2.onnx", "2")
+    house.changes.load("v2.onnx", name="new", aliases=["live"])
+    with pytest.raises(FailedPrecondition):
+        house.changes.load("v2.onnx", name="live")
+    assert house.forgotten == ["live"], "nothing else is counted by it, and no run is to come"
+    with pytest.raises(FailedPrecondition):
+        house.changes.load("v2.onnx", name="small", aliases=["new"])
+    assert house.forgotten == ["live"]
+
+
 def test_models_are_not_tried_on_each_other(house: House) -> None:
     for version in ("2", "3"):
         house.put(f"v{version}.onnx", version)
