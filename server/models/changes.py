@@ -194,6 +194,7 @@ class ModelChanges:
             _check_name(name, "name")
             version = f"{name}@{manifest.version}"
             there = self._models.table.of(version)
+            before = there.origin if there else None
             if there is not None:
                 # From now on it is remembered, also where --model named it.
                 there.origin = replace(_check_same(there, path, file), file=file)
@@ -202,7 +203,9 @@ class ModelChanges:
                 pointed = dict.fromkeys(aliases, served.engine.version)
                 self._change(lambda table: _with(table, served, pointed), force)
             except BaseException:
-                if there is None:
+                if there is not None:
+                    there.origin = before
+                else:
                     served.engine.batcher.close()
                     self._forget_unserved(name)
                 raise

@@ -328,6 +328,17 @@ def test_a_name_is_not_given_away_while_its_model_may_have_to_be_served_on(house
     assert changes.set_alias("small", "other").engine.version == "other@1"
 
 
+def test_a_load_of_what_is_served_that_fails_leaves_its_origin_as_it_was(house: House) -> None:
+    house.put("other.onnx", "7")
+    house.changes.load("other.onnx", name="other")
+    before = house.models.table.find("small").origin
+    with pytest.raises(FailedPrecondition):
+        house.changes.load("v1.onnx", aliases=["other"])
+    assert house.models.table.find("small").origin == before
+    house.restart(house.base)
+    assert house.served() == ["other@7", "small@1"]
+
+
 def test_a_name_whose_load_is_refused_is_forgotten_unless_it_is_served(house: House) -> None:
     house.put("v2.onnx", "2")
     house.changes.load("v2.onnx", name="new", aliases=["live"])
