@@ -14,7 +14,7 @@ _UNAVAILABLE_FOR = 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
-    """Add --target, --api-key, --timeout, and --json unless the verb prints no results."""
+    """Add --target, --api-key, --timeout, --priority, and --json unless it prints no results."""
     group = parser.add_argument_group("server")
     group.add_argument(
         "--target",
@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, json: bool = True) -> None
         metavar="SECONDS",
         help="for each call, retries included (%(default)s)",
     )
+    group.add_argument(
+        "--priority",
+        choices=("high", "normal", "low"),
+        help="which calls the server runs first when it is busy (normal)",
+    )
     if json:
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -52,4 +57,5 @@ def connect(arguments: argparse.Namespace) -> Client:
         api_key=arguments.api_key,
         timeout=arguments.timeout,
         unavailable_for=min(_UNAVAILABLE_FOR, arguments.timeout),
+        priority=arguments.priority,
     )

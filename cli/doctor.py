@@ -114,7 +114,7 @@ def _print(found: Diagnosis) -> None:
             for trial in twin.plan.trials
         ]
         if rows:
-            header = ("setting", "against", "rows/s", "against", "one row, ms", "")
+            header = ("setting", "tried against", "rows/s", "the other's", "one row, ms", "")
             print_table(header, rows, indent="  ")
     for fault in found.faults:
         print(f"\nfault: {fault}")

@@ -23,6 +23,8 @@ EXAMPLES = """
   twinserve model shadow faces@4 --stop
 """
 
+EXIT_CODES = "0 done; 2 wrong usage, or refused: the sentence on standard error says why"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the actions and their arguments."""
@@ -30,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="all loaded models, by name and version")
     showing = actions.add_parser("show", help="one model, with all that its manifest says")
     showing.add_argument(
-        "name", nargs="?", default="", help="name, name@version or alias; default: the only one"
+        "name",
+        nargs="?",
+        default="",
+        help="name, name@version or alias; default: the only one, or --model's",
     )
     load = actions.add_parser(
         "load", help="load a twin from the server's --model-dir, and move aliases to it"
@@ -132,8 +137,7 @@ def _shadow(client: Client, arguments: argparse.Namespace) -> None:
             ("first error", report.first_error or None),
             ("cosine drift", _drift(report)),
             ("decided otherwise", _decisions(report)),
-            ("model", _times(report.model_p50_seconds, report.model_p99_seconds)),
-            ("candidate", _times(report.candidate_p50_seconds, report.candidate_p99_seconds)),
+            *(_waits(report) if report.calls else ()),
         ]
     )
 
@@ -155,13 +159,20 @@ def _decisions(report: Shadow) -> str:
     )
 
 
+def _waits(report: Shadow) -> list[tuple[str, object]]:
+    return [
+        ("model", _times(report.model_p50_seconds, report.model_p99_seconds)),
+        ("candidate", _times(report.candidate_p50_seconds, report.candidate_p99_seconds)),
+    ]
+
+
 def _times(half: float, most: float) -> str:
     return f"p50 {half * 1e3:.1f} ms, p99 {most * 1e3:.1f} ms"
 
 
 def _changed(model: Model, as_json: bool) -> None:
     if as_json:
-        print_json(_document(plain(model)))
+        print_json(_summary(model))
         return
     aliases = f", aliases {', '.join(model.aliases)}" if model.aliases else ""
     print(f"{model.name}@{model.version} is served in {model.precision}{aliases}")
@@ -177,7 +188,7 @@ def _said(sentence: str, as_json: bool) -> None:
 def _list(client: Client, as_json: bool) -> None:
     models = list(client.models())
     if as_json:
-        print_json([_document(plain(model)) for model in models])
+        print_json([_summary(model) for model in models])
         return
     print_table(
         (
@@ -227,6 +238,13 @@ def _show(client: Client, name: str, as_json: bool) -> None:
     )
     print()
     print(describe(model.manifest()))
+
+
+def _summary(model: Model) -> dict[str, object]:
+    """Return what tells models apart; the manifest, of many pages, is `model show`'s."""
+    summary: dict[str, object] = plain(model)
+    del summary["manifest_json"], summary["operating_points"]
+    return summary
 
 
 def _document(model: dict[str, object]) -> dict[str, object]:

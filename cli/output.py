@@ -82,7 +82,7 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
 
 def complain(what: object, error: TwinserveError) -> None:
     """Say on standard error which item failed, and why."""
-    print(f"twinserve: {what}: {error.message}", file=sys.stderr)
+    print(f"twinserve: {what or repr(what)}: {error.message}", file=sys.stderr)
 
 
 def _cell(value: object) -> str:

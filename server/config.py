@@ -134,12 +134,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grpc-port",
         type=int,
+        metavar="PORT",
         default=50051,
         help="port of gRPC; 0 picks a free one (%(default)s)",
     )
     parser.add_argument(
         "--http-port",
         type=int,
+        metavar="PORT",
         default=9090,
         help="port of /metrics, /healthz and /readyz; 0 picks a free one (%(default)s)",
     )
@@ -172,7 +174,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="listen beyond this machine although there are no keys and no TLS",
     )
     parser.add_argument(
-        "--max-batch", type=int, default=64, help="most rows of one run (%(default)s)"
+        "--max-batch",
+        type=int,
+        default=64,
+        metavar="ROWS",
+        help="most rows of one run (%(default)s)",
     )
     parser.add_argument(
         "--max-batch-tokens",
@@ -193,12 +199,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runners",
         type=int,
+        metavar="N",
         default=0,
         help="runs of one twin at a time; 0: what measured best at its start (%(default)s)",
     )
     parser.add_argument(
         "--threads",
         type=int,
+        metavar="N",
         default=0,
         help="threads of one twin, shared by its runs; 0: what measured best (%(default)s)",
     )
@@ -212,12 +220,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-rows",
         type=int,
+        metavar="ROWS",
         default=defaults.max_rows,
         help="rows admitted and not yet answered, before calls are refused (%(default)s)",
     )
     parser.add_argument(
         "--max-calls",
         type=int,
+        metavar="CALLS",
         default=defaults.max_calls,
         help="calls inside, before more are refused without their messages being read "
         "(%(default)s)",

@@ -14,6 +14,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
+from twinserve.errors import ConfigError
+
 
 async def start(
     host: str, port: int, registry: CollectorRegistry, is_ready: Callable[[], bool]
@@ -21,7 +23,7 @@ async def start(
     """Listen, and return what to clean up with the port that was bound.
 
     Raises:
-        OSError: the port is taken.
+        ConfigError: the port is taken, or not allowed.
     """
     # One scrape at a time: more would only compete for the same stores.
     scraping = asyncio.Lock()
@@ -51,7 +53,14 @@ async def start(
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, host, port)
-    await site.start()
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ConfigError(
+            f"port {port} of {host} cannot be bound: it is taken or not allowed; give another with "
+            "--http-port, or 0 for any free one"
+        ) from error
     bound: int = runner.addresses[0][1]
     return runner, bound
 

@@ -668,6 +668,13 @@ class TestConnection:
         server.on("ListModels", model_service_pb2.ListModelsResponse())
         list(client.models())
         assert "authorization" not in server.metadata[0]
+        assert "twinserve-priority" not in server.metadata[0]
+
+    def test_the_priority_goes_with_every_call(self, server: FakeServer) -> None:
+        server.on("ListModels", model_service_pb2.ListModelsResponse())
+        with Client(server.target, priority="low") as client:
+            list(client.models())
+        assert server.metadata[0]["twinserve-priority"] == "low"
 
     def test_messages_above_grpcs_four_megabytes_pass_both_ways(
         self, server: FakeServer, client: Client

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import grpc
 from google.rpc import code_pb2, status_pb2
@@ -112,6 +112,7 @@ class Client:
         credentials: of TLS; None connects in plain text.
         unavailable_for: seconds for which a server that cannot be reached is tried again; None
             means as long as the call's deadline.
+        priority: of every call: "high", "normal" or "low"; None is the server's default, normal.
 
     Every call raises the classes of `twinserve.errors`.
     """
@@ -124,11 +125,14 @@ class Client:
         timeout: float = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
         unavailable_for: float | None = None,
+        priority: Literal["high", "normal", "low"] | None = None,
     ) -> None:
         self.target = target
         self._timeout = timeout
         self._unavailable_for = timeout if unavailable_for is None else unavailable_for
-        self._metadata = () if api_key is None else (("authorization", f"Bearer {api_key}"),)
+        key = None if api_key is None else f"Bearer {api_key}"
+        sent = (("authorization", key), ("twinserve-priority", priority))
+        self._metadata = tuple((name, value) for name, value in sent if value is not None)
         self._channel = (
             grpc.insecure_channel(target, options=_OPTIONS)
             if credentials is None

@@ -207,7 +207,8 @@ def stranded(before: Table, after: Table, galleries: Iterable[Bound]) -> str:
 
     Left behind is a gallery whose space nothing served gives any more, and one whose model's name,
     or an alias of its model, moves to something that does not give its space: callers that embed
-    under that name would find their vectors refused.
+    under that name would find their vectors refused. A name that nothing served had moves too when
+    another twin takes it.
     """
     lost = before.spaces() - after.spaces()
     moved: list[tuple[str, Served, Served]] = []
@@ -217,6 +218,7 @@ def stranded(before: Table, after: Table, galleries: Iterable[Bound]) -> str:
             moved.append((name, old, new))
     unserved: list[str] = []
     moving: dict[tuple[str, str, str], list[str]] = {}
+    taken: dict[tuple[str, str], list[str]] = {}
     for bound in galleries:
         if bound.space_id in lost:
             unserved.append(bound.gallery)
@@ -230,17 +232,29 @@ def stranded(before: Table, after: Table, galleries: Iterable[Bound]) -> str:
                 key = (name, old.engine.version, new.engine.version)
                 moving.setdefault(key, []).append(bound.gallery)
                 break
+        taker = after.of(bound.model)
+        if (
+            taker is not None
+            and before.of(bound.model) is None
+            and bound.space_id not in taker.engine.spaces
+        ):
+            taken.setdefault((bound.model, taker.engine.version), []).append(bound.gallery)
     sentences = []
     if unserved:
         sentences.append(
             f"no model would be left that gives the space of {_listed(unserved)}; keep it loaded, "
-            "delete or re-enrol them with another model first"
+            "or first delete them or re-enrol their items with another model"
         )
     for (name, old_version, new_version), names in moving.items():
         sentences.append(
             f"{name} would move from {old_version} to {new_version}, which is of another space "
             f"than {_listed(names)}; re-enrol into a gallery of the new space first, or keep "
             f"{name} where it is with an alias: {name} at {old_version}"
+        )
+    for (name, new_version), names in taken.items():
+        sentences.append(
+            f"{name} would be {new_version}, which is of another space than {_listed(names)}, made "
+            f"with a {name} of before; load it under another name"
         )
     return ". ".join(sentences)
 

@@ -127,6 +127,11 @@ def choose(device: str, runtime: Runtime, options: GpuOptions | None = None) -> 
             f"--device {device} was asked for, but {reason}; mend that, or give --device cpu"
         )
     log.info("device auto: cpu, since %s", reason)
+    if options.memory_limit or options.extra:
+        log.warning(
+            "--gpu-memory-limit and --provider-option are for graphics cards, and have no effect "
+            "on the cpu; --device cuda refuses to start without a card"
+        )
     return Device(CPU, {})
 
 

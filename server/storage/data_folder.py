@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from twinserve.errors import FailedPrecondition
+from twinserve.errors import ConfigError, FailedPrecondition
 from twinserve.server.storage import database
 
 SCHEMA_VERSION = 2
@@ -100,14 +100,21 @@ class DataFolder:
     """A data folder that this process holds, and no other.
 
     Raises:
+        ConfigError: it cannot be made or written, or is no folder.
         FailedPrecondition: another server holds it.
         StoreDamaged: the catalogue is damaged; a copy was put beside it.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        root.mkdir(parents=True, exist_ok=True)
-        self._lock = _take_lock(root / "lock")
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(root / "lock")
+        except OSError as error:
+            raise ConfigError(
+                f"--data-dir {root} cannot be used ({error.strerror}); give a folder that this "
+                "user may write, or a path where one can be made"
+            ) from error
         try:
             self.catalog = Catalog(root / "catalog.db")
         except BaseException:

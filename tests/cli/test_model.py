@@ -51,6 +51,8 @@ def test_a_version_is_loaded_named_shown_and_unloaded(run: Run) -> None:
     assert run("alias", "live", "small@1")[1] == "small@1 is served in fp32, aliases live\n"
     document = json.loads(run("alias", "live", "small", "--json")[1])
     assert (document["version"], document["file"]) == ("2", "v2.onnx")
+    assert "manifest" not in document
+    assert json.loads(run("show", "live", "--json")[1])["manifest"]["name"] == "small"
     code, _, err = run("unload", "small@2")
     assert code == 2
     assert "alias live, next points at small@2; move or delete" in err
@@ -61,7 +63,9 @@ def test_a_version_is_loaded_named_shown_and_unloaded(run: Run) -> None:
 
 def test_a_candidate_is_tried_on_live_calls(run: Run, server: RunningServer) -> None:
     assert run("load", "v1.int8.onnx", "--name", "small-int8")[0] == 0
-    assert "share              1" in run("shadow", "small-int8", "--of", "small", "--share", "1")[1]
+    begun = run("shadow", "small-int8", "--of", "small", "--share", "1")[1]
+    assert "share              1" in begun
+    assert "p50" not in begun, "no call was mirrored yet"
     with Client(server.target) as client:
         client.embed(list(PIXELS), "small")
         for _ in range(1000):
@@ -74,6 +78,7 @@ def test_a_candidate_is_tried_on_live_calls(run: Run, server: RunningServer) -> 
     assert "calls              1 (0 skipped)" in out
     assert "cosine drift       mean " in out
     assert "of 28 pairs at FAR" in out
+    assert out.count("p50") == 2
     last = json.loads(run("shadow", "small-int8", "--stop", "--json")[1])
     assert last["items"] == 8
     assert 0 < last["mean_drift"] <= last["worst_drift"] < 1e-4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import subprocess
 import sys
@@ -262,5 +261,9 @@ def test_what_cannot_be_served_is_refused_with_a_sentence(twin_file: Path, tmp_p
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        assert re.search(r"taken|in use", refuse("--model", twin_file, *data, "--grpc-port", port))
-        assert re.search(r"taken|in use", refuse("--model", twin_file, *data, "--http-port", port))
+        for flag in ("--grpc-port", "--http-port"):
+            said = refuse("--model", twin_file, *data, flag, port)
+            assert f"port {port} of 127.0.0.1 cannot be bound" in said
+            assert f"give another with {flag}" in said
+    said = refuse("--model", twin_file, "--data-dir", twin_file)
+    assert f"--data-dir {twin_file} cannot be used (File exists); give a folder" in said

@@ -457,6 +457,22 @@ def test_the_last_model_of_a_gallerys_space_is_not_unloaded(house: House) -> Non
     assert house.served() == ["other@1"]
 
 
+def test_a_name_that_was_unloaded_is_not_taken_by_a_twin_of_another_space(house: House) -> None:
+    house.galleries = [Bound("people", "small", space(house, "small"))]
+    house.put("int8.onnx", "1", name="small-int8", precision="int8")
+    house.changes.load("int8.onnx")
+    house.changes.unload("small")
+    house.put("v2.onnx", "2", seed=9)
+    with pytest.raises(
+        FailedPrecondition, match=r"small would be small@2.*gallery people.*under another name"
+    ):
+        house.changes.load("v2.onnx")
+    assert house.served() == ["small-int8@1"]
+    house.changes.load("v2.onnx", "other")
+    house.changes.load("v1.onnx")
+    assert house.models.resolve("small").version == "small@1", "its own twin may come back"
+
+
 def test_a_gallery_made_by_the_last_running_call_keeps_the_model(house: House) -> None:
     house.put("other.onnx", "1", name="other", seed=9)
     house.changes.load("other.onnx")

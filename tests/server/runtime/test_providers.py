@@ -51,9 +51,14 @@ def test_cuda_without_its_library_is_refused_by_the_librarys_name(
         providers.choose("cuda", runtime(library_without_its_cuda, CUDA, CPU))
 
 
-def test_auto_takes_the_cpu_where_cuda_does_not_load(library_without_its_cuda: Path) -> None:
-    chosen = providers.choose("auto", runtime(library_without_its_cuda, CUDA, CPU))
-    assert chosen == Device(CPU, {})
+def test_auto_takes_the_cpu_where_cuda_does_not_load(
+    library_without_its_cuda: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = runtime(library_without_its_cuda, CUDA, CPU)
+    assert providers.choose("auto", found) == Device(CPU, {})
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert providers.choose("auto", found, GpuOptions(extra={"a": "b"})) == Device(CPU, {})
+    assert "--provider-option are for graphics cards, and have no effect" in caplog.text
 
 
 def test_cuda_is_refused_where_onnxruntime_was_built_without_it(tmp_path: Path) -> None:
