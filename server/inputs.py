@@ -128,7 +128,7 @@ def prepare(
             kind = {ImageBytes: "an image", Text: "a text", Array: "a tensor"}[type(raw)]
             takes = {"image": "images, or pixels as a tensor", "tensor": "tensors", "text": "texts"}
             raise WrongModality(
-                f"the input is {kind}, and model {manifest.name} takes "
+                f"the input is {kind}, and the model takes "
                 f"{takes[manifest.modality]}; send that, or name another model"
             )
 

@@ -75,8 +75,7 @@ def read_wishes(parameters: Mapping[str, pb.InferParameter], manifest: Manifest)
         for name, value in (("prompt", prompt), ("truncate", truncate)):
             if value is not None:
                 raise WrongModality(
-                    f"parameter {name} is for texts, and model {manifest.name} takes none; leave "
-                    "it out",
+                    f"parameter {name} is for texts, and the model takes none; leave it out",
                     field=f"parameters[{name}]",
                 )
     return Wishes(

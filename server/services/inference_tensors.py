@@ -192,8 +192,7 @@ def _the_input(
     tensors = request.inputs
     if len(tensors) != 1:
         raise (InvalidInput if tensors else EmptyInput)(
-            f"the request has {len(tensors)} inputs; model {manifest.name} takes one, "
-            f"{_listed(ports)}",
+            f"the request has {len(tensors)} inputs; the model takes one, {_listed(ports)}",
             field="inputs",
         )
     tensor = tensors[0]
@@ -204,13 +203,12 @@ def _the_input(
     else:
         why = " (no token ids: the model's own tokenizer reads texts)" * (ports[0].name == TEXT)
         raise WrongModality(
-            f"input {name!r:.80} is not one of the model's; model {manifest.name} takes "
-            f"{_listed(ports)}{why}",
+            f"input {name!r:.80} is not one of the model's; the model takes {_listed(ports)}{why}",
             field="inputs[0].name",
         )
     if datatype != port.datatype:
         raise WrongShape(
-            f"input {port.name} is {datatype!r:.20}; model {manifest.name} takes {_listed(ports)}",
+            f"input {port.name} is {datatype!r:.20}; the model takes {_listed(ports)}",
             field="inputs[0].datatype",
         )
     if _SHARED_MEMORY in tensor.parameters:
