@@ -84,6 +84,7 @@ class Window(Generic[Request]):
         self._bytes = 0
         self._all_read = False
         self._stopping = False
+        self._failed: BaseException | None = None  # what the writer ended with
         # What the reader and the writer wait for: room, and a message.
         self._room: Completion[None] | None = None
         self._more: Completion[None] | None = None
@@ -94,6 +95,7 @@ class Window(Generic[Request]):
         Raises:
             Unavailable: the server stops; all that was read is answered.
             asyncio.CancelledError: the client has gone.
+            Exception: whatever `answer` raised.
         """
         written: Completion[None] = Completion()
         writer = drive(self._write(), lambda _, error: self._writer_ended(written, error))
@@ -102,7 +104,13 @@ class Window(Generic[Request]):
         try:
             await self._read()
             await written
+        except asyncio.CancelledError:
+            if isinstance(self._failed, Exception):
+                # The writer has stopped the reader, and this is why.
+                raise self._failed from None
+            raise
         finally:
+            self._failed = None
             self._gate.unwatch(self._stop)
             with self._lock:
                 left = list(self._unanswered)
@@ -147,6 +155,8 @@ class Window(Generic[Request]):
         with self._lock:
             if len(self._unanswered) < self._most and self._bytes < self._most_bytes:
                 return
+            if self._failed is not None:
+                return  # nothing makes room any more, and the next read ends
             self._room = room = Completion[None]()
         await room
 
@@ -173,10 +183,11 @@ class Window(Generic[Request]):
         if error is None:
             written.set_result(None)
             return
-        written.set_error(error)
         # Nothing makes room any more, so the reader must not wait for it.
         self._call.stop_reading()
         with self._lock:
+            self._failed = error
             room, self._room = self._room, None
+        written.set_error(error)
         if room is not None:
             room.abandon()

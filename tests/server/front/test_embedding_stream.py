@@ -180,3 +180,25 @@ def test_an_idle_stream_holds_nobody_up(run_front: Start) -> None:
         stream.cancel()
     hold.set()
     running.settle()
+
+
+@pytest.mark.parametrize("bad", letters(4))
+def test_a_fault_of_ours_ends_the_stream_as_that_fault_and_keeps_nobody_waiting(
+    run_front: Start, bad: bytes
+) -> None:
+    answers = Answers()
+    answers.settings = {"messages": 2}
+
+    async def answer(message: bytes) -> bytes:
+        if message == bad:
+            raise ValueError("a fault of ours")
+        return message.upper()
+
+    answers.answer = answer  # type: ignore[method-assign]
+    running = run_front({"S": ("ss", answers.method())})
+    replies = running.channel().stream_stream("/s/S")(iter(letters(9)), timeout=10)
+    with pytest.raises(grpc.RpcError) as ended:
+        list(replies)
+    assert ended.value.code() is grpc.StatusCode.UNKNOWN, ended.value.details()
+    assert "failed inside the server" in ended.value.details()
+    running.settle()
