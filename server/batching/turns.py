@@ -8,8 +8,9 @@ Texts of a run are of like length: what waits is cut into runs so that all of th
 (`padding.cut`), and of those with texts that are due the shortest leaves.
 
 While all runners are busy, one run at a time may leave aside, beside theirs: a job that is more
-urgent than all that runs, or of a client with little inside beside one that has much. It takes its
-share of the processors, instead of waiting for the end of a run that the other made long.
+urgent than all that runs, or of a client with little inside beside one that has much, where nothing
+more urgent waits or runs. It takes its share of the processors, instead of waiting for the end of a
+run that the other made long.
 
 Being served is counted in what it costs, rows or padded tokens, on a clock of each client's own
 that cannot fall behind its class's (start-time fair queueing, Goyal, Vin and Cheng, 1996): a client
@@ -263,7 +264,10 @@ class Turns:
 
     def goes_aside(self, job: Job) -> bool:
         """Whether a job should not wait for the runs that keep all runners busy."""
-        return self._is_urgent(job.caller.priority) or self._has_little(job, self._largest())
+        priority = job.caller.priority
+        if self._is_urgent(priority):
+            return True
+        return self._is_first(priority) and self._has_little(job, self._largest())
 
     def take_aside(self, now: float) -> Run | None:
         """Bind a run for beside the others: the first rows of a job that goes aside, if any."""
@@ -271,7 +275,9 @@ class Turns:
         largest = self._largest()
         for priority, among in self._classes.items():
             urgent = self._is_urgent(priority)
-            for line in list(among.lines.values()) if urgent or largest else ():
+            if not urgent and not (largest and self._is_first(priority)):
+                continue
+            for line in list(among.lines.values()):
                 entry = line.head()
                 if entry is None or entry[2].is_late(now):
                     continue
@@ -298,6 +304,14 @@ class Turns:
     def _is_urgent(self, priority: Priority) -> bool:
         """Whether all that runs is less urgent."""
         return not any(count for other, count in self._running.items() if other <= priority)
+
+    def _is_first(self, priority: Priority) -> bool:
+        """Whether nothing that is more urgent waits or runs: having little goes over no class."""
+        return not any(
+            among.rows or self._running[other]
+            for other, among in self._classes.items()
+            if other < priority
+        )
 
     def _largest(self) -> int:
         """Return the most rows that a client has inside; 0 where none has `MUCH`."""

@@ -344,6 +344,18 @@ def test_equal_clients_do_not_go_aside() -> None:
     assert queue.turns.take_aside(0.0) is None
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_client_with_little_goes_aside_of_nothing_more_urgent(waits: bool) -> None:
+    queue = Queue(max_batch=8)
+    for _ in range(16 if waits else 8):
+        queue.come("greedy")
+    assert queue.take() is not None
+    assert bool(queue.turns.rows) is waits
+    modest = queue.come("modest", priority=LOW)
+    assert not queue.turns.goes_aside(modest)
+    assert queue.turns.take_aside(0.0) is None
+
+
 def test_an_urgent_job_goes_aside_of_less_urgent_runs_only() -> None:
     queue = Queue(max_batch=1)
     queue.come("a")
