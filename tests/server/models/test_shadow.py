@@ -14,6 +14,7 @@ import pytest
 from twinserve.distance import Metric
 from twinserve.errors import InternalFault, QueueFull, TwinserveError
 from twinserve.manifest import Calibration, OperatingPoint
+from twinserve.server.batching.admission import Admission
 from twinserve.server.batching.jobs import Reason, Ride
 from twinserve.server.callers import Caller, Priority
 from twinserve.server.engine import Embedded
@@ -187,3 +188,16 @@ def test_a_stopped_run_lets_go_of_its_thread() -> None:
     shadow.mirror(inputs([1, 0]), answer(model, inputs([1, 0])))
     assert threading.active_count() == before
     assert shadow.report().calls == 0
+
+
+def test_a_candidate_takes_no_callers_share_of_the_room() -> None:
+    model, candidate = Candidate("a"), Candidate("b")
+    shadow = run(model, candidate)
+    shadow.mirror(inputs([1, 0]), answer(model, inputs([1, 0])))
+    settled(shadow, 1)
+    shadow.stop()
+    admission = Admission(16, lambda: 0.01)
+    admission.admit(9, "a")
+    admission.admit(1, candidate.callers[0].client)
+    admission.admit(4, "a")  # as one of two clients it would be held to 8
+    assert admission.rows == 14
