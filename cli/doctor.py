@@ -45,9 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto, cpu, cuda[:N] or tensorrt[:N], as of serve (%(default)s)",
     )
-    parser.add_argument("--runners", type=int, default=0, help="as of serve (%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="as of serve (%(default)s)")
-    parser.add_argument("--spinning", default="auto", help="as of serve (%(default)s)")
+    parser.add_argument(
+        "--runners", type=int, default=0, metavar="N", help="as of serve (%(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="as of serve (%(default)s)"
+    )
+    parser.add_argument(
+        "--spinning",
+        default="auto",
+        metavar="auto|off|short|on",
+        help="as of serve (%(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 

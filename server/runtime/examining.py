@@ -65,7 +65,7 @@ def examine(
         try:
             folder = machine.folder(data_dir)
         except OSError as error:
-            faults.append(f"--data-dir {data_dir} cannot be written to: {error.strerror}")
+            faults.append(f"--data-dir {data_dir} cannot be used: {error.strerror}")
     twins: list[Timed] = []
     if chosen is not None:
         twins = _timed(_with_siblings(models), chosen, asked or Asked(), faults)

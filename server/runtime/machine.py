@@ -8,6 +8,7 @@ two processors of 64 runs worse with 64 threads than with two.
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import os
 import re
@@ -217,9 +218,11 @@ def folder(path: Path, seconds: float = 0.3) -> Folder:
     """Measure a folder, or the nearest one above it that is there, by writing and syncing.
 
     Raises:
-        OSError: it cannot be written to.
+        OSError: it cannot be written to, or is no folder.
     """
-    place = next(one for one in (path.absolute(), *path.absolute().parents) if one.is_dir())
+    place = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
     count = 0
     with tempfile.NamedTemporaryFile(dir=place, prefix=".twinserve-doctor-") as file:
         began = time.perf_counter()

@@ -119,6 +119,15 @@ def test_a_folder_that_is_not_there_yet_is_measured_where_it_will_be(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_data_folder_that_is_a_file_is_a_fault(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(NotADirectoryError, match=str(file)):
+        machine.folder(file)
+    with pytest.raises(NotADirectoryError):
+        machine.folder(file / "below")
+
+
 def test_resident_memory_counts_what_was_touched() -> None:
     before = machine.resident()
     held = bytearray(b"x") * (64 << 20)
