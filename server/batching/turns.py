@@ -403,9 +403,11 @@ class Turns:
         if among.rows <= limit:
             for line in list(among.lines.values()):
                 for _, _, job in sorted(line.heap):
+                    if not job.pending:
+                        continue  # cancelled; with its last job the line itself may be gone
                     if job.is_late(now):
                         self._drop_late(job)
-                    elif job.pending:
+                    else:
                         self._carry(run, job, job.pending, len(job.pending))
             return
         chosen: dict[Job, list[int]] = {}

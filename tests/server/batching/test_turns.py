@@ -61,6 +61,19 @@ def test_an_expired_job_behind_its_clients_others_does_not_ride() -> None:
     assert queue.expired == [late]
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_cancelled_job_that_expires_behind_its_clients_others_is_passed_over(others: int) -> None:
+    # What a client does whose call comes too late: it cancels, and then the deadline has passed.
+    queue = Queue(ageing=1.0)
+    waiting = [queue.come("a"), *(queue.come("b") for _ in range(others))]
+    gone = queue.come("a", deadline=1.4)
+    queue.turns.drop(gone)
+    queue.now = 1.5
+    assert set(jobs(queue.take())) == set(waiting)
+    assert queue.expired == []
+    assert queue.turns.rows == 0
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(Priority)))
 def test_the_most_urgent_class_leaves_first(order: tuple[Priority, ...]) -> None:
     queue = Queue()
