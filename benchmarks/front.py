@@ -32,7 +32,7 @@ from typing import Any
 
 import grpc
 
-from twinserve.server.front import Front, driven
+from twinserve.server.front import Front, Refusals, driven
 
 WAYS = ("aio", "uvloop", "sync", "tasks", "driven", "shared")
 MESSAGE = bytes(64)
@@ -51,8 +51,12 @@ async def _serve_aio(port: int) -> None:
     await server.wait_for_termination()
 
 
+def _late(seconds: float) -> grpc.Status:
+    return grpc.Status()
+
+
 async def _serve_front(port: int, method: Any) -> None:
-    front = Front([], ThreadPoolExecutor(1), 4096, lambda: grpc.Status())
+    front = Front([], ThreadPoolExecutor(1), 4096, Refusals(grpc.Status, _late, grpc.Status))
     front.add_registered_method_handlers(
         "e.E", {"Echo": grpc.unary_unary_rpc_method_handler(method)}
     )

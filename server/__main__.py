@@ -18,12 +18,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
 
-from twinserve.errors import ConfigError, QueueFull, TwinserveError
+from twinserve.errors import ConfigError, TwinserveError
 from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
 from twinserve.server import http
@@ -43,7 +41,7 @@ from twinserve.server.services.embedding import EmbeddingService
 from twinserve.server.services.gallery import GalleryService
 from twinserve.server.services.inference import InferenceService
 from twinserve.server.services.model import ModelService
-from twinserve.server.services.status import status_of
+from twinserve.server.services.refusals import refusals
 from twinserve.server.storage.data_folder import DataFolder
 from twinserve.server.watching import gauges
 from twinserve.server.watching.metrics import Metrics
@@ -59,7 +57,6 @@ from twinserve.v1 import (
 log = logging.getLogger("twinserve.server")
 
 LAST_BYTES = 1.0  # seconds
-CALLS_AGAIN = 0.25  # seconds after which a call refused for the number of calls may come again
 
 _SERVICES = (
     embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
@@ -114,7 +111,7 @@ async def serve(config: ServerConfig) -> None:
         gauges.watch_admission(metrics, admission, gate)
         gauges.watch_galleries(metrics, galleries)
 
-        server = _front(config, metrics, readers)
+        server = _front(config, metrics, readers, models)
         checks = health.aio.HealthServicer()
         names = ("", *_SERVICES, _INFERENCE)
         for name in names:
@@ -166,19 +163,9 @@ async def serve(config: ServerConfig) -> None:
     log.info("stopped")
 
 
-def _front(config: ServerConfig, metrics: Metrics, threads: ThreadPoolExecutor) -> Front:
-    def overloaded() -> grpc.Status:
-        limit = config.limits.max_calls
-        metrics.rejections.labels(QueueFull.reason).inc()
-        full = QueueFull(
-            f"{limit} calls are inside, which is the limit, so this one is refused; retry in "
-            f"{CALLS_AGAIN:.2f} s, or send several inputs a call",
-            retry_after=CALLS_AGAIN,
-            metadata={"limit": str(limit)},
-        )
-        refusal: grpc.Status = rpc_status.to_status(status_of(full))
-        return refusal
-
+def _front(
+    config: ServerConfig, metrics: Metrics, threads: ThreadPoolExecutor, models: Models
+) -> Front:
     return Front(
         [
             ("grpc.max_receive_message_length", config.limits.max_message_bytes),
@@ -194,7 +181,9 @@ def _front(config: ServerConfig, metrics: Metrics, threads: ThreadPoolExecutor) 
         ],
         threads,
         config.limits.max_calls,
-        overloaded,
+        refusals(metrics, config.limits.max_calls),
+        # Whatever model a call names, it waits for that one at least.
+        lambda: min((engine.batcher.behind for engine in models), default=0.0),
     )
 
 

@@ -86,12 +86,22 @@ class Completion(Generic[Value]):
             return True
 
     def result(self) -> Value:
-        """Return the value, or raise the exception; only once done."""
+        """Return the value, or raise the exception; only once done, and an exception only once.
+
+        Raises:
+            asyncio.CancelledError: given up, or the exception was raised to somebody before.
+        """
         if self._given_up:
             # Made here: one that was kept would hold the frames that it passed, and they it.
             raise asyncio.CancelledError
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            # Handed over: the error holds the frames that it passes, and they hold this.
+            self._given_up = True
+            try:
+                raise error
+            finally:
+                del error
         return self._value
 
     def __await__(self) -> Generator[Any, None, Value]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -33,6 +34,8 @@ AGEING = 1.0
 # What is told of a queue's time is taken at this part of it; of calls that the table refuses, one
 # of so many is let in.
 _SURE, _TRIED = 0.75, 8
+# Weight of the newest run in the pace, and the most that it counts for, as a multiple of the known.
+_NEWEST_PACE, _MOST_PACE = 0.1, 3.0
 
 
 class Batcher:
@@ -88,6 +91,10 @@ class Batcher:
         self._closed = False
         self._foreseen = 0
         self._seconds_per_row = 0.001
+        # Seconds from the end of one run to the next, by row or token, while more waited than one
+        # took: what the table does not know, such as the time that replies take.
+        self._pace = 0.0
+        self._behind_since: float | None = None
         # A thread that answers leaves its place to another, and one more runs aside.
         self._threads = [
             threading.Thread(target=self._work, name=f"run-{name}-{i}", daemon=True)
@@ -112,6 +119,14 @@ class Batcher:
     def seconds_per_row(self) -> float:
         """What a row of the usual length costs in a run of good size; a millisecond if unknown."""
         return self._seconds_per_row / self.runners
+
+    @property
+    def behind(self) -> float:
+        """Seconds that all that waits should take; read without the lock."""
+        return self._queue_seconds(self._turns.cost)
+
+    def _queue_seconds(self, cost: float) -> float:
+        return max(self.costs.queue_seconds(cost, self.runners), cost * self._pace)
 
     def submit(self, rows: Rows, caller: Caller) -> Completion[tuple[Outputs, Ride]]:
         """Run some rows, together with whatever else is waiting.
@@ -167,11 +182,11 @@ class Batcher:
         left = caller.deadline - self._clock()
         own = 0.5 * self.costs.seconds(rows, longest) / self.runners
         # All that waits, whoever's turn it is; mostly that is little enough.
-        if _SURE * self.costs.queue_seconds(self._turns.cost, self.runners) + own <= left:
+        if _SURE * self.behind + own <= left:
             return
         with self._lock:
             ahead = self._turns.ahead(rows * longest, caller.priority, caller.client)
-            needed = _SURE * self.costs.queue_seconds(ahead, self.runners) + own
+            needed = _SURE * self._queue_seconds(ahead) + own
             if needed <= left:
                 return
             self._foreseen += 1
@@ -278,23 +293,19 @@ class Batcher:
         whole: list[Job] = []
         with self._lock:
             for (job, indices), part in zip(run.parts, results, strict=True):
-                if isinstance(part, InternalFault):
-                    failed.append((job, self._turns.drop(job), part))
+                fault = part if isinstance(part, InternalFault) else _kept(job, indices, part)
+                if fault is not None:
+                    failed.append((job, self._turns.drop(job), fault))
                     continue
                 assert job.started is not None
                 if job.ride is None or run.rows > job.ride.rows:
                     job.ride = Ride(job.started - job.submitted, seconds, run.rows, run.reason)
-                if len(indices) == len(job.rows) and not (job.lengths and len(indices) > 1):
-                    job.outputs = part
-                else:
-                    if job.outputs is None:
-                        job.outputs = np.empty((len(job.rows), part.shape[1]), np.float32)
-                    job.outputs[indices] = part
                 job.done += len(indices)
                 if job.done == len(job.rows):
                     whole.append(job)
             self._seconds_per_row += 0.1 * (seconds / run.rows - self._seconds_per_row)
             self._turns.ended(run)
+            self._keep_pace(run)
             if self._aside:
                 self._free += 1
             else:
@@ -302,6 +313,8 @@ class Batcher:
                 self._aside = True
             if self._turns.rows and self._idle:
                 self._turn.notify()
+        if len(whole) > 1:
+            _few_first(whole)
         self._observer.batch(run.rows, seconds, run.reason)
         if self._texts:
             self._observer.padded(run.tokens, run.rows * run.longest - run.tokens)
@@ -311,6 +324,19 @@ class Batcher:
             self._answer(job, fault)
         for job in whole:
             self._answer(job, None)
+
+    def _keep_pace(self, run: Run) -> None:
+        """Take in that a run has ended; where little waits, that tells nothing of a queue."""
+        now = self._clock()
+        behind = self._turns.rows >= run.rows
+        if self._behind_since is not None and behind:
+            cost = run.rows * run.longest if self._texts else run.rows
+            pace = (now - self._behind_since) / cost
+            known = max(self._pace, self.costs.queue_seconds(1, self.runners))
+            if known:
+                pace = min(pace, _MOST_PACE * known)
+            self._pace += _NEWEST_PACE * (pace - self._pace)
+        self._behind_since = now if behind else None
 
     def _answer(self, job: Job, error: Exception | None) -> None:
         """Set a job's completion; what its waiter does in this thread cannot end it."""
@@ -331,6 +357,31 @@ class Batcher:
             self._observer.dropped(rows, "cancelled")
 
 
+def _few_first(jobs: list[Job]) -> None:
+    """Put the jobs of clients with few of them first: an answer takes a while to send."""
+    count = Counter(job.caller.client for job in jobs)
+    if len(count) > 1:
+        jobs.sort(key=lambda job: count[job.caller.client])
+
+
+def _kept(job: Job, indices: list[int], part: Outputs) -> InternalFault | None:
+    """Put rows of a job in their places; a fault where they do not fit beside those before."""
+    try:
+        if len(indices) == len(job.rows) and not (job.lengths and len(indices) > 1):
+            job.outputs = part
+            return None
+        if job.outputs is None:
+            job.outputs = np.empty((len(job.rows), part.shape[1]), np.float32)
+        if part.shape[1] != job.outputs.shape[1]:
+            wide = job.outputs.shape[1], part.shape[1]
+            raise ValueError(f"the model gave embeddings of {wide[0]} numbers, then of {wide[1]}")
+        job.outputs[indices] = part
+    except Exception as error:  # such as no memory; the place must be given on all the same
+        log.exception("a job of %d rows cannot be put together", len(job.rows))
+        return _failed(error)
+    return None
+
+
 def _expired() -> DeadlineExceeded:
     return DeadlineExceeded(
         "the deadline passed before the work began; allow more time, or send less at a time"
@@ -339,5 +390,6 @@ def _expired() -> DeadlineExceeded:
 
 def _failed(error: Exception | None) -> InternalFault:
     fault = InternalFault("the model failed on this input; the server's log says why")
-    fault.__cause__ = error
+    # Its frames hold the jobs, which hold the fault; the log has them.
+    fault.__cause__ = None if error is None else error.with_traceback(None)
     return fault

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -82,6 +83,9 @@ class Owner(Protocol):
     def in_thread(self, work: Callable[[], None]) -> None:
         """Have a large message parsed somewhere else."""
 
+    def in_turn(self, call: Call, work: Callable[[], None]) -> None:
+        """Have a message begun once its connection has its turn; from the front's thread."""
+
     def watch_later(self, call: Call) -> None:
         """Have `watch` called if the call has not ended soon; from the front's thread."""
 
@@ -113,6 +117,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     _no_more = False
     bytes_read = 0  # of the message that `read` gave last
     _due = 2  # the status sent, and the close told
+    _peer = ""
 
     def __init__(self, owner: Owner, event: core.Event, method: Method) -> None:
         self._owner = owner
@@ -150,10 +155,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     def _on_message(self, event: core.Event) -> None:
         data = core.message_of(event)
         if data is not None and len(data) < LARGE and self._method.is_driven:
-            # Most such calls end sooner than it pays to be told that their client has gone.
-            self._on_data(data)
-            if not self._ended:
-                self._owner.watch_later(self)
+            self._owner.in_turn(self, functools.partial(self._on_turn, data))
             return
         self.watch()
         if data is None:
@@ -165,6 +167,19 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             self._owner.in_thread(lambda: self._on_data(data))
         else:
             self._owner.loop.call_soon_threadsafe(self._start_task, data)
+
+    def _on_turn(self, data: bytes) -> None:
+        if self.time_remaining() == 0.0:
+            # Its client has gone, and the core has told it so.
+            self._aborted = True
+            self._code = grpc.StatusCode.DEADLINE_EXCEEDED
+            self._details = "the deadline passed before the call began; allow more time"
+            self._end(None, None)
+            return
+        # Most such calls end sooner than it pays to be told that their client has gone.
+        self._on_data(data)
+        if not self._ended:
+            self._owner.watch_later(self)
 
     def _on_data(self, data: bytes) -> None:
         method = self._method
@@ -352,7 +367,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if self._no_more:
             got.abandon()
         else:
-            core.read_message(self._core, lambda event: got.set_result(core.message_of(event)))
+            core.read_message(self._core, lambda event: self._on_read(got, core.message_of(event)))
         try:
             data = await got
         finally:
@@ -375,6 +390,12 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
                 f"a message cannot be read as {self._method.name} takes it; encode it with the "
                 "contract's stubs",
             )
+
+    def _on_read(self, got: Completion[bytes | None], data: bytes | None) -> None:
+        if data is None or not self._method.is_driven:
+            got.set_result(data)
+        else:
+            self._owner.in_turn(self, lambda: got.set_result(data))
 
     def stop_reading(self) -> None:
         """Have `read` raise asyncio.CancelledError from now on, also where it waits already."""
@@ -487,7 +508,9 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     def peer(self) -> str:
         """Return the other side's address."""
-        return core.peer_of(self._core)
+        if not self._peer:
+            self._peer = core.peer_of(self._core)
+        return self._peer
 
     def peer_identities(self) -> Sequence[bytes] | None:
         """Return who the other side proved to be."""

@@ -16,12 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from twinserve.server.front import core
 from twinserve.server.front.call import Call, Method
+from twinserve.server.front.intake import Intake
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,16 @@ LAST_SECONDS = 5.0
 UNWATCHED = 0.005
 # Calls that the core may hold ready for us, so that it need not wait until we asked for the next.
 ASKED = 8
+# Events that are taken before messages are begun, and seconds that messages are begun for before
+# the next events are taken.
+EVENTS, SLICE = 512, 0.001
+# The part of what a call has left until its deadline that may pass before its turn; where the rest
+# is short, being served too late costs more than being refused.
+SHARE = 0.25
+# While stopping: the calls that come are held until none has come for QUIET seconds (MOST at most);
+# then clients have TOLD seconds to hear that they are to go elsewhere.
+QUIET, MOST, TOLD = 0.02, 0.5, 0.1
+_PAST = 0.0
 _HEALTH = b"/grpc.health.v1.Health/"
 
 
@@ -45,6 +57,21 @@ class _Asked:
         self.invocation_metadata = invocation_metadata
 
 
+@dataclass(frozen=True)
+class Refusals:
+    """What calls are refused with before anything of them is read.
+
+    Args:
+        overloaded: too many are inside.
+        late: given the seconds before its turn, which are too many for its deadline.
+        stopping: the server stops.
+    """
+
+    overloaded: Callable[[], grpc.Status]
+    late: Callable[[float], grpc.Status]
+    stopping: Callable[[], grpc.Status]
+
+
 class Front(grpc.aio.Server):
     """A gRPC server; see the module.
 
@@ -53,7 +80,9 @@ class Front(grpc.aio.Server):
         threads: where large messages are parsed.
         max_calls: calls inside at a time; beyond, a call is refused before its message is read.
             Health has as much again, so that a full server does not look like a dead one.
-        overloaded: what such a call is refused with.
+        refusals: what calls are refused with.
+        behind: seconds that a driven call waits at least once it has begun, whatever it asks for;
+            cheap, since every call with a deadline asks.
     """
 
     def __init__(
@@ -61,15 +90,22 @@ class Front(grpc.aio.Server):
         options: Sequence[tuple[str, Any]],
         threads: Executor,
         max_calls: int,
-        overloaded: Callable[[], grpc.Status],
+        refusals: Refusals,
+        behind: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._core = core.Core(options)
         self._threads = threads
         self._max_calls = max_calls
-        self._overloaded = overloaded
+        self._refusals = refusals
+        self._behind = behind
+        self._intake = Intake()
         self._methods: dict[bytes, Method] = {}
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._stopping = False
+        self._holding = False  # calls that come are kept in `_held`
+        self._told = False  # clients know that the server stops: those held are refused
+        self._held: list[core.Event] = []
+        self._came = 0
         self._shut = False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -129,7 +165,7 @@ class Front(grpc.aio.Server):
             return
         if not self._stopping:
             self._stopping = True
-            self._core.shut(self._on_shut)
+            await asyncio.to_thread(self._shut_quietly)
         if grace and await asyncio.to_thread(self._stopped.wait, grace):
             return
         self._core.cancel_all()
@@ -137,6 +173,24 @@ class Front(grpc.aio.Server):
             log.error(
                 "%d calls did not end within %.0f s of being cancelled", self.calls, LAST_SECONDS
             )
+
+    def _shut_quietly(self) -> None:
+        """Shut the core so that no client's call meets it shut.
+
+        What comes then is cancelled by the core, which a client takes for its own doing, until the
+        client has heard that it is to go elsewhere. So the last calls are held: who waits for them
+        sends no more. They are refused once their clients have heard.
+        """
+        self._holding = True
+        until = time.monotonic() + MOST
+        came = -1
+        while came != self._came and time.monotonic() < until:
+            came = self._came
+            time.sleep(QUIET)
+        self._core.shut(self._on_shut)
+        if self._held:
+            time.sleep(TOLD)
+        self._told = True
 
     async def wait_for_termination(
         self,
@@ -175,25 +229,40 @@ class Front(grpc.aio.Server):
             unwatched.popleft()
         return None
 
+    def in_turn(self, call: Call, work: Callable[[], None]) -> None:
+        """Have a message begun once its connection has its turn."""
+        self._intake.put(call.peer(), work)
+
     def _serve(self) -> None:
-        poll = self._core.poll
+        intake = self._intake
         for _ in range(ASKED):
             self._core.next_call(self._on_call)
-        while not (self._shut and not self.calls):
-            wake = self._watch()
-            if wake is None and self._stopping:
-                wake = time.time() + 1.0
-            event = poll(wake)
-            tag = event.tag
-            if tag is not None:
-                try:
-                    tag(event)
-                except Exception:
-                    log.exception("the front met a fault that no call is to blame for")
-            # The core waits for calls that anything refers to.
-            del event, tag
+        while not (self._shut and not self.calls and not intake.waiting):
+            wake = _PAST if intake.waiting else self._watch()
+            if self._holding and wake != _PAST:
+                wake = time.time() + (1.0 if self._told and not self._held else 0.01)
+            for _ in range(EVENTS):
+                if not self._one(wake):
+                    break
+                wake = _PAST
+            if self._told and self._held:
+                self._refuse_held()
+            intake.work(SLICE)
         self._core.destroy()
         self._stopped.set()
+
+    def _one(self, wake: float | None) -> bool:
+        """Wait for an event until `wake`, and do what it asks for; False where none came."""
+        event = self._core.poll(wake)
+        tag = event.tag
+        if tag is None:
+            return False
+        try:
+            tag(event)
+        except Exception:
+            log.exception("the front met a fault that no call is to blame for")
+        # Nothing refers to the event from here on: the core waits for calls that anything holds.
+        return True
 
     def _on_shut(self, event: core.Event) -> None:
         self._shut = True
@@ -201,23 +270,48 @@ class Front(grpc.aio.Server):
     def _on_call(self, event: core.Event) -> None:
         if not event.success:
             return  # stopping: this call was never there
-        if not self._stopping:
-            # `stop` may be faster.
+        self._came += 1
+        if not self._told:
+            # Shutting may be faster.
             with contextlib.suppress(ValueError):
                 self._core.next_call(self._on_call)
+        if self._holding:
+            self.calls += 1
+            self._held.append(event)
+            return
         name = event.call_details.method
         if self.calls >= self._max_calls and (
             not name.startswith(_HEALTH) or self.calls >= 2 * self._max_calls
         ):
-            self._refuse(event, self._overloaded())
+            self._refuse(event, self._refusals.overloaded())
             return
         method = self._methods.get(name) or self._find(name, event)
         if method is None:
             known = "the server has no such method; ask its reflection service for those it has"
             self._refuse(event, _Status(grpc.StatusCode.UNIMPLEMENTED, known, ()))
             return
+        if method.is_driven and not method.reads_stream:
+            seconds = self._too_long(event)
+            if seconds:
+                self._refuse(event, self._refusals.late(seconds))
+                return
         self.calls += 1
         Call(self, event, method).begin()
+
+    def _too_long(self, event: core.Event) -> float:
+        """Return the seconds before a call's turn where they are too many for it, else 0."""
+        deadline = core.deadline_of(event.call_details)
+        if deadline is None:
+            return 0.0
+        seconds = self._intake.seconds + self._behind()
+        return seconds if seconds > SHARE * (deadline - time.time()) else 0.0
+
+    def _refuse_held(self) -> None:
+        held, self._held = self._held, []
+        status = self._refusals.stopping()
+        for event in held:
+            self.calls -= 1
+            self._refuse(event, status)
 
     def _find(self, name: bytes, event: core.Event) -> Method | None:
         asked: Any = _Asked(name.decode(errors="replace"), event.invocation_metadata)

@@ -19,12 +19,15 @@ from grpc_status import rpc_status
 
 from twinserve.errors import Code, InternalFault, InvalidInput, NotBuilt, TwinserveError
 from twinserve.server.callers import Caller, Priority
+from twinserve.server.front import Call
 from twinserve.server.gate import Gate
 from twinserve.server.services.status import status_of, status_of_items
 from twinserve.server.watching.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+# Inputs of a call from which reading them takes more than half a millisecond.
+MANY = 64
 # The key of a call's metadata that says how urgent it is.
 PRIORITY_KEY = "twinserve-priority"
 _PRIORITIES: Mapping[str | bytes, Priority] = {
@@ -93,6 +96,12 @@ def priority_of(context: Context) -> Priority:
                 )
             found = known
     return found
+
+
+async def leave_front(context: Context, inputs: int) -> None:
+    """Go on in a thread of its own where reading so many inputs would keep the front."""
+    if inputs > MANY and isinstance(context, Call):
+        await context.elsewhere()
 
 
 @dataclass(frozen=True, slots=True)

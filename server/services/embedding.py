@@ -32,6 +32,7 @@ from twinserve.server.services.calls import (
     caller_of,
     check_items,
     count_errors,
+    leave_front,
     unary,
 )
 from twinserve.server.services.embedding_inputs import (
@@ -49,8 +50,6 @@ from twinserve.v1 import shared_pb2 as shared
 _MAX_REQUEST_ID = 128
 # The longest that a message of a stream waits before it asks again for room, in seconds.
 _PAUSE = 0.25
-# Inputs of a call from which reading them takes more than half a millisecond.
-_MANY = 64
 _ENCODINGS = frozenset(shared.Encoding.values())
 
 
@@ -67,7 +66,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
     @unary
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> Encoded:
         caller = caller_of(context)
-        await _leave_front(context, len(request.inputs))
+        await leave_front(context, len(request.inputs))
         return await self._embed(request, caller)
 
     @driven
@@ -118,7 +117,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             )
         unanswered.add(request_id)
         try:
-            await _leave_front(context, len(request.inputs))
+            await leave_front(context, len(request.inputs))
             return await self._embed(request, caller, "request.", context.pause)
         finally:
             unanswered.discard(request_id)
@@ -204,7 +203,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
         rule = codec.rule_of(request.rule)
         decision.check_rule(rule, search=False)
         prior = decision.check_prior(request.prior if request.HasField("prior") else None)
-        await _leave_front(context, 2 * len(request.pairs))
+        await leave_front(context, 2 * len(request.pairs))
         with self.models.using(request.model) as engine:
             return await self._compare(request, context, engine, rule, prior)
 
@@ -263,12 +262,6 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             result.comparison.score.CopyFrom(codec.score_message(one.distance, one.likelihood))
             result.comparison.decision.CopyFrom(codec.decision_message(one.limit, one.outcome))
         return response
-
-
-async def _leave_front(context: Context, count: int) -> None:
-    """Go on in a thread of its own where reading so many inputs would keep the front."""
-    if count > _MANY and isinstance(context, Call):
-        await context.elsewhere()
 
 
 def _check_request_id(request_id: str, prefix: str) -> None:

@@ -20,7 +20,7 @@ from twinserve.server.front import driven
 from twinserve.server.gate import Gate
 from twinserve.server.models.holding import Models
 from twinserve.server.services import inference_models, inference_tensors
-from twinserve.server.services.calls import Context, caller_of, check_items, unary
+from twinserve.server.services.calls import Context, caller_of, check_items, leave_front, unary
 from twinserve.server.services.inference_parameters import read_wishes
 from twinserve.server.watching.metrics import Metrics
 
@@ -129,6 +129,8 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
     async def ModelInfer(
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
+        if request.inputs:
+            await leave_front(context, next(iter(request.inputs[0].shape), 0))
         with self._using(request.model_name, request.model_version, "model_") as engine:
             manifest = engine.manifest
             wishes = read_wishes(request.parameters, manifest)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -195,3 +197,31 @@ def test_news_from_the_loops_thread_go_on_with_what_is_driven() -> None:
 
     asyncio.run(tell())
     assert ended == [3]
+
+
+def test_an_error_that_was_met_is_freed_without_the_collector() -> None:
+    class Fault(Exception):
+        pass
+
+    async def waits() -> int:
+        waited: Completion[int] = Completion()
+        known.append(waited)
+        try:
+            return await waited
+        except Fault:
+            return 0
+
+    known: list[Completion[int]] = []
+    ended = Ended()
+    gc.collect()
+    gc.disable()
+    try:
+        drive(waits(), ended)
+        fault = Fault()
+        left = weakref.ref(fault)
+        known.pop().set_error(fault)
+        del fault
+        assert ended.value == 0
+        assert left() is None
+    finally:
+        gc.enable()

@@ -383,6 +383,21 @@ def test_an_output_of_the_wrong_size_is_an_error_of_the_jobs_and_not_of_the_runn
     assert values(batcher.submit(rows(3), A)) == [3]
 
 
+def test_outputs_that_do_not_fit_together_fail_their_job_and_end_no_runner(make: Make) -> None:
+    width = [1]
+
+    def model(batch: Rows) -> Outputs:
+        width[0] += 1
+        return np.ones((len(batch), width[0]), np.float32)
+
+    batcher = make(model, max_batch=2)
+    for _ in range(4):  # a runner has three threads
+        with pytest.raises(InternalFault):
+            wait(batcher.submit(rows(1, 2, 3), A))
+    assert wait(batcher.submit(rows(1), A))[0].shape[0] == 1
+    assert all(thread.is_alive() for thread in batcher._threads)
+
+
 def test_texts_of_one_job_come_back_in_the_order_they_were_given(
     run: HeldRun, record: Record, make: Make
 ) -> None:
@@ -514,6 +529,49 @@ def test_a_table_that_is_wrong_is_found_out_since_some_are_let_in(make: Make) ->
         except DeadlineExceeded:
             refused += 1
     assert 24 <= refused < 32
+
+
+def test_what_the_table_does_not_know_of_a_queues_pace_is_learnt_from_the_ends_of_runs(
+    run: HeldRun, make: Make
+) -> None:
+    now = [50.0]
+    table = RunCosts([Measured(rows, 1, 0.001 * rows) for rows in (1, 8, 64)])
+    batcher = make(costs=table, clock=lambda: now[0], max_batch=1)
+    answers = [batcher.submit(rows(1), A) for _ in range(100)]
+    run.begun(1)
+    assert batcher.behind < 0.2
+    for done in range(1, 91):
+        now[0] += 0.1  # though runs are short: replies take the rest
+        run.lets.release()
+        wait(answers[done - 1])
+        run.begun(done + 1)
+    learnt = batcher.behind / batcher.waiting
+    assert 0.05 < learnt <= 0.101
+    with pytest.raises(DeadlineExceeded):
+        batcher.foresee(1, 1, Caller("a", deadline=now[0] + 0.2))
+
+
+def test_a_client_with_one_call_in_a_run_is_answered_before_one_with_many(
+    run: HeldRun, make: Make
+) -> None:
+    batcher = make()
+    first = batcher.submit(rows(0), A)
+    run.begun(1)
+    order: list[str] = []
+
+    def note(name: str, answer: Answer) -> None:
+        async def waited() -> None:
+            await answer
+            order.append(name)
+
+        drive(waited(), lambda value, error: None)
+
+    for name in ("many", "many", "many", "one"):
+        note(name, batcher.submit(rows(1), Caller(name)))
+    run.let_all()
+    wait(first)
+    wait(batcher.submit(rows(2), Caller("last")))
+    assert order == ["one", "many", "many", "many"]
 
 
 # Many threads.

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from twinserve.server.front import Front
+from twinserve.server.front import Front, Refusals
 
 HANDLERS = {
     "uu": grpc.unary_unary_rpc_method_handler,
@@ -30,6 +30,24 @@ class Refusal(grpc.Status):
     trailing_metadata = (("again", "soon"),)
 
 
+class Late(grpc.Status):
+    """What a call is answered with that would have its turn too late."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailing_metadata = ()
+
+    def __init__(self, seconds: float) -> None:
+        self.details = f"late by {seconds:g}"
+
+
+class Stopping(grpc.Status):
+    """What a call is answered with that comes while the server stops."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    details = "stopping"
+    trailing_metadata = ()
+
+
 class Running:
     """A started front, and channels to it."""
 
@@ -38,7 +56,9 @@ class Running:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
         limits = {"options": [], "max_calls": 100, **settings}
-        self.front = Front(threads=self._threads, overloaded=Refusal, **limits)
+        self.front = Front(
+            threads=self._threads, refusals=Refusals(Refusal, Late, Stopping), **limits
+        )
         self.front.add_registered_method_handlers(
             "s", {name: HANDLERS[kind](method) for name, (kind, method) in methods.items()}
         )

@@ -6,12 +6,15 @@ import asyncio
 import gc
 import logging
 import threading
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
 import pytest
 
+from benchmarks.serving import wire
 from tests.server.front.conftest import Running
 from twinserve.server.completion import Completion
 from twinserve.server.front import Call, driven
@@ -283,6 +286,61 @@ def test_calls_above_the_limit_are_refused_with_what_to_do_and_health_is_not(
     assert channel.unary_unary("/s/Wait")(b"") == b"done"
 
 
+def test_a_call_that_would_have_its_turn_too_late_is_refused_unread(run_front: Start) -> None:
+    behind = [0.0]
+    begun: list[bytes] = []
+
+    @driven
+    async def note(request: bytes, context: Call) -> bytes:
+        begun.append(request)
+        return request
+
+    running = run_front({"Note": ("uu", note), "Echo": ("uu", echo)}, behind=lambda: behind[0])
+    channel = running.channel()
+    call = channel.unary_unary("/s/Note")
+    assert call(b"1", timeout=100) == b"1"
+    behind[0] = 60.0
+    with pytest.raises(grpc.RpcError) as refused:
+        call(b"2", timeout=100)
+    assert refused.value.code() is CODE.RESOURCE_EXHAUSTED
+    assert refused.value.details() == "late by 60"
+    assert call(b"3", timeout=1000) == b"3"  # which has time enough
+    assert call(b"4") == b"4"  # and this one waits for ever
+    assert channel.unary_unary("/s/Echo")(b"5", timeout=100) == b"5"  # needs no model
+    assert begun == [b"1", b"3", b"4"]
+    running.settle()
+
+
+def test_a_lone_call_does_not_wait_behind_all_messages_of_another_client(
+    run_front: Start,
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    order: list[bytes] = []
+
+    @driven
+    async def note(request: bytes, context: Call) -> bytes:
+        order.append(request)
+        if request == b"first":
+            began.set()
+            go_on.wait(20)  # the front is held while the others' messages come
+        return request
+
+    running = run_front({"Note": ("uu", note)})
+    crowd = running.channel().unary_unary("/s/Note")
+    one = running.channel().unary_unary("/s/Note")
+    assert [crowd(b""), one(b"")] == [b"", b""]
+    futures = [crowd.future(b"first")]
+    assert began.wait(10)
+    futures += [crowd.future(b"crowd") for _ in range(50)]
+    threading.Event().wait(0.3)
+    futures.append(one.future(b"one"))
+    threading.Event().wait(0.3)
+    go_on.set()
+    for future in futures:
+        future.result(20)
+    assert order.index(b"one") < 25, order
+
+
 @WAYS
 def test_a_client_that_cancels_ends_the_method_at_what_it_waits_for(
     run_front: Start, way: Any
@@ -487,6 +545,33 @@ def test_stopping_lets_calls_finish_and_refuses_new_ones(run_front: Start) -> No
     assert future.result(10) == b"finished"
     stopping.result(10)
     assert running.on_loop(running.front.wait_for_termination(1)) is False
+
+
+def test_clients_that_go_on_sending_while_it_stops_are_told_so_and_never_cancelled(
+    run_front: Start,
+) -> None:
+    running = run_front({"Echo": ("uu", echo_driven)})
+    codes: Counter[Any] = Counter()
+
+    def answered(connection: wire.Connection, call: wire.Call) -> None:
+        codes[call.status] += 1
+        if not connection.closing and call.status != wire.LOST:
+            connection.begin(wire.Call(call.body, time.perf_counter()))
+
+    with wire.connected(running.port, "/s/Echo", 4) as connections:
+        load = wire.Load(connections, answered)
+        stop = threading.Timer(
+            0.5,
+            lambda: running.on_loop(running.front.stop(1)),  # amid the calls
+        )
+        stop.start()
+        now = time.perf_counter()
+        body = wire.prefixed(b"again")
+        load.run([(now, connections[i % 4], body) for i in range(64)], last=now, patience=20)
+        stop.join()
+    assert codes[wire.OK] > 64
+    assert codes[wire.UNAVAILABLE] > 0
+    assert set(codes) == {wire.OK, wire.UNAVAILABLE}, codes
 
 
 def test_stopping_without_patience_cancels_what_runs(run_front: Start) -> None:

@@ -1,0 +1,79 @@
+"""What was read and is not begun yet: one connection after the other has its turn.
+
+The front takes all events that are ready before it works on any message, so that what waits is
+here, where it can be counted, and not in grpcio's core, where the first come would be the first
+served however many they are. A client with one call goes before the second of one with a hundred.
+Belongs to the front's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+Work = Callable[[], None]
+
+# Weight of the newest measurement in the mean, and the most that one counts for as a multiple.
+_NEWEST, _MOST = 0.1, 3.0
+
+
+class Intake:
+    """Work by connection, taken in turn, and how fast it goes.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._lines: dict[str, deque[Work]] = {}
+        self._turn: deque[str] = deque()  # connections with work, the next one first
+        self._since: float | None = None  # from when on there always was work
+        self.waiting = 0
+        self.pace = 0.0  # seconds from one to the next, while some waited
+
+    @property
+    def seconds(self) -> float:
+        """What should pass until a message that came now would have its turn."""
+        return self.waiting * self.pace
+
+    def put(self, connection: str, work: Work) -> None:
+        """Let some work wait for its connection's turn."""
+        line = self._lines.get(connection)
+        if line is None:
+            line = self._lines[connection] = deque()
+            self._turn.append(connection)
+        line.append(work)
+        self.waiting += 1
+
+    def work(self, seconds: float) -> None:
+        """Do what waits, for so many seconds; at least one."""
+        began = self._clock()
+        done = 0
+        while self._turn:
+            self._take()()
+            done += 1
+            now = self._clock()
+            if now - began >= seconds:
+                break
+        if not done:
+            self._since = None
+            return
+        if self._since is not None:
+            each = (now - self._since) / done
+            if self.pace:
+                each = min(each, _MOST * self.pace)
+            self.pace += (_NEWEST if self.pace else 1.0) * (each - self.pace)
+        self._since = now if self._turn else None
+
+    def _take(self) -> Work:
+        connection = self._turn.popleft()
+        line = self._lines[connection]
+        work = line.popleft()
+        self.waiting -= 1
+        if line:
+            self._turn.append(connection)
+        else:
+            del self._lines[connection]
+        return work

@@ -1,0 +1,61 @@
+"""What was read and is not begun: connections in turn, and how long the next one waits."""
+
+from __future__ import annotations
+
+import pytest
+
+from twinserve.server.front.intake import Intake
+
+
+class Clock:
+    """A clock that work moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_connection_with_one_message_goes_before_the_second_of_one_with_a_hundred() -> None:
+    intake = Intake()
+    done: list[str] = []
+    for i in range(100):
+        intake.put("crowd", lambda i=i: done.append(f"crowd {i}"))  # type: ignore[misc]
+    intake.put("one", lambda: done.append("one"))
+    intake.work(60)
+    assert done[:3] == ["crowd 0", "one", "crowd 1"]
+    assert len(done) == 101
+    assert intake.waiting == 0
+
+
+def test_work_stops_after_its_time_and_does_one_at_least() -> None:
+    clock = Clock()
+    intake = Intake(clock)
+
+    def take_a_second() -> None:
+        clock.now += 1
+
+    for _ in range(5):
+        intake.put("a", take_a_second)
+    intake.work(0)
+    assert intake.waiting == 4
+    intake.work(2)
+    assert intake.waiting == 2
+
+
+def test_the_wait_is_told_from_the_time_between_messages_whatever_it_went_to() -> None:
+    clock = Clock()
+    intake = Intake(clock)
+    for _ in range(100):
+        intake.put("a", lambda: None)
+    assert intake.seconds == 0.0, "nothing is known yet"
+    for _ in range(50):
+        intake.work(0)
+        clock.now += 0.01  # spent on events, or in another thread
+    assert intake.seconds == pytest.approx(50 * 0.01)
+    intake.work(60)
+    clock.now += 1000  # nothing waited
+    intake.put("a", lambda: None)
+    intake.work(60)
+    assert intake.pace <= 0.011
