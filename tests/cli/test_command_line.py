@@ -226,16 +226,16 @@ class TestErrors:
         self, run: Run, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fake.on(
-            "ListModels",
-            model_service_pb2.ListModelsResponse(models=[model_pb2.Model(manifest_json="{")]),
+            "GetModel",
+            model_service_pb2.GetModelResponse(model=model_pb2.Model(manifest_json="{")),
         )
-        code, _, err = run("model", "list", "--json")
+        code, _, err = run("model", "show", "--json")
         assert code == 2
         assert err.startswith("twinserve: JSONDecodeError")
         assert err.count("\n") == 1
         monkeypatch.setenv("TWINSERVE_DEBUG", "1")
         with pytest.raises(json.JSONDecodeError):
-            run("model", "list", "--json")
+            run("model", "show", "--json")
 
     def test_a_missing_picture_is_named_before_anything_is_asked(
         self, run: Run, fake: FakeServer
