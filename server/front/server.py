@@ -37,6 +37,9 @@ ASKED = 8
 # Events that are taken before messages are begun, and seconds that messages are begun for before
 # the next events are taken.
 EVENTS, SLICE = 512, 0.001
+# The least time for messages, of what the events took: at 0, refusing starves what was let in; at
+# 1, refusals come too late to be of use.
+WORK = 0.3
 # The part of what a call has left until its deadline that may pass before its turn; where the rest
 # is short, being served too late costs more than being refused.
 SHARE = 0.25
@@ -241,13 +244,16 @@ class Front(grpc.aio.Server):
             wake = _PAST if intake.waiting else self._watch()
             if self._holding and wake != _PAST:
                 wake = time.time() + (1.0 if self._told and not self._held else 0.01)
+            more = self._one(wake)
+            began = time.perf_counter()
             for _ in range(EVENTS):
-                if not self._one(wake):
+                if not more:
                     break
-                wake = _PAST
+                more = self._one(_PAST)
+            taken = time.perf_counter() - began
             if self._told and self._held:
                 self._refuse_held()
-            intake.work(SLICE)
+            intake.work(max(SLICE, WORK * taken))
         self._core.destroy()
         self._stopped.set()
 
