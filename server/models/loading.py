@@ -108,7 +108,7 @@ class Loader:
         size = path.stat().st_size
         log.info("loading %s, %.1f MB", path.name, size / 1e6)
         if file:
-            check_memory(path, size, _available_memory())
+            check_memory(path, size, memory_left(machine.memory(), machine.resident()))
         before = _identity(path)
         digest = self._digest(path)
         name = name or manifests.read(path).name
@@ -190,11 +190,15 @@ def check_memory(path: Path, size: int, available: int | None) -> None:
         )
 
 
-def _available_memory() -> int | None:
-    """Bytes of memory that this process may still take; None where the machine does not say."""
-    memory = machine.memory()
+def memory_left(memory: machine.Memory, resident: int) -> int | None:
+    """Bytes of memory that a process may still take; None where the machine does not say.
+
+    Args:
+        memory: of the machine, with the limit of the process's control groups.
+        resident: bytes that the process has in memory.
+    """
     if not memory.available:
         return None
     if memory.limit is None:
         return memory.available
-    return max(0, min(memory.available, memory.limit - machine.resident()))
+    return max(0, min(memory.available, memory.limit - resident))

@@ -16,7 +16,8 @@ from tests import twins
 from twinserve.errors import ConfigError, FailedPrecondition, ManifestError
 from twinserve.server.batching.admission import Admission
 from twinserve.server.config import ModelSpec, ServerConfig
-from twinserve.server.models.loading import Loader, check_memory, digest_of
+from twinserve.server.models.loading import Loader, check_memory, digest_of, memory_left
+from twinserve.server.runtime.machine import Memory
 from twinserve.server.watching.metrics import Metrics
 
 
@@ -113,6 +114,16 @@ def test_a_load_that_does_not_fit_says_what_it_takes_and_what_there_is(path: Pat
     with pytest.raises(FailedPrecondition, match="takes some 300 MB of memory, and 299 MB") as full:
         check_memory(path, 100 << 20, 299 << 20)
     assert full.value.metadata["limit"] == str(299 << 20)
+
+
+@pytest.mark.parametrize(
+    ("available", "limit", "left"),
+    [(900, None, 900), (900, 500, 300), (100, 500, 100), (900, 150, 0), (0, 500, None)],
+)
+def test_what_a_container_grants_bounds_what_a_load_may_take(
+    available: int, limit: int | None, left: int | None
+) -> None:
+    assert memory_left(Memory(1000, available, limit), 200) == left
 
 
 def test_an_engine_is_freed_with_its_last_reference(loader: Loader, path: Path) -> None:
