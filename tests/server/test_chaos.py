@@ -114,7 +114,8 @@ def test_rubbish_and_cancelled_calls_leave_the_server_as_it_was(
     asyncio.run(flood())
     assert sum(codes.values()) == CALLS_EACH * CLIENTS
     known = {"OK", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "DEADLINE_EXCEEDED", "CANCELLED"}
-    assert set(codes) <= known | {"cancelled here"}, codes
+    # Some deadlines are too short for what waits before their call, which is refused unread.
+    assert set(codes) <= known | {"RESOURCE_EXHAUSTED", "cancelled here"}, codes
     assert codes["OK"] > 50
     assert codes["INVALID_ARGUMENT"] > 10
     with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}/metrics") as reply:

@@ -301,7 +301,7 @@ def test_a_call_that_would_have_its_turn_too_late_is_refused_unread(run_front: S
     assert call(b"1", timeout=100) == b"1"
     behind[0] = 60.0
     with pytest.raises(grpc.RpcError) as refused:
-        call(b"2", timeout=100)
+        call(b"2", timeout=70)
     assert refused.value.code() is CODE.RESOURCE_EXHAUSTED
     assert refused.value.details() == "late by 60"
     assert call(b"3", timeout=1000) == b"3"  # which has time enough
