@@ -41,8 +41,8 @@ EVENTS, SLICE = 512, 0.001
 # 1, refusals come too late to be of use.
 WORK = 0.3
 # The part of what a call has left until its deadline that may pass before its turn: the rest is for
-# its run. A smaller part would serve more calls in time where the front itself is what overloads, and
-# refuse calls that a slow model, with a queue as long as their patience, would have served.
+# its run. A smaller part would serve more calls in time where the front itself is what overloads,
+# and refuse calls that a slow model, with a queue as long as their patience, would have served.
 SHARE = 0.75
 # While stopping: the calls that come are held until none has come for QUIET seconds (MOST at most);
 # then clients have TOLD seconds to hear that they are to go elsewhere.
