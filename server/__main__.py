@@ -139,6 +139,7 @@ async def serve(config: ServerConfig) -> None:
         )
         stack.push_async_callback(web.cleanup)
         grpc_port = _bind(server, config)
+        machine.keep_for_good()
         if stopping.is_set():
             log.info("stopped before serving")
             return

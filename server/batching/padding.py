@@ -61,9 +61,9 @@ def cut(
         first = best[g][1]
         rows = ends[g] - ends[first]
         fitting = min(max_rows, max(1, max_tokens // lengths[ends[g] - 1]))
-        # The longest are cut off first, so that what is left over are the shortest.
-        while rows:
-            counts.append(min(rows, fitting))
+        # In equal parts: a small rest would leave first, and nearly every run would be a rest.
+        for left in range(-(-rows // fitting), 0, -1):
+            counts.append(-(-rows // left))
             rows -= counts[-1]
         g = first
     return counts[::-1]

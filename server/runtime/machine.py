@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import math
 import os
 import re
@@ -155,6 +156,16 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
     if trim is not None:
         trim(0)
+
+
+def keep_for_good() -> None:
+    """Take all objects that there are from the garbage collector, once a server has started.
+
+    They stay until it ends, and looking through them again and again held all calls up: of a tiny
+    net under load the 99th percentile was 43 ms, and 21 without them (docs/serving.md).
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def instructions(cpuinfo: str | None = None) -> tuple[str, ...]:

@@ -74,6 +74,12 @@ def test_no_run_is_above_the_limit_of_rows(seed: int) -> None:
     assert max(counts) <= 16
 
 
+def test_what_does_not_fit_one_run_is_cut_into_equal_parts() -> None:
+    # Of 19 equal texts a rest of one would leave first, and as soon as more came again.
+    assert cut([32] * 19, 192) == [4, 5, 5, 5]
+    assert cut([32] * 12, 192) == [6, 6]
+
+
 def test_a_dearer_run_carries_more_padding() -> None:
     lengths = [8] * 10 + [16] * 10
     assert cut(lengths, 2048, run_tokens=10) == [10, 10]

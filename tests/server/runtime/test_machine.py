@@ -134,3 +134,18 @@ def test_resident_memory_counts_what_was_touched() -> None:
     assert machine.resident() - before > 60 << 20
     del held
     machine.give_back_memory()
+
+
+def test_what_is_kept_for_good_is_not_looked_through_again() -> None:
+    # In a process of its own: what is kept stays kept.
+    program = (
+        "import gc\n"
+        "from twinserve.server.runtime import machine\n"
+        "before = len(gc.get_objects())\n"
+        "machine.keep_for_good()\n"
+        "print(before, gc.get_freeze_count(), len(gc.get_objects()))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    before, kept, left = map(int, ran.stdout.split())
+    assert kept > 0.8 * before
+    assert left < 0.1 * before
