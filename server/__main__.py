@@ -25,6 +25,7 @@ from twinserve.errors import ConfigError, TwinserveError
 from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
 from twinserve.server import http
+from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.admission import Admission
 from twinserve.server.config import ServerConfig
 from twinserve.server.front import Front
@@ -82,7 +83,7 @@ async def serve(config: ServerConfig) -> None:
     async with contextlib.AsyncExitStack() as stack:
         workers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="prepare"))
         readers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="read"))
-        models = Models()
+        models, afterwards = Models(), Afterwards()
         admission = Admission(
             config.limits.max_rows,
             lambda: max((engine.batcher.seconds_per_row for engine in models), default=0.001),
@@ -94,7 +95,7 @@ async def serve(config: ServerConfig) -> None:
         galleries = Galleries(folder, limits)
         changes = ModelChanges(
             models,
-            Loader(config, metrics, admission, workers, count).load,
+            Loader(config, metrics, admission, workers, count, afterwards).load,
             ModelRecords(folder.catalog),
             lambda: [Bound(one.name, one.model, one.space_id) for one in galleries.settings()],
             config.model_dir,
@@ -111,7 +112,7 @@ async def serve(config: ServerConfig) -> None:
         gauges.watch_admission(metrics, admission, gate)
         gauges.watch_galleries(metrics, galleries)
 
-        server = _front(config, metrics, readers, models)
+        server = _front(config, metrics, readers, models, afterwards)
         checks = health.aio.HealthServicer()
         names = ("", *_SERVICES, _INFERENCE)
         for name in names:
@@ -165,7 +166,11 @@ async def serve(config: ServerConfig) -> None:
 
 
 def _front(
-    config: ServerConfig, metrics: Metrics, threads: ThreadPoolExecutor, models: Models
+    config: ServerConfig,
+    metrics: Metrics,
+    threads: ThreadPoolExecutor,
+    models: Models,
+    afterwards: Afterwards,
 ) -> Front:
     return Front(
         [
@@ -185,6 +190,7 @@ def _front(
         refusals(metrics, config.limits.max_calls),
         # Whatever model a call names, it waits for that one at least.
         lambda: min((engine.batcher.behind for engine in models), default=0.0),
+        afterwards,
     )
 
 

@@ -23,6 +23,7 @@ from twinserve.distance import Metric
 from twinserve.errors import InternalFault, InvalidInput, TwinserveError, ZeroVector
 from twinserve.manifest import Manifest, TextInput, truncated_space_id
 from twinserve.server import inputs
+from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.admission import ROW_TOKENS, Admission
 from twinserve.server.batching.batcher import AGEING, Batcher, Observer, Ride
 from twinserve.server.batching.costs import Measured, RunCosts
@@ -73,6 +74,7 @@ class Engine:
         runners: runs at a time.
         measured: runs of warm-up, from which the table of costs begins.
         ageing: seconds after which a waiting call goes before its turn.
+        afterwards: where the thread that reads calls puts off what it runs itself.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Engine:
         runners: int,
         measured: Iterable[Measured] = (),
         ageing: float = AGEING,
+        afterwards: Afterwards | None = None,
     ) -> None:
         self.runner = runner
         self.name = name
@@ -107,6 +110,7 @@ class Engine:
             max_tokens=None if runner.tokenizer is None else max_batch_tokens,
             costs=RunCosts(measured),
             ageing=ageing,
+            afterwards=afterwards,
             name=name,
         )
 

@@ -4,8 +4,9 @@ In: jobs, each the prepared rows of one call, from any thread. Out: their embedd
 ride cost. A run is bound when a runner is free (`turns.Turns` says of which rows), so that a lone
 call leaves at once and a loaded server's runs grow by themselves. The thread that ran the model
 answers: it sets the jobs' completions and so goes on with their calls. Before that it hands its
-place to the next thread, so there are more threads than runs at a time. All state is under one
-lock, which nobody holds while a model runs, a completion is set or the observer is told.
+place to the next thread, so there are more threads than runs at a time. A model that is nearly free
+is run by the thread that read the calls (`afterwards`). All state is under one lock, which nobody
+holds while a model runs, a completion is set or the observer is told.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from twinserve.errors import DeadlineExceeded, InternalFault, Unavailable
-from twinserve.server.batching.costs import RunCosts
+from twinserve.server.afterwards import Afterwards
+from twinserve.server.batching.costs import NEARLY_FREE, RunCosts
 from twinserve.server.batching.jobs import Job, Observer, Outputs, Reason, Ride, Rows, Run
-from twinserve.server.batching.turns import Turns
+from twinserve.server.batching.turns import QUANTUM, Turns
 from twinserve.server.callers import Caller
 from twinserve.server.completion import Completion
 
@@ -36,6 +38,8 @@ AGEING = 1.0
 _SURE, _TRIED = 0.75, 8
 # Weight of the newest run in the pace, and the most that it counts for, as a multiple of the known.
 _NEWEST_PACE, _MOST_PACE = 0.1, 3.0
+# Seconds that the thread which reads calls may be kept by a run; what takes longer is handed over.
+_HERE = 0.01
 
 
 class Batcher:
@@ -50,6 +54,7 @@ class Batcher:
             runs alone. None where all rows have one shape.
         costs: what runs cost; kept current.
         ageing: seconds after which a waiting job goes before its turn.
+        afterwards: where the thread that reads calls puts off what it runs itself.
         name: of the threads.
         clock: seconds, monotonic; deadlines are points of it.
     """
@@ -64,6 +69,7 @@ class Batcher:
         max_tokens: int | None = None,
         costs: RunCosts | None = None,
         ageing: float = AGEING,
+        afterwards: Afterwards | None = None,
         name: str = "model",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -73,6 +79,8 @@ class Batcher:
         self._texts = max_tokens is not None
         self._observer = observer
         self._clock = clock
+        self._afterwards = afterwards or Afterwards()
+        self._put_off = False  # what waits is run by the thread that reads calls
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
         late: list[tuple[Job, int]] = []  # dropped in a turn, not yet told
@@ -157,9 +165,43 @@ class Batcher:
             if self._closed:
                 raise Unavailable("the model is being unloaded; retry, or name another")
             self._turns.push(job)
-            if self._idle and (self._free or (self._aside and self._turns.goes_aside(job))):
+            if (
+                self._idle
+                and (self._free or (self._aside and self._turns.goes_aside(job)))
+                and not self._is_put_off(job)
+            ):
                 self._turn.notify()
         return completion
+
+    def _is_put_off(self, job: Job) -> bool:
+        """Leave a job to the thread that reads calls, if this is it and the job is nearly free."""
+        if not self._free or len(job.rows) > QUANTUM:
+            return False
+        # Nothing is free that was never measured.
+        seconds = self.costs.seconds(len(job.rows), max(job.lengths, default=1))
+        if not 0 < seconds <= len(job.rows) * NEARLY_FREE:
+            return False
+        self._put_off = self._put_off or self._afterwards.put(self._run_here)
+        return self._put_off
+
+    def _run_here(self, nothing_left: bool) -> bool:
+        """Carry out a run in the thread that reads calls; see `Afterwards`."""
+        with self._lock:
+            seconds = self.costs.queue_seconds(self._turns.cost, 1)
+            if not nothing_left and self._free and seconds < _HERE / 2:
+                return False
+            self._put_off = False
+            run = None
+            if not self._free or seconds > _HERE:
+                if self._idle:
+                    self._turn.notify()
+            else:
+                run = self._bind()
+            late, waited = self._begun(run)
+        self._tell(late, waited)
+        if run is not None:
+            self._work_on(run)
+        return True
 
     def foresee(self, rows: int, longest: int, caller: Caller) -> None:
         """Refuse what the table says cannot be done by its deadline; cheap, before any preparing.
@@ -209,14 +251,17 @@ class Batcher:
 
     def _work(self) -> None:
         while (run := self._next()) is not None:
-            began = time.perf_counter()
-            try:
-                results = self._carry_out(run)
-            except Exception:
-                # Nothing of ours may end the thread: the jobs get an error, the next ones a run.
-                log.exception("a run of %d rows failed outside the model", run.rows)
-                results = [_failed(None) for _ in run.parts]
-            self._end(run, results, time.perf_counter() - began)
+            self._work_on(run)
+
+    def _work_on(self, run: Run) -> None:
+        began = time.perf_counter()
+        try:
+            results = self._carry_out(run)
+        except Exception:
+            # Nothing of ours may end the thread: the jobs get an error, the next ones a run.
+            log.exception("a run of %d rows failed outside the model", run.rows)
+            results = [_failed(None) for _ in run.parts]
+        self._end(run, results, time.perf_counter() - began)
 
     def _next(self) -> Run | None:
         """Wait for a free place and bind a run; None when the batcher is closed and empty."""
@@ -229,20 +274,28 @@ class Batcher:
                     self._idle += 1
                     self._turn.wait()
                     self._idle -= 1
-                late = self._late.copy()
-                self._late.clear()
-                waited = []
-                for job, _ in run.parts if run else ():
-                    if job.started is None:
-                        job.started = self._clock()
-                        waited.append(job.started - job.submitted)
-            for job, rows in late:
-                self._observer.dropped(rows, "expired")
-                self._answer(job, _expired())
+                late, waited = self._begun(run)
+            self._tell(late, waited)
             if run is not None:
-                for seconds in waited:
-                    self._observer.queued(seconds)
                 return run
+
+    def _begun(self, run: Run | None) -> tuple[list[tuple[Job, int]], list[float]]:
+        """Note who rides from now on; return who was dropped, and how long the others waited."""
+        late = self._late.copy()
+        self._late.clear()
+        waited = []
+        for job, _ in run.parts if run else ():
+            if job.started is None:
+                job.started = self._clock()
+                waited.append(job.started - job.submitted)
+        return late, waited
+
+    def _tell(self, late: list[tuple[Job, int]], waited: list[float]) -> None:
+        for job, rows in late:
+            self._observer.dropped(rows, "expired")
+            self._answer(job, _expired())
+        for seconds in waited:
+            self._observer.queued(seconds)
 
     def _bind(self) -> Run | None:
         """Take what a runner's place is free for, or what goes aside of busy ones."""

@@ -23,6 +23,9 @@ _APART = 4
 # A run is large enough once its fixed price is this share of it, and it takes this many seconds:
 # below them nobody feels the wait, and runs are cheaper to hand over when they are fewer.
 _FIXED_SHARE, _SHORT_RUN = 0.03, 0.005
+# Seconds of a row alone up to which a net is nearly free: handing the row to another thread and its
+# embedding back costs as much.
+NEARLY_FREE = 0.001
 
 
 @dataclass(frozen=True)

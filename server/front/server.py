@@ -21,6 +21,7 @@ from typing import Any
 
 import grpc
 
+from twinserve.server.afterwards import Afterwards
 from twinserve.server.front import core
 from twinserve.server.front.call import Call, Method
 from twinserve.server.front.intake import Intake
@@ -87,6 +88,7 @@ class Front(grpc.aio.Server):
         refusals: what calls are refused with.
         behind: seconds that a driven call waits at least once it has begun, whatever it asks for;
             cheap, since every call with a deadline asks.
+        afterwards: what methods put off until all that came was read.
     """
 
     def __init__(
@@ -96,12 +98,14 @@ class Front(grpc.aio.Server):
         max_calls: int,
         refusals: Refusals,
         behind: Callable[[], float] = lambda: 0.0,
+        afterwards: Afterwards | None = None,
     ) -> None:
         self._core = core.Core(options)
         self._threads = threads
         self._max_calls = max_calls
         self._refusals = refusals
         self._behind = behind
+        self._afterwards = afterwards or Afterwards()
         self._intake = Intake()
         self._methods: dict[bytes, Method] = {}
         self._handlers: list[grpc.GenericRpcHandler] = []
@@ -238,11 +242,12 @@ class Front(grpc.aio.Server):
         self._intake.put(call.peer(), work)
 
     def _serve(self) -> None:
-        intake = self._intake
+        intake, afterwards = self._intake, self._afterwards
+        afterwards.belong_here()
         for _ in range(ASKED):
             self._core.next_call(self._on_call)
         while not (self._shut and not self.calls and not intake.waiting):
-            wake = _PAST if intake.waiting else self._watch()
+            wake = _PAST if intake.waiting or afterwards.waiting else self._watch()
             if self._holding and wake != _PAST:
                 wake = time.time() + (1.0 if self._told and not self._held else 0.01)
             more = self._one(wake)
@@ -255,6 +260,8 @@ class Front(grpc.aio.Server):
             if self._told and self._held:
                 self._refuse_held()
             intake.work(max(SLICE, WORK * taken))
+            if afterwards.waiting:
+                afterwards.run(nothing_left=not intake.waiting)
         self._core.destroy()
         self._stopped.set()
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from twinserve import manifest as manifests
 from twinserve.errors import ConfigError, FailedPrecondition
+from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.admission import Admission
 from twinserve.server.config import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, ServerConfig
 from twinserve.server.engine import Engine
@@ -44,6 +45,7 @@ class Loader:
         admission: shared by all engines.
         preparers: threads for decoding and tokenizing.
         preparer_count: how many they are.
+        afterwards: where the thread that reads calls puts off what it runs itself.
         digest: of a file's content; the first thing that a load does.
 
     Raises:
@@ -57,9 +59,11 @@ class Loader:
         admission: Admission,
         preparers: Executor,
         preparer_count: int,
+        afterwards: Afterwards | None = None,
         digest: Callable[[Path], str] | None = None,
     ) -> None:
         self._config = config
+        self._afterwards = afterwards
         self._digest = digest or digest_of
         self._metrics = metrics
         self._admission = admission
@@ -143,6 +147,7 @@ class Loader:
             runners=runner.plan.runners,
             measured=measured,
             ageing=self._config.ageing,
+            afterwards=self._afterwards,
         )
         seconds = time.perf_counter() - began
         self._metrics.model_load_seconds.labels(name).observe(seconds)

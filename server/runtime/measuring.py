@@ -90,6 +90,11 @@ class SettingsBench:
         ratio = math.prod(ratios) ** (1 / len(ratios))
         return Duel(ratio, (speeds[0], speeds[1]), latency)
 
+    def single(self, setting: Setting) -> float | None:
+        """Seconds of one row alone, the least of some; None where there is no time."""
+        found = self._latencies((setting, setting)) if self._ready(setting) else None
+        return None if found is None else min(found)
+
     def idle(self, setting: Setting) -> float | None:
         """CPU seconds of this process in the time after a run; None where there is no time."""
         if not self._ready(setting):

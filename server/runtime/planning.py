@@ -3,7 +3,8 @@
 In: what the operator asked for, the processors, and a bench that can time two settings side by
 side. Out: one plan with the trials that led to it. What it knows of onnxruntime: all runs of a
 session share its threads, so R runs on a session of T threads keep R callers and T - 1 helpers
-busy; hence R runs fill n processors with T = n - R + 1.
+busy; hence R runs fill n processors with T = n - R + 1. A net that is nearly free runs once at a
+time, in the thread that reads calls (`batching.batcher`): for it only T is chosen.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from twinserve.errors import ConfigError
+from twinserve.server.batching.costs import NEARLY_FREE
 
 # A setting must beat the one before it by this much; less is the noise of a second's measuring.
 MARGIN = 1.05
@@ -80,6 +82,9 @@ class Bench(Protocol):
 
     def duel(self, first: Setting, second: Setting) -> Duel | None:
         """Time two settings side by side; None where there is no time for it."""
+
+    def single(self, setting: Setting) -> float | None:
+        """Seconds of one row alone; None where there is no time."""
 
     def idle(self, setting: Setting) -> float | None:
         """CPU seconds burnt after a run that nothing follows; None where there is no time."""
@@ -168,6 +173,13 @@ def candidates(asked: Asked, processors: int) -> tuple[Setting, ...]:
     return tuple(settings)
 
 
+def one_at_a_time(asked: Asked, processors: int) -> tuple[Setting, ...]:
+    """List the settings worth timing for a net that is nearly free, the fewest threads first."""
+    counts = dict.fromkeys([*(1 << power for power in range(processors.bit_length())), processors])
+    spinning = asked.spinning or Spinning.OFF
+    return tuple(Setting(1, count, spinning if count > 1 else Spinning.OFF) for count in counts)
+
+
 def first(asked: Asked, processors: int) -> Plan:
     """Return the plan to begin with, before anything is timed."""
     return Plan(candidates(asked, processors)[0], "not measured")
@@ -176,15 +188,21 @@ def first(asked: Asked, processors: int) -> Plan:
 def choose(asked: Asked, processors: int, bench: Bench) -> Plan:
     """Time the settings against each other and keep the best.
 
-    More runs at a time must carry more rows or answer one sooner. Then a short spin must carry
+    More runs at a time (of a net that is nearly free, more threads) must carry more rows or answer
+    one sooner. Then a short spin must carry
     more rows, and endless spinning must besides cost nothing while there is no work.
     """
     settings = candidates(asked, processors)
     trials: list[Trial] = []
+    single = bench.single(settings[0]) if len(settings) > 1 else None
+    free = single is not None and single <= NEARLY_FREE
+    if free:
+        settings = one_at_a_time(asked, processors)
     best = settings[0]
     for challenger in settings[1:]:
         best = _better(best, challenger, bench, trials)
-    if asked.spinning is None and best.threads > 1:
+    # Between runs of such a net the thread that called is busy, and spinning would take from it.
+    if asked.spinning is None and best.threads > 1 and not free:
         for spinning in (Spinning.SHORT, Spinning.ON):
             challenger = replace(best, spinning=spinning)
             idle = bench.idle(challenger)

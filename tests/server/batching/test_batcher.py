@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from twinserve.errors import DeadlineExceeded, InternalFault, Unavailable
+from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.batcher import Batcher, Outputs, Reason, Ride, Rows
 from twinserve.server.batching.costs import Measured, RunCosts
 from twinserve.server.callers import Caller, Priority
@@ -647,3 +648,129 @@ def test_threads_that_submit_and_abandon_get_each_answer_once_and_their_own(
     assert batcher.waiting == 0
     ran = sum(rows for rows, _ in record.batches)
     assert ran + sum(rows for rows, _ in record.drops) == sum(rows_given)
+
+
+# A row takes a tenth of a millisecond, and nothing besides.
+NEARLY_FREE = [Measured(1, 1, 1e-4), Measured(32, 1, 32e-4)]
+
+
+def doubled(threads: list[int]) -> Callable[[Rows], Outputs]:
+    """A model that notes which threads it was run in."""
+
+    def model(rows: Rows) -> Outputs:
+        threads.append(threading.get_ident())
+        return np.stack([row[:1] for row in rows]).astype(np.float32) * 2
+
+    return model
+
+
+def test_what_is_nearly_free_is_run_by_the_thread_that_reads_calls_once_it_has_read_them(
+    make: Make, record: Record
+) -> None:
+    ran: list[int] = []
+    afterwards = Afterwards()
+    afterwards.belong_here()
+    batcher = make(doubled(ran), costs=RunCosts(NEARLY_FREE), afterwards=afterwards)
+    answers = [batcher.submit(rows(value), Caller("a")) for value in range(5)]
+    assert not any(answer.done for answer in answers)
+    # There is more to read, and little waits so far.
+    afterwards.run(nothing_left=False)
+    assert not ran
+    answers.append(batcher.submit(rows(5), Caller("b")))
+    afterwards.run(nothing_left=True)
+    assert [values(answer) for answer in answers] == [[2.0 * value] for value in range(6)]
+    assert ran == [threading.get_ident()]
+    assert record.batches == [(6, Reason.RUNNER_FREE)]
+    assert not afterwards.waiting
+
+
+def test_it_is_run_although_more_is_read_once_enough_waits(make: Make, record: Record) -> None:
+    afterwards = Afterwards()
+    afterwards.belong_here()
+    batcher = make(doubled([]), costs=RunCosts(NEARLY_FREE), afterwards=afterwards)
+    answers = [batcher.submit(rows(value), Caller("a")) for value in range(50)]
+    afterwards.run(nothing_left=False)
+    assert record.batches
+    for value, answer in enumerate(answers):
+        assert values(answer) == [2.0 * value]
+
+
+@pytest.mark.parametrize(
+    ("costs", "count"),
+    [
+        pytest.param([], 1, id="what was never measured"),
+        pytest.param([Measured(1, 1, 0.01), Measured(32, 1, 0.3)], 1, id="a net that is not free"),
+        pytest.param(NEARLY_FREE, 32, id="a call of many rows"),
+    ],
+)
+def test_nothing_else_keeps_the_thread_that_reads_calls(
+    make: Make, costs: list[Measured], count: int
+) -> None:
+    ran: list[int] = []
+    afterwards = Afterwards()
+    afterwards.belong_here()
+    batcher = make(doubled(ran), costs=RunCosts(costs), afterwards=afterwards)
+    assert values(batcher.submit(rows(*range(count)), Caller("a"))) == [
+        2.0 * i for i in range(count)
+    ]
+    assert not afterwards.waiting
+    assert threading.get_ident() not in ran
+
+
+def test_a_call_of_another_thread_waits_for_nobody_to_read(make: Make) -> None:
+    ran: list[int] = []
+    afterwards = Afterwards()
+    afterwards.belong_here()
+    batcher = make(doubled(ran), costs=RunCosts(NEARLY_FREE), afterwards=afterwards)
+    found: list[list[float]] = []
+    caller = threading.Thread(
+        target=lambda: found.append(values(batcher.submit(rows(3), Caller("a"))))
+    )
+    caller.start()
+    caller.join(10)
+    assert found == [[6.0]]
+    assert threading.get_ident() not in ran
+
+
+def test_a_queue_that_is_long_by_then_is_handed_over(make: Make) -> None:
+    ran: list[int] = []
+    afterwards = Afterwards()
+    afterwards.belong_here()
+    batcher = make(doubled(ran), costs=RunCosts(NEARLY_FREE), afterwards=afterwards)
+    answers = [batcher.submit(rows(value), Caller("a")) for value in range(300)]
+    afterwards.run(nothing_left=True)
+    for value, answer in enumerate(answers):
+        assert values(answer) == [2.0 * value]
+    assert threading.get_ident() not in ran
+
+
+def test_a_model_that_fails_there_fails_its_jobs_and_the_next_run_works(make: Make) -> None:
+    afterwards = Afterwards()
+    afterwards.belong_here()
+    fails = [True]
+
+    def model(given: Rows) -> Outputs:
+        if fails[0]:
+            raise ValueError("no")
+        return np.stack([row[:1] for row in given])
+
+    batcher = make(model, costs=RunCosts(NEARLY_FREE), afterwards=afterwards)
+    answer = batcher.submit(rows(1), Caller("a"))
+    afterwards.run(nothing_left=True)
+    with pytest.raises(InternalFault):
+        wait(answer)
+    fails[0] = False
+    again = batcher.submit(rows(1), Caller("a"))
+    afterwards.run(nothing_left=True)
+    assert values(again) == [1.0]
+
+
+def test_what_is_put_off_is_answered_though_the_batcher_closes_first(make: Make) -> None:
+    afterwards = Afterwards()
+    afterwards.belong_here()
+    batcher = make(doubled([]), costs=RunCosts(NEARLY_FREE), afterwards=afterwards)
+    answer = batcher.submit(rows(4), Caller("a"))
+    batcher.close()
+    assert values(answer) == [8.0]
+    afterwards.run(nothing_left=True)
+    assert not afterwards.waiting

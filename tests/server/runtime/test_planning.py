@@ -29,6 +29,9 @@ class Machine:
         latency = self.latencies.get(first, 0.01), self.latencies.get(second, 0.01)
         return Duel(speeds[1] / speeds[0], speeds, latency)
 
+    def single(self, setting: Setting) -> float | None:
+        return self.latencies.get(setting, 0.01) if setting in self.speeds else None
+
     def idle(self, setting: Setting) -> float | None:
         return self.idles.get(setting.spinning, 0.013)
 
@@ -136,6 +139,17 @@ def test_the_only_way_needs_no_trial() -> None:
     plan = choose(Asked(), 1, Machine({}))
     assert plan.setting == Setting(1, 1)
     assert plan.trials == ()
+
+
+def test_a_net_that_is_nearly_free_runs_once_at_a_time_on_the_threads_that_carry_most() -> None:
+    nearly_free = {Setting(1, threads): 0.0003 for threads in (1, 2, 4)}
+    speeds = {Setting(1, 1): 100.0, Setting(1, 2): 150.0, Setting(1, 4): 151.0}
+    plan = choose(Asked(), 4, Machine(speeds | {Setting(4, 1): 400.0}, nearly_free))
+    assert plan.setting == Setting(1, 2)
+    # Helpers that spin would take from the thread that reads calls: it is not tried.
+    assert all(trial.second.spinning is Spinning.OFF for trial in plan.trials)
+    asked = choose(Asked(runners=4), 4, Machine(speeds | {Setting(4, 1): 400.0}, nearly_free))
+    assert asked.setting == Setting(4, 1)
 
 
 def test_spinning_is_read_from_its_flag() -> None:
