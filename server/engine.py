@@ -111,6 +111,7 @@ class Engine:
             costs=RunCosts(measured),
             ageing=ageing,
             afterwards=afterwards,
+            are_sound=functools.partial(distance.are_sound, metric=self.manifest.metric),
             name=name,
         )
 
@@ -187,7 +188,7 @@ class Engine:
             finished: list[Outcome] = []
             if rows:
                 vectors, ride = await self.batcher.submit(rows, caller)
-                finished = self._finish(vectors, wanted)
+                finished = self._finish(vectors, wanted, ride)
         # Every call passes here, most with one input: plain loops cost half of what tuples of
         # generators do.
         ran = iter(finished)
@@ -255,8 +256,10 @@ class Engine:
         parts = [raws[at : at + size] for at in range(0, len(raws), size)]
         return await _in_threads(self._preparers, parts, one)
 
-    def _finish(self, vectors: Vector, dimension: int) -> list[Outcome]:
+    def _finish(self, vectors: Vector, dimension: int, ride: Ride) -> list[Outcome]:
         """Truncate, and refuse what no metric can compare: per row."""
+        if ride.sound and dimension == vectors.shape[1]:
+            return list(vectors)
         vectors = distance.truncated(vectors, dimension)  # [batch, dimension]
         try:
             distance.check_vectors(vectors, self.manifest.metric)

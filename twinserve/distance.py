@@ -18,10 +18,6 @@ FloatArray = NDArray[np.float64]
 Embeddings = NDArray[np.float32]
 
 
-# Numbers up to which checking costs more in calls than in work.
-_FEW = 4096
-
-
 class Metric(enum.StrEnum):
     """How two embeddings are compared."""
 
@@ -40,7 +36,7 @@ def check_vectors(embeddings: Embeddings, metric: Metric) -> None:
         NotFinite: a NaN or an infinity.
         ZeroVector: a row of length zero under cosine, whose distance to anything is undefined.
     """
-    if _plainly_fine(embeddings, metric):
+    if are_sound(embeddings, metric):
         return
     finite = np.isfinite(embeddings).all(axis=-1)
     if not finite.all():
@@ -60,16 +56,25 @@ def check_vectors(embeddings: Embeddings, metric: Metric) -> None:
             )
 
 
-def _plainly_fine(embeddings: Embeddings, metric: Metric) -> bool:
-    """Say in one sum of squares, a third of the price, what is true of nearly all that is checked.
+def are_sound(embeddings: Embeddings, metric: Metric) -> bool:
+    """Say in one sum of squares what is true of nearly all vectors; False where it cannot tell.
 
-    A NaN or an infinity makes the sum one; so may very large or very small numbers, which are then
-    looked at one by one. Not `dot`, which warns of what it meets.
+    A NaN or an infinity makes the sum one; so may very large or very small numbers, for which
+    `check_vectors` looks at each.
+
+    Args:
+        embeddings: float32 [batch, dimension] or [dimension].
+        metric: under which they are to be compared.
     """
-    if embeddings.size > _FEW or (metric is Metric.COSINE and embeddings.size != len(embeddings.T)):
-        return False  # the sum of several rows does not tell that one is zero
-    flat = embeddings.reshape(-1)
-    return 0.0 < float(np.einsum("i,i->", flat, flat)) < float("inf")
+    if embeddings.size == embeddings.shape[-1]:
+        flat = embeddings.reshape(-1)
+        # Not `dot`, which warns of what it meets.
+        square = float(np.einsum("i,i->", flat, flat))
+        return (square > 0.0 or metric is Metric.EUCLIDEAN) and square < float("inf")
+    squares = np.einsum("...i,...i->...", embeddings, embeddings)
+    if not squares.size or not squares.max() < float("inf"):  # of a NaN neither holds
+        return False
+    return metric is Metric.EUCLIDEAN or bool(squares.min() > 0.0)
 
 
 def paired(first: Embeddings, second: Embeddings, metric: Metric) -> FloatArray:

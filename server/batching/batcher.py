@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -55,6 +56,8 @@ class Batcher:
         costs: what runs cost; kept current.
         ageing: seconds after which a waiting job goes before its turn.
         afterwards: where the thread that reads calls puts off what it runs itself.
+        are_sound: checks all that came of a run at once; the rides say what it found. Jobs that
+            need not be checked one by one cost a tenth less.
         name: of the threads.
         clock: seconds, monotonic; deadlines are points of it.
     """
@@ -70,6 +73,7 @@ class Batcher:
         costs: RunCosts | None = None,
         ageing: float = AGEING,
         afterwards: Afterwards | None = None,
+        are_sound: Callable[[Outputs], bool] = lambda outputs: False,
         name: str = "model",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -80,6 +84,7 @@ class Batcher:
         self._observer = observer
         self._clock = clock
         self._afterwards = afterwards or Afterwards()
+        self._are_sound = are_sound
         self._put_off = False  # what waits is run by the thread that reads calls
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
@@ -323,6 +328,7 @@ class Batcher:
             log.exception("a run of %d jobs failed", len(parts))
             return [_failed(error)] if len(parts) == 1 else [self._alone(part) for part in parts]
         self.costs.tell(run.rows, run.longest, time.perf_counter() - began)
+        run.sound = self._are_sound(outputs)
         if len(parts) == 1:
             return [outputs]
         ends = np.cumsum([len(part) for part in parts])
@@ -351,8 +357,13 @@ class Batcher:
                     failed.append((job, self._turns.drop(job), fault))
                     continue
                 assert job.started is not None
+                job.sound = job.sound and run.sound
                 if job.ride is None or run.rows > job.ride.rows:
-                    job.ride = Ride(job.started - job.submitted, seconds, run.rows, run.reason)
+                    job.ride = Ride(
+                        job.started - job.submitted, seconds, run.rows, run.reason, job.sound
+                    )
+                elif job.ride.sound and not job.sound:
+                    job.ride = replace(job.ride, sound=False)
                 job.done += len(indices)
                 if job.done == len(job.rows):
                     whole.append(job)

@@ -39,6 +39,7 @@ class Ride:
     inference: float
     rows: int
     reason: Reason
+    sound: bool = False  # whether all that the job was given passed the batcher's check
 
 
 class Observer(Protocol):
@@ -70,6 +71,7 @@ class Job:
     pending: list[int]
     generation: int = 0  # of texts: what waited at one time leaves before what came later
     done: int = 0
+    sound: bool = True
     started: float | None = None
     outputs: Outputs | None = None
     ride: Ride | None = None
@@ -89,6 +91,7 @@ class Run:
     rows: int = 0
     tokens: int = 0  # without padding
     longest: int = 1  # what each row is padded to; 1 where rows are no texts
+    sound: bool = False  # whether all that came of it passed the batcher's check
 
     def add(self, job: Job, indices: list[int]) -> None:
         """Carry some rows of a job."""

@@ -34,7 +34,7 @@ _METRICS = {
     shared.METRIC_EUCLIDEAN: Metric.EUCLIDEAN,
     shared.METRIC_COSINE: Metric.COSINE,
 }
-_REASONS = {
+REASONS = {
     Reason.RUNNER_FREE: shared.DISPATCH_REASON_RUNNER_FREE,
     Reason.FULL: shared.DISPATCH_REASON_FULL,
     Reason.AGED: shared.DISPATCH_REASON_AGED,
@@ -127,7 +127,7 @@ def _array(tensor: shared.Tensor, limits: Limits) -> NDArray[Any]:
     if data_type is None:
         raise WrongShape("tensor.data_type is not set; give UINT8, FLOAT32 or INT64")
     shape = tuple(tensor.shape)
-    if len(shape) > _MAX_AXES or any(extent < 1 for extent in shape):
+    if len(shape) > _MAX_AXES or min(shape, default=1) < 1:
         raise WrongShape(
             f"the tensor's shape is {list(shape)[:_MAX_AXES]}; give up to {_MAX_AXES} extents of "
             "at least 1"
@@ -221,7 +221,7 @@ def timing_message(
         inference_us=int(ride.inference * 1e6 + 0.5),
         search_us=int(search * 1e6 + 0.5),
         batch_rows=ride.rows,
-        dispatch_reason=_REASONS[ride.reason],
+        dispatch_reason=REASONS[ride.reason],
     )
 
 

@@ -192,7 +192,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             token_counts=embedded.token_counts,
             truncated=embedded.truncated,
             packed=packed,
-            timing=codec.timing_message(embedded.ride, embedded.preprocess),
+            timing=embedding_reply.timing(embedded.ride, embedded.preprocess),
         )
         return Encoded(data, name)
 

@@ -15,13 +15,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from twinserve.errors import TwinserveError
+from twinserve.server.batching.jobs import Reason, Ride
 from twinserve.server.engine import Outcome
 from twinserve.server.inputs import Vector
+from twinserve.server.services import codec
 from twinserve.server.services.status import status_of
 from twinserve.v1 import embedding_service_pb2 as pb
 from twinserve.v1 import shared_pb2 as shared
 
 _FLOATS = np.dtype("<f4")
+_SMALL = [bytes((value,)) for value in range(0x80)]
 
 
 def response(
@@ -33,12 +36,12 @@ def response(
     token_counts: Sequence[int],
     truncated: Sequence[bool],
     packed: pb.Packed | None,
-    timing: shared.ServerTiming,
+    timing: bytes,
 ) -> bytes:
     """Write an EmbedResponse; the arguments are its fields and those of its results.
 
     The outcomes are embeddings, float32 [dimension], or what was wrong with an input; of an
-    embedding that `packed` holds the result says nothing.
+    embedding that `packed` holds the result says nothing. The timing comes as its bytes.
     """
     parts = [_start(request_id, model_version, space_id)]
     for outcome, count, cut in zip(outcomes, token_counts, truncated, strict=True):
@@ -54,8 +57,25 @@ def response(
             parts += (head, _bytes(outcome), foot, tail)
     if packed is not None:
         parts.append(_field(_PACKED, packed.SerializeToString()))
-    parts.append(_field(_TIMING, timing.SerializeToString()))
+    parts += (_TIMING, _varint(len(timing)), timing)
     return b"".join(parts)
+
+
+def timing(ride: Ride | None, preprocess: float) -> bytes:
+    """Write a ServerTiming; see `codec.timing_message`."""
+    prepared = _whole(_PREPROCESS, int(preprocess * 1e6 + 0.5))
+    if ride is None:
+        return prepared
+    queued = _whole(_QUEUE, int(ride.queue * 1e6 + 0.5))
+    return queued + prepared + _of_run(int(ride.inference * 1e6 + 0.5), ride.rows, ride.reason)
+
+
+@functools.lru_cache(64)
+def _of_run(inference_us: int, rows: int, reason: Reason) -> bytes:
+    """Return what all calls of a run share."""
+    return shared.ServerTiming(
+        inference_us=inference_us, batch_rows=rows, dispatch_reason=codec.REASONS[reason]
+    ).SerializeToString()
 
 
 def stream_response(data: bytes, request_id: str) -> bytes:
@@ -68,7 +88,15 @@ def _number(message: type, field: str) -> bytes:
     return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | 2)  # type: ignore[attr-defined]
 
 
+def _whole(tag: bytes, value: int) -> bytes:
+    return tag + _varint(value) if value else b""
+
+
 def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return _SMALL[value]
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
     found = bytearray()
     while value > 0x7F:
         found.append(value & 0x7F | 0x80)
@@ -124,4 +152,6 @@ _ERROR = _number(pb.EmbedResult, "error")
 _VALUES = _number(shared.Embedding, "values")
 _VALUES_SPACE = _number(shared.Embedding, "space_id")
 _RESPONSE = _number(pb.EmbedStreamResponse, "response")
+_QUEUE = _varint(shared.ServerTiming.QUEUE_US_FIELD_NUMBER << 3)
+_PREPROCESS = _varint(shared.ServerTiming.PREPROCESS_US_FIELD_NUMBER << 3)
 _STREAM_ID = _number(pb.EmbedStreamResponse, "request_id")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from twinserve.errors import TwinserveError, UndecodableImage
+from twinserve.server.batching.jobs import Reason, Ride
 from twinserve.server.engine import Outcome
 from twinserve.server.services import codec, embedding_reply
 from twinserve.server.services.status import status_of
@@ -58,7 +59,7 @@ def by_hand(
         token_counts=counts,
         truncated=cuts,
         packed=packed,
-        timing=timing,
+        timing=timing.SerializeToString(),
     )
 
 
@@ -114,3 +115,14 @@ def test_a_streams_reply_holds_the_response_and_its_request() -> None:
     data = embedding_reply.stream_response(response.SerializeToString(), "seven")
     whole = pb.EmbedStreamResponse(response=response, request_id="seven")
     assert data == whole.SerializeToString()
+
+
+@pytest.mark.parametrize("queue", [0.0, 0.4e-6, 127e-6, 128e-6, 16_383e-6, 16_384e-6, 3.25, 4000.0])
+@pytest.mark.parametrize("reason", list(Reason))
+def test_the_timing_is_written_as_the_contract_writes_it(queue: float, reason: Reason) -> None:
+    ride = Ride(queue, inference=7.5e-3, rows=300, reason=reason)
+    for preprocess in (0.0, 90e-6):
+        message = codec.timing_message(ride, preprocess)
+        assert embedding_reply.timing(ride, preprocess) == message.SerializeToString()
+        message = codec.timing_message(None, preprocess)
+        assert embedding_reply.timing(None, preprocess) == message.SerializeToString()
