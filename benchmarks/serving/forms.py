@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.serving import wire
-from benchmarks.serving.subjects import Subject
+from benchmarks.serving.subjects import SEED, Subject
 from twinserve.oip import inference_pb2
 from twinserve.v1 import embedding_service_pb2 as pb
 from twinserve.v1 import shared_pb2
@@ -49,11 +49,14 @@ class Form:
         return wire.prefixed(message) if self.grpc else message
 
 
-def given(subject: Subject) -> bytes:
-    """Return the input of the single-item rows: pixels of noise, or a text of 32 tokens."""
+def given(subject: Subject, number: int = 0) -> bytes:
+    """Return the input of the single-item rows: pixels of noise, or a text of 32 tokens.
+
+    Others by number, since ours embeds what repeats within a call but once.
+    """
     if subject.tokenizer is None:
-        return subject.pixels().tobytes()
-    return subject.text().encode()
+        return subject.pixels(SEED + number).tobytes()
+    return subject.text(seed=SEED + number).encode()
 
 
 def contract_inputs(subject: Subject, inputs: Sequence[bytes]) -> list[shared_pb2.Input]:

@@ -72,7 +72,8 @@ class Stage:
         """Return a file with a call of so many items in a server's form."""
         path = self.folder / f"{server.form.path.strip('/').replace('/', '.')}.{items}"
         if not path.exists():
-            path.write_bytes(server.form.body(self.subject, [forms.given(self.subject)] * items))
+            inputs = [forms.given(self.subject, number) for number in range(items)]
+            path.write_bytes(server.form.body(self.subject, inputs))
         return path
 
     def window(

@@ -47,12 +47,12 @@ class Subject:
         contract = self.manifest.input
         return Tokenizer(text, contract) if text and isinstance(contract, TextInput) else None
 
-    def pixels(self) -> Row:
+    def pixels(self, seed: int = SEED) -> Row:
         """Return one picture of noise: uint8 [height, width, channels]."""
         contract = self.manifest.input
         assert isinstance(contract, ImageInput), f"{self} takes no pictures"
         shape = (contract.height, contract.width, contract.channels)
-        return np.random.default_rng(SEED).integers(0, 256, shape, dtype=np.uint8)
+        return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
     def text(self, tokens: int = TOKENS, seed: int = SEED) -> str:
         """Return a text of exactly so many tokens, of words that are one token each."""

@@ -20,8 +20,8 @@ SEED = 9
 def measure(subject: Subject, report: Report, calls: int = CALLS) -> None:
     """Send calls of 1 to 32 items, most of them small, and watch resident memory."""
     sizes = np.random.default_rng(SEED).geometric(0.3, BODIES).clip(1, LARGEST)
-    one = forms.given(subject)
-    bodies = [forms.CONTRACT.body(subject, [one] * int(size)) for size in sizes]
+    inputs = [forms.given(subject, number) for number in range(LARGEST)]
+    bodies = [forms.CONTRACT.body(subject, inputs[:size]) for size in sizes]
     resident: list[int] = []
     with (
         servers.ours(subject.path, still=False) as ours,
