@@ -189,8 +189,8 @@ def choose(asked: Asked, processors: int, bench: Bench) -> Plan:
     """Time the settings against each other and keep the best.
 
     More runs at a time (of a net that is nearly free, more threads) must carry more rows or answer
-    one sooner. Then a short spin must carry
-    more rows, and endless spinning must besides cost nothing while there is no work.
+    one sooner. Then a short spin must carry more rows, and endless spinning must besides cost
+    nothing while there is no work.
     """
     settings = candidates(asked, processors)
     trials: list[Trial] = []

@@ -176,7 +176,8 @@ def test_a_twin_is_planned_and_warmed_within_seconds(tmp_path: Path) -> None:
     began = time.monotonic()
     measured = runner.warm(64, 2048)
     assert time.monotonic() - began < 20, "a few tenths of it on a machine of its own"
-    assert runner.plan.runners + runner.plan.threads == 3, "both processors, and no more"
+    plan = runner.plan  # such a net is nearly free, unless the machine is busy
+    assert (plan.runners, plan.threads) in {(1, 1), (1, 2), (2, 1)}, "both processors at most"
     assert runner.plan.trials, "nothing was compared"
     assert {one.rows for one in measured} >= {1, 64}
     assert all(one.seconds > 0 and one.longest == 1 for one in measured)
