@@ -111,6 +111,7 @@ class Engine:
             costs=RunCosts(measured),
             ageing=ageing,
             afterwards=afterwards,
+            run_lone=runner.run_lone,
             are_sound=functools.partial(distance.are_sound, metric=self.manifest.metric),
             name=name,
         )

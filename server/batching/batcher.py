@@ -56,6 +56,7 @@ class Batcher:
         costs: what runs cost; kept current.
         ageing: seconds after which a waiting job goes before its turn.
         afterwards: where the thread that reads calls puts off what it runs itself.
+        run_lone: what it runs that with, one at a time; None is `run`.
         are_sound: checks all that came of a run at once; the rides say what it found. Jobs that
             need not be checked one by one cost a tenth less.
         name: of the threads.
@@ -73,6 +74,7 @@ class Batcher:
         costs: RunCosts | None = None,
         ageing: float = AGEING,
         afterwards: Afterwards | None = None,
+        run_lone: Callable[[Rows], Outputs] | None = None,
         are_sound: Callable[[Outputs], bool] = lambda outputs: False,
         name: str = "model",
         clock: Callable[[], float] = time.monotonic,
@@ -81,9 +83,11 @@ class Batcher:
         self.runners = runners
         self._run = run
         self._texts = max_tokens is not None
+        self._most = max_batch if max_tokens is None else max_tokens
         self._observer = observer
         self._clock = clock
         self._afterwards = afterwards or Afterwards()
+        self._run_lone = run_lone or run
         self._are_sound = are_sound
         self._put_off = False  # what waits is run by the thread that reads calls
         self._lock = threading.Lock()
@@ -195,18 +199,21 @@ class Batcher:
             seconds = self.costs.queue_seconds(self._turns.cost, 1)
             if not nothing_left and self._free and seconds < _HERE / 2:
                 return False
-            self._put_off = False
             run = None
-            if not self._free or seconds > _HERE:
+            longest = min(seconds, self.costs.largest_seconds(self._most))
+            if not self._free or longest > _HERE:
                 if self._idle:
                     self._turn.notify()
             else:
-                run = self._bind()
+                run = self._bind(together=True)
+            # What is left is next, once it was seen what came meanwhile.
+            self._put_off = run is not None and self._turns.rows > 0
+            put_off = self._put_off
             late, waited = self._begun(run)
         self._tell(late, waited)
         if run is not None:
-            self._work_on(run)
-        return True
+            self._work_on(run, self._run_lone)
+        return not put_off
 
     def foresee(self, rows: int, longest: int, caller: Caller) -> None:
         """Refuse what the table says cannot be done by its deadline; cheap, before any preparing.
@@ -256,12 +263,12 @@ class Batcher:
 
     def _work(self) -> None:
         while (run := self._next()) is not None:
-            self._work_on(run)
+            self._work_on(run, self._run)
 
-    def _work_on(self, run: Run) -> None:
+    def _work_on(self, run: Run, run_with: Callable[[Rows], Outputs]) -> None:
         began = time.perf_counter()
         try:
-            results = self._carry_out(run)
+            results = self._carry_out(run, run_with)
         except Exception:
             # Nothing of ours may end the thread: the jobs get an error, the next ones a run.
             log.exception("a run of %d rows failed outside the model", run.rows)
@@ -302,28 +309,34 @@ class Batcher:
         for seconds in waited:
             self._observer.queued(seconds)
 
-    def _bind(self) -> Run | None:
-        """Take what a runner's place is free for, or what goes aside of busy ones."""
+    def _bind(self, together: bool = False) -> Run | None:
+        """Take what a runner's place is free for, or what goes aside of busy ones.
+
+        Args:
+            together: leave no part of it to other runners that are free.
+        """
         if not self._turns.rows:
             return None
         run = None
         if self._free:
-            run = self._turns.take(self._clock(), self._free)
+            run = self._turns.take(self._clock(), 1 if together else self._free)
             if run is not None:
                 self._free -= 1
-                if self._free and self._turns.rows and self._idle:
+                if self._free and self._turns.rows and self._idle and not together:
                     self._turn.notify()
         elif self._aside:
             run = self._turns.take_aside(self._clock())
             self._aside = run is None
         return run
 
-    def _carry_out(self, run: Run) -> list[Outputs | InternalFault]:
+    def _carry_out(
+        self, run: Run, run_with: Callable[[Rows], Outputs]
+    ) -> list[Outputs | InternalFault]:
         """Run the parts as one; where that fails, each alone, so that one fails for itself only."""
         parts = [[job.rows[i] for i in indices] for job, indices in run.parts]
         began = time.perf_counter()
         try:
-            outputs = self._checked([row for part in parts for row in part])
+            outputs = _checked(run_with, [row for part in parts for row in part])
         except Exception as error:
             log.exception("a run of %d jobs failed", len(parts))
             return [_failed(error)] if len(parts) == 1 else [self._alone(part) for part in parts]
@@ -336,15 +349,9 @@ class Batcher:
 
     def _alone(self, rows: Rows) -> Outputs | InternalFault:
         try:
-            return self._checked(rows)
+            return _checked(self._run, rows)
         except Exception as error:
             return _failed(error)
-
-    def _checked(self, rows: Rows) -> Outputs:
-        outputs = self._run(rows)
-        if outputs.ndim != 2 or len(outputs) != len(rows):
-            raise ValueError(f"the model gave {list(outputs.shape)} for {len(rows)} rows")
-        return outputs
 
     def _end(self, run: Run, results: Sequence[Outputs | InternalFault], seconds: float) -> None:
         """Give the place to the next thread, then answer the jobs that are whole."""
@@ -375,7 +382,7 @@ class Batcher:
             else:
                 # Whichever ends first makes up for the one that left aside.
                 self._aside = True
-            if self._turns.rows and self._idle:
+            if self._turns.rows and self._idle and not self._put_off:
                 self._turn.notify()
         if len(whole) > 1:
             _few_first(whole)
@@ -419,6 +426,13 @@ class Batcher:
             rows = self._turns.drop(job)
         if rows:
             self._observer.dropped(rows, "cancelled")
+
+
+def _checked(run_with: Callable[[Rows], Outputs], rows: Rows) -> Outputs:
+    outputs = run_with(rows)
+    if outputs.ndim != 2 or len(outputs) != len(rows):
+        raise ValueError(f"the model gave {list(outputs.shape)} for {len(rows)} rows")
+    return outputs
 
 
 def _few_first(jobs: list[Job]) -> None:

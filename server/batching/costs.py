@@ -122,6 +122,10 @@ class RunCosts:
         by_time = (_SHORT_RUN - self._fixed) / self._per_token
         return max(1.0, by_share / longest, by_time / longest)
 
+    def largest_seconds(self, most: float) -> float:
+        """Return what a run takes that is large enough, or has so many tokens; 0 if unknown."""
+        return self._line(min(self.enough(), most))
+
     def _line(self, tokens: float) -> float:
         return self._fixed + self._per_token * tokens
 

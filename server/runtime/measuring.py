@@ -90,11 +90,6 @@ class SettingsBench:
         ratio = math.prod(ratios) ** (1 / len(ratios))
         return Duel(ratio, (speeds[0], speeds[1]), latency)
 
-    def single(self, setting: Setting) -> float | None:
-        """Seconds of one row alone, the least of some; None where there is no time."""
-        found = self._latencies((setting, setting)) if self._ready(setting) else None
-        return None if found is None else min(found)
-
     def idle(self, setting: Setting) -> float | None:
         """CPU seconds of this process in the time after a run; None where there is no time."""
         if not self._ready(setting):
@@ -108,10 +103,10 @@ class SettingsBench:
             burnt.append(time.process_time() - began)
         return min(burnt)
 
-    def keep(self, setting: Setting) -> None:
-        """Let go of all others: a twin is in memory twice while two are compared, never thrice."""
-        kept = self._session_of(setting)
-        self._open = {key: running for key, running in self._open.items() if key == kept}
+    def keep(self, *settings: Setting) -> None:
+        """Let go of all others: a large twin is in memory twice, never thrice, while compared."""
+        kept = {self._session_of(setting) for setting in settings}
+        self._open = {key: running for key, running in self._open.items() if key in kept}
 
     def opened(self, setting: Setting) -> Running:
         """Return the twin opened with a setting, for good."""

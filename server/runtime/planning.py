@@ -3,8 +3,9 @@
 In: what the operator asked for, the processors, and a bench that can time two settings side by
 side. Out: one plan with the trials that led to it. What it knows of onnxruntime: all runs of a
 session share its threads, so R runs on a session of T threads keep R callers and T - 1 helpers
-busy; hence R runs fill n processors with T = n - R + 1. A net that is nearly free runs once at a
-time, in the thread that reads calls (`batching.batcher`): for it only T is chosen.
+busy; hence R runs fill n processors with T = n - R + 1. A net that is nearly free has runs of one
+at a time as well, those of the thread that reads calls (`batching.batcher`): where more threads
+make them faster, a second session has these.
 """
 
 from __future__ import annotations
@@ -83,14 +84,11 @@ class Bench(Protocol):
     def duel(self, first: Setting, second: Setting) -> Duel | None:
         """Time two settings side by side; None where there is no time for it."""
 
-    def single(self, setting: Setting) -> float | None:
-        """Seconds of one row alone; None where there is no time."""
-
     def idle(self, setting: Setting) -> float | None:
         """CPU seconds burnt after a run that nothing follows; None where there is no time."""
 
-    def keep(self, setting: Setting) -> None:
-        """Let go of all settings but this one."""
+    def keep(self, *settings: Setting) -> None:
+        """Let go of all settings but these."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +115,7 @@ class Plan:
     setting: Setting
     why: str
     trials: tuple[Trial, ...] = ()
+    lone: Setting | None = None  # of runs that go one at a time; None where they are as all others
 
     @property
     def runners(self) -> int:
@@ -134,7 +133,8 @@ class Plan:
         return self.setting.spinning
 
     def __str__(self) -> str:
-        return f"{self.setting} ({self.why})"
+        beside = f", {self.lone} for lone runs" if self.lone else ""
+        return f"{self.setting}{beside} ({self.why})"
 
 
 def spinning_asked(text: str) -> Spinning | None:
@@ -173,13 +173,6 @@ def candidates(asked: Asked, processors: int) -> tuple[Setting, ...]:
     return tuple(settings)
 
 
-def one_at_a_time(asked: Asked, processors: int) -> tuple[Setting, ...]:
-    """List the settings worth timing for a net that is nearly free, the fewest threads first."""
-    counts = dict.fromkeys([*(1 << power for power in range(processors.bit_length())), processors])
-    spinning = asked.spinning or Spinning.OFF
-    return tuple(Setting(1, count, spinning if count > 1 else Spinning.OFF) for count in counts)
-
-
 def first(asked: Asked, processors: int) -> Plan:
     """Return the plan to begin with, before anything is timed."""
     return Plan(candidates(asked, processors)[0], "not measured")
@@ -188,21 +181,18 @@ def first(asked: Asked, processors: int) -> Plan:
 def choose(asked: Asked, processors: int, bench: Bench) -> Plan:
     """Time the settings against each other and keep the best.
 
-    More runs at a time (of a net that is nearly free, more threads) must carry more rows or answer
-    one sooner. Then a short spin must carry more rows, and endless spinning must besides cost
-    nothing while there is no work.
+    More runs at a time must carry more rows or answer one sooner. Then a short spin must carry
+    more rows, and endless spinning must besides cost nothing while there is no work. A net that is
+    nearly free runs in the thread that reads calls, from which helpers that spin would take.
     """
     settings = candidates(asked, processors)
     trials: list[Trial] = []
-    single = bench.single(settings[0]) if len(settings) > 1 else None
-    free = single is not None and single <= NEARLY_FREE
-    if free:
-        settings = one_at_a_time(asked, processors)
     best = settings[0]
     for challenger in settings[1:]:
         best = _better(best, challenger, bench, trials)
-    # Between runs of such a net the thread that called is busy, and spinning would take from it.
-    if asked.spinning is None and best.threads > 1 and not free:
+    latencies = (latency for trial in trials if trial.duel for latency in trial.duel.latency)
+    nearly_free = min(latencies, default=1.0) <= NEARLY_FREE
+    if asked.spinning is None and best.threads > 1 and not nearly_free:
         for spinning in (Spinning.SHORT, Spinning.ON):
             challenger = replace(best, spinning=spinning)
             idle = bench.idle(challenger)
@@ -212,7 +202,21 @@ def choose(asked: Asked, processors: int, bench: Bench) -> Plan:
                 bench.keep(best)
             else:
                 best = _better(best, challenger, bench, trials, sooner_counts=False)
-    return Plan(best, _why(asked, best, trials), tuple(trials))
+    lone = _lone(asked, processors, best, bench, trials) if nearly_free else None
+    return Plan(best, _why(asked, best, trials), tuple(trials), lone)
+
+
+def _lone(
+    asked: Asked, processors: int, chosen: Setting, bench: Bench, trials: list[Trial]
+) -> Setting | None:
+    """Find the threads that carry most where one run goes at a time; None where it is as chosen."""
+    first = best = Setting(1, chosen.threads, chosen.spinning)
+    while not asked.threads and best.threads < processors:
+        more = Setting(1, min(2 * best.threads, processors), asked.spinning or Spinning.OFF)
+        if _better(best, more, bench, trials, beside=chosen) == best:
+            break
+        best = more
+    return None if best == first else best
 
 
 def _better(
@@ -222,11 +226,13 @@ def _better(
     trials: list[Trial],
     *,
     sooner_counts: bool = True,
+    beside: Setting | None = None,
 ) -> Setting:
+    others = [beside] if beside else []
     duel = bench.duel(best, challenger)
     if duel is None:
         trials.append(Trial(best, challenger, None, False, "no time"))
-        bench.keep(best)
+        bench.keep(best, *others)
         return best
     sooner = duel.latency[1] / duel.latency[0]
     wins = True
@@ -238,7 +244,7 @@ def _better(
         wins, verdict = False, f"the other has {duel.ratio:.2f} times the rows"
     trials.append(Trial(best, challenger, duel, wins, verdict))
     kept = challenger if wins else best
-    bench.keep(kept)
+    bench.keep(kept, *others)
     return kept
 
 

@@ -2,8 +2,9 @@
 
 The one seam to the runtime. What it hands on is a function from rows to embeddings that may be
 called from as many threads at a time as its plan says: onnxruntime shares no prepacked weights
-between Python sessions, so there is one session, and `run()` releases the GIL. A text twin brings
-the tokenizer that its file holds, and no text can reach an id that the graph does not know.
+between Python sessions, so there is one session (two of a net that is nearly free, see `planning`),
+and `run()` releases the GIL. A text twin brings the tokenizer that its file holds, and no text can
+reach an id that the graph does not know.
 """
 
 from __future__ import annotations
@@ -91,6 +92,9 @@ class Runner:
         began = time.monotonic()
         self._running: Running = self._open(self.plan.setting, self._buckets(1, 1))
         self._opening = time.monotonic() - began
+        self._lone: Running | None = None  # where lone runs have a session of their own
+        if like is not None and like.lone is not None and device.provider == CPU:
+            self._lone = self._open(like.lone, self._buckets(1, 1))
 
     @property
     def device_share(self) -> float:
@@ -105,6 +109,10 @@ class Runner:
     def run(self, rows: Rows) -> Outputs:
         """Embed rows prepared for the input contract: float32 [len(rows), dimension]."""
         return self._running.run(rows)
+
+    def run_lone(self, rows: Rows) -> Outputs:
+        """Embed rows where runs go one at a time: with the threads that are best for those."""
+        return (self._lone or self._running).run(rows)
 
     def warm(self, max_batch: int, max_tokens: int, budget: Budget | None = None) -> list[Measured]:
         """Choose the plan, and run all sizes that matter, so that no caller meets first-run costs.
@@ -144,7 +152,7 @@ class Runner:
 
     def close(self) -> None:
         """Give the memory back; nothing may run any more."""
-        del self._running
+        del self._running, self._lone
         machine.give_back_memory()
 
     def _first_plan(self) -> Plan:
@@ -203,6 +211,8 @@ class Runner:
         )
         self.plan = planning.choose(self._asked, self._processors, bench)
         self._running = bench.opened(self.plan.setting)
+        if self.plan.lone is not None:
+            self._lone = bench.opened(self.plan.lone)
 
     def _length(self, length: int) -> int:
         contract = self.manifest.input

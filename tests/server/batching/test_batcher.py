@@ -732,16 +732,51 @@ def test_a_call_of_another_thread_waits_for_nobody_to_read(make: Make) -> None:
     assert threading.get_ident() not in ran
 
 
-def test_a_queue_that_is_long_by_then_is_handed_over(make: Make) -> None:
+def test_a_long_queue_leaves_run_by_run_so_that_calls_are_read_in_between(make: Make) -> None:
     ran: list[int] = []
     afterwards = Afterwards()
     afterwards.belong_here()
-    batcher = make(doubled(ran), costs=RunCosts(NEARLY_FREE), afterwards=afterwards)
+    batcher = make(doubled(ran), costs=RunCosts(NEARLY_FREE), afterwards=afterwards, runners=2)
+    answers = [batcher.submit(rows(value), Caller("a")) for value in range(300)]
+    times = 0
+    while afterwards.waiting:
+        before = batcher.waiting
+        afterwards.run(nothing_left=True)
+        times += 1
+        assert 0 < before - batcher.waiting <= 64
+    assert times >= 5
+    for value, answer in enumerate(answers):
+        assert values(answer) == [2.0 * value]
+    assert set(ran) == {threading.get_ident()}
+
+
+def test_runs_that_would_keep_the_thread_are_handed_over(make: Make) -> None:
+    ran: list[int] = []
+    afterwards = Afterwards()
+    afterwards.belong_here()
+    costs = RunCosts([Measured(1, 1, 0.0009), Measured(256, 1, 0.014)])
+    batcher = make(doubled(ran), costs=costs, afterwards=afterwards, max_batch=512)
     answers = [batcher.submit(rows(value), Caller("a")) for value in range(300)]
     afterwards.run(nothing_left=True)
+    assert not afterwards.waiting
     for value, answer in enumerate(answers):
         assert values(answer) == [2.0 * value]
     assert threading.get_ident() not in ran
+
+
+def test_what_runs_there_runs_with_the_threads_of_lone_runs(make: Make) -> None:
+    afterwards = Afterwards()
+    afterwards.belong_here()
+    batcher = make(
+        lambda given: np.stack([2 * row[:1] for row in given]),
+        run_lone=lambda given: np.stack([3 * row[:1] for row in given]),
+        costs=RunCosts(NEARLY_FREE),
+        afterwards=afterwards,
+    )
+    answer = batcher.submit(rows(0, 1), Caller("a"))
+    afterwards.run(nothing_left=True)
+    assert values(answer) == [0, 3]
+    assert values(batcher.submit(rows(*range(8)), Caller("a")))[1] == 2
 
 
 def test_a_model_that_fails_there_fails_its_jobs_and_the_next_run_works(make: Make) -> None:

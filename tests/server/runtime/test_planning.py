@@ -20,7 +20,7 @@ class Machine:
     speeds: dict[Setting, float]
     latencies: dict[Setting, float] = field(default_factory=dict)
     idles: dict[Spinning, float] = field(default_factory=dict)
-    kept: list[Setting] = field(default_factory=list)
+    kept: list[tuple[Setting, ...]] = field(default_factory=list)
 
     def duel(self, first: Setting, second: Setting) -> Duel | None:
         if first not in self.speeds or second not in self.speeds:
@@ -29,14 +29,11 @@ class Machine:
         latency = self.latencies.get(first, 0.01), self.latencies.get(second, 0.01)
         return Duel(speeds[1] / speeds[0], speeds, latency)
 
-    def single(self, setting: Setting) -> float | None:
-        return self.latencies.get(setting, 0.01) if setting in self.speeds else None
-
     def idle(self, setting: Setting) -> float | None:
         return self.idles.get(setting.spinning, 0.013)
 
-    def keep(self, setting: Setting) -> None:
-        self.kept.append(setting)
+    def keep(self, *settings: Setting) -> None:
+        self.kept.append(settings)
 
 
 def spinning(setting: Setting, how: Spinning) -> Setting:
@@ -105,7 +102,7 @@ def test_of_many_candidates_the_best_is_found_whatever_its_place() -> None:
     }
     machine = Machine(speeds)
     assert choose(Asked(), 8, machine).setting == Setting(4, 5)
-    assert machine.kept[-1] == Setting(4, 5), "the losers stay in memory"
+    assert machine.kept[-1] == (Setting(4, 5),), "the losers stay in memory"
 
 
 def test_without_time_to_measure_the_first_setting_is_kept_and_the_reason_told() -> None:
@@ -141,15 +138,31 @@ def test_the_only_way_needs_no_trial() -> None:
     assert plan.trials == ()
 
 
-def test_a_net_that_is_nearly_free_runs_once_at_a_time_on_the_threads_that_carry_most() -> None:
-    nearly_free = {Setting(1, threads): 0.0003 for threads in (1, 2, 4)}
-    speeds = {Setting(1, 1): 100.0, Setting(1, 2): 150.0, Setting(1, 4): 151.0}
-    plan = choose(Asked(), 4, Machine(speeds | {Setting(4, 1): 400.0}, nearly_free))
-    assert plan.setting == Setting(1, 2)
-    # Helpers that spin would take from the thread that reads calls: it is not tried.
-    assert all(trial.second.spinning is Spinning.OFF for trial in plan.trials)
-    asked = choose(Asked(runners=4), 4, Machine(speeds | {Setting(4, 1): 400.0}, nearly_free))
-    assert asked.setting == Setting(4, 1)
+def test_a_net_that_is_nearly_free_spins_not_however_much_it_would_carry() -> None:
+    speeds = {ONE_RUN: 500.0, TWO_RUNS: 300.0, spinning(ONE_RUN, Spinning.SHORT): 900.0}
+    idle = {Spinning.SHORT: 0.0002}
+    quick = dict.fromkeys([ONE_RUN, TWO_RUNS], 0.0004)
+    assert choose(Asked(), 2, Machine(speeds, quick, idle)).setting == ONE_RUN
+    slower = dict.fromkeys([ONE_RUN, TWO_RUNS], 0.004)
+    assert choose(Asked(), 2, Machine(speeds, slower, idle)).spinning is Spinning.SHORT
+
+
+def test_lone_runs_of_a_net_that_is_nearly_free_have_the_threads_that_carry_most() -> None:
+    speeds = {Setting(1, 4): 250.0, Setting(2, 3): 260.0, Setting(4, 1): 400.0}
+    speeds |= {Setting(1, 1): 100.0, Setting(1, 2): 170.0, Setting(1, 4): 171.0}
+    machine = Machine(speeds, dict.fromkeys(speeds, 0.0004))
+    plan = choose(Asked(), 4, machine)
+    assert (plan.setting, plan.lone) == (Setting(4, 1), Setting(1, 2))
+    assert set(machine.kept[-1]) == {Setting(4, 1), Setting(1, 2)}
+    assert str(plan).startswith("4 × 1, 1 × 2 for lone runs (")
+    assert choose(Asked(threads=1), 4, machine).lone is None, "asked for one thread"
+    slow = Machine(speeds, dict.fromkeys(speeds, 0.004))
+    assert choose(Asked(), 4, slow).lone is None
+
+
+def test_lone_runs_share_the_session_where_that_has_all_threads() -> None:
+    speeds = {ONE_RUN: 500.0, TWO_RUNS: 300.0}
+    assert choose(Asked(), 2, Machine(speeds, dict.fromkeys(speeds, 0.0004))).lone is None
 
 
 def test_spinning_is_read_from_its_flag() -> None:

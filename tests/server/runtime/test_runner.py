@@ -192,6 +192,20 @@ def test_the_plan_of_the_version_before_is_taken_over_unmeasured(tmp_path: Path)
     assert runner.plan == before
 
 
+def test_lone_runs_have_a_session_of_their_own_where_the_plan_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "twin.onnx"
+    path.write_bytes(twins.small_image_twin(calibrated=False))
+    pixels, _ = twins.classes_of_pixels(3, 2)
+    library = CountingLibrary()
+    before = Plan(Setting(2, 1), "measured once", lone=Setting(1, 2))
+    runner = Runner(path, Device(CPU, {}), processors=2, like=before, library=library)
+    runner.warm(8, 64)
+    assert sorted(library.threads) == [1, 2]
+    for run in (runner.run, runner.run_lone):
+        np.testing.assert_allclose(run(pixels), twins.embed_pixels(pixels), atol=1e-5)
+    runner.close()
+
+
 def test_costs_of_texts_are_told_by_rows_and_length(tmp_path: Path) -> None:
     path = tmp_path / "texts.onnx"
     path.write_bytes(twins.small_text_twin(calibrated=False))
@@ -213,6 +227,17 @@ def test_closing_gives_the_memory_of_a_twin_back(tmp_path: Path) -> None:
     assert held > WEIGHTS, "the weights are in memory"
     runner.close()
     assert machine.resident() - before < held / 2
+
+
+class CountingLibrary(Onnxruntime):
+    """Notes with how many threads sessions were opened."""
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+
+    def session(self, path: Path, entries: Any, threads: int, chain: Any) -> Any:
+        self.threads.append(threads)
+        return super().session(path, entries, threads, chain)
 
 
 class SlowSession:
