@@ -127,23 +127,24 @@ def _array(tensor: shared.Tensor, limits: Limits) -> NDArray[Any]:
     if data_type is None:
         raise WrongShape("tensor.data_type is not set; give UINT8, FLOAT32 or INT64")
     shape = tuple(tensor.shape)
-    if len(shape) > _MAX_AXES or min(shape, default=1) < 1:
+    if len(shape) > _MAX_AXES or (shape and min(shape) < 1):
         raise WrongShape(
             f"the tensor's shape is {list(shape)[:_MAX_AXES]}; give up to {_MAX_AXES} extents of "
             "at least 1"
         )
-    if len(tensor.data) > limits.max_bytes:
+    data = tensor.data
+    size, wanted = len(data), math.prod(shape) * data_type.itemsize
+    if size > limits.max_bytes:
         raise LimitExceeded(
-            f"the tensor has {len(tensor.data)} bytes, the limit is {limits.max_bytes}",
-            metadata={"limit": str(limits.max_bytes), "value": str(len(tensor.data))},
+            f"the tensor has {size} bytes, the limit is {limits.max_bytes}",
+            metadata={"limit": str(limits.max_bytes), "value": str(size)},
         )
-    wanted = math.prod(shape) * data_type.itemsize
-    if wanted != len(tensor.data):
+    if wanted != size:
         raise WrongShape(
-            f"the tensor has {len(tensor.data)} bytes, its shape {list(shape)} of "
-            f"{data_type.name} takes {wanted}; send them little-endian and row-major"
+            f"the tensor has {size} bytes, its shape {list(shape)} of {data_type.name} takes "
+            f"{wanted}; send them little-endian and row-major"
         )
-    return np.frombuffer(tensor.data, data_type).reshape(shape)
+    return np.ndarray(shape, data_type, data)
 
 
 def _ready(message: shared.Embedding) -> Ready:

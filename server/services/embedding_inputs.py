@@ -1,7 +1,7 @@
 """From the input messages of a call to their embeddings, with every error at its field's path.
 
-Two steps, so that a call of many large inputs can take the first, which reads and digests every
-byte, in a thread.
+Two steps, so that a call of many large inputs can take the first, which may digest every byte, in a
+thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twinserve.server.services import codec
 from twinserve.v1 import shared_pb2 as shared
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Reading:
     """One input as it was read."""
 
@@ -36,7 +36,7 @@ def read_messages(
     contract: InputContract,
     truncate: bool | None = None,
     *,
-    digests: bool | None = None,
+    digests: bool = False,
 ) -> list[Reading]:
     """Read the inputs of a call.
 
@@ -45,11 +45,8 @@ def read_messages(
         limits: of one input.
         contract: of the twin that they are for.
         truncate: whether long texts are cut; None is the twin's own rule.
-        digests: whether to digest them; None does where several may repeat, since the digest of a
-            lone one costs as much as its decoding.
+        digests: whether to digest them.
     """
-    if digests is None:
-        digests = len(messages) > 1
     found = []
     for field, message in messages:
         raw = codec.raw_input(message, field, limits, truncate)
@@ -82,7 +79,7 @@ async def embed_readings(
 
     Args:
         engine: the twin.
-        readings: at least one; with digests where there are several.
+        readings: at least one.
         caller: whose call it is.
         dimension: of the embeddings; None is the twin's full one.
     """
@@ -93,22 +90,24 @@ async def embed_readings(
         if not isinstance(outcome, TwinserveError):
             return embedded
         return replace(embedded, outcomes=(_placed(outcome, readings[0]),))
-    # Which of the distinct usable inputs each message is; None where it cannot be read.
-    place: dict[bytes, int] = {}
-    distinct: list[RawInput] = []
-    origin: list[int | None] = []
+    usable: list[RawInput] = []
+    place: list[int | None] = []  # of each message among the usable; None where it cannot be read
     for one in readings:
         if isinstance(one.raw, TwinserveError):
-            origin.append(None)
-            continue
-        if one.digest not in place:
-            place[one.digest] = len(distinct)
-            distinct.append(one.raw)
-        origin.append(place[one.digest])
+            place.append(None)
+        else:
+            place.append(len(usable))
+            usable.append(one.raw)
+    firsts = inputs.originals(usable, engine.manifest.input)
+    distinct = sorted(set(firsts))
     width = engine.manifest.dimension if dimension is None else dimension
     embedded = Embedded((), engine.space_of(width), 0.0, None)
     if distinct:
-        embedded = await engine.embed(distinct, caller, dimension)
+        embedded = await engine.embed([usable[first] for first in distinct], caller, dimension)
+    if len(distinct) == len(readings) and not embedded.errors:
+        return embedded
+    number = {first: at for at, first in enumerate(distinct)}
+    origin = [None if at is None else number[firsts[at]] for at in place]
     outcomes: list[Outcome] = []
     for one, at in zip(readings, origin, strict=True):
         if isinstance(one.raw, TwinserveError):

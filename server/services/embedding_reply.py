@@ -114,7 +114,7 @@ def _text(tag: bytes, text: str) -> bytes:
 
 
 def _bytes(vector: Vector) -> bytes:
-    return vector.astype(_FLOATS, copy=False).tobytes()
+    return (vector if vector.dtype == _FLOATS else vector.astype(_FLOATS)).tobytes()
 
 
 @functools.lru_cache(1024)

@@ -436,9 +436,9 @@ class GalleryService(rpc.GalleryServiceServicer):
         engine: Engine | None,
         messages: Sequence[tuple[str, shared.Input]],
         *,
-        digests: bool | None = None,
+        digests: bool = False,
     ) -> list[Reading]:
-        """Read and digest the inputs of a call, many of them in a thread."""
+        """Read the inputs of a call, many of them in a thread."""
         if engine is None:
             return [
                 Reading(field, "embedding", codec.raw_input(message, field, self.limits))
