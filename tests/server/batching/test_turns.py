@@ -210,6 +210,27 @@ def test_short_runs_are_not_cut_though_nothing_would_be_lost() -> None:
     assert len(jobs(queue.take())) == 64
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_job_that_a_run_would_cut_rides_whole_unless_another_client_waits(others: int) -> None:
+    queue = Queue(max_batch=64, costs=table(0.002, 0.01))  # 7 rows are enough
+    first, second = queue.come("a", rows=5), queue.come("a", rows=5)
+    for _ in range(others):
+        queue.come("b", rows=5)
+    run = queue.take()
+    assert run is not None
+    if others:
+        assert run.rows == 7
+    else:
+        assert [(job, len(indices)) for job, indices in run.parts] == [(first, 5), (second, 5)]
+    assert sum(run.rows for run in queue.runs()) == 5 * (2 + others) - run.rows
+
+
+def test_a_job_of_many_rows_does_not_make_a_run_more_than_twice_as_long_as_pays() -> None:
+    queue = Queue(max_batch=64, costs=table(0.002, 0.01))
+    queue.come("a", rows=20)
+    assert [run.rows for run in queue.runs()] == [7, 13]
+
+
 def test_a_call_of_many_rows_is_spread_over_free_runners() -> None:
     queue = Queue(max_batch=64, costs=table(0.03, 0.01))
     queue.come("a", rows=32)
