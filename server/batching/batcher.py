@@ -56,7 +56,7 @@ class Batcher:
         costs: what runs cost; kept current.
         ageing: seconds after which a waiting job goes before its turn.
         afterwards: where the thread that reads calls puts off what it runs itself.
-        run_lone: what it runs that with, one at a time; None is `run`.
+        run_lone: carries out a run beside which no other goes, such as those; None is `run`.
         are_sound: checks all that came of a run at once; the rides say what it found. Jobs that
             need not be checked one by one cost a tenth less.
         name: of the threads.
@@ -87,7 +87,7 @@ class Batcher:
         self._observer = observer
         self._clock = clock
         self._afterwards = afterwards or Afterwards()
-        self._run_lone = run_lone or run
+        self._run_lone = run_lone
         self._are_sound = are_sound
         self._put_off = False  # what waits is run by the thread that reads calls
         self._lock = threading.Lock()
@@ -212,7 +212,7 @@ class Batcher:
             late, waited = self._begun(run)
         self._tell(late, waited)
         if run is not None:
-            self._work_on(run, self._run_lone)
+            self._work_on(run, self._run_lone or self._run)
         return not put_off
 
     def foresee(self, rows: int, longest: int, caller: Caller) -> None:
@@ -263,12 +263,16 @@ class Batcher:
 
     def _work(self) -> None:
         while (run := self._next()) is not None:
-            self._work_on(run, self._run)
+            if run.lone and self._run_lone is not None:
+                # The table is to tell what runs cost that go on side by side.
+                self._work_on(run, self._run_lone, telling=False)
+            else:
+                self._work_on(run, self._run)
 
-    def _work_on(self, run: Run, run_with: Callable[[Rows], Outputs]) -> None:
+    def _work_on(self, run: Run, run_with: Callable[[Rows], Outputs], telling: bool = True) -> None:
         began = time.perf_counter()
         try:
-            results = self._carry_out(run, run_with)
+            results = self._carry_out(run, run_with, telling)
         except Exception:
             # Nothing of ours may end the thread: the jobs get an error, the next ones a run.
             log.exception("a run of %d rows failed outside the model", run.rows)
@@ -321,6 +325,7 @@ class Batcher:
         if self._free:
             run = self._turns.take(self._clock(), 1 if together else self._free)
             if run is not None:
+                run.lone = self._free == self.runners and self._aside and not self._turns.rows
                 self._free -= 1
                 if self._free and self._turns.rows and self._idle and not together:
                     self._turn.notify()
@@ -330,7 +335,7 @@ class Batcher:
         return run
 
     def _carry_out(
-        self, run: Run, run_with: Callable[[Rows], Outputs]
+        self, run: Run, run_with: Callable[[Rows], Outputs], telling: bool
     ) -> list[Outputs | InternalFault]:
         """Run the parts as one; where that fails, each alone, so that one fails for itself only."""
         parts = [[job.rows[i] for i in indices] for job, indices in run.parts]
@@ -340,7 +345,8 @@ class Batcher:
         except Exception as error:
             log.exception("a run of %d jobs failed", len(parts))
             return [_failed(error)] if len(parts) == 1 else [self._alone(part) for part in parts]
-        self.costs.tell(run.rows, run.longest, time.perf_counter() - began)
+        if telling:
+            self.costs.tell(run.rows, run.longest, time.perf_counter() - began)
         run.sound = self._are_sound(outputs)
         if len(parts) == 1:
             return [outputs]

@@ -3,9 +3,10 @@
 In: what the operator asked for, the processors, and a bench that can time two settings side by
 side. Out: one plan with the trials that led to it. What it knows of onnxruntime: all runs of a
 session share its threads, so R runs on a session of T threads keep R callers and T - 1 helpers
-busy; hence R runs fill n processors with T = n - R + 1. A net that is nearly free has runs of one
-at a time as well, those of the thread that reads calls (`batching.batcher`): where more threads
-make them faster, a second session has these.
+busy; hence R runs fill n processors with T = n - R + 1. Where many runs of few threads carry most,
+a run that goes alone would leave processors idle: a second session with more threads carries it
+sooner. Of a net that is nearly free these are all runs of the thread that reads calls
+(`batching.batcher`).
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Plan:
     setting: Setting
     why: str
     trials: tuple[Trial, ...] = ()
-    lone: Setting | None = None  # of runs that go one at a time; None where they are as all others
+    lone: Setting | None = None  # of a run beside which no other goes; None where it is as all
 
     @property
     def runners(self) -> int:
@@ -178,20 +179,26 @@ def first(asked: Asked, processors: int) -> Plan:
     return Plan(candidates(asked, processors)[0], "not measured")
 
 
-def choose(asked: Asked, processors: int, bench: Bench) -> Plan:
+def choose(asked: Asked, processors: int, bench: Bench, twice: bool = True) -> Plan:
     """Time the settings against each other and keep the best.
 
     More runs at a time must carry more rows or answer one sooner. Then a short spin must carry
     more rows, and endless spinning must besides cost nothing while there is no work. A net that is
     nearly free runs in the thread that reads calls, from which helpers that spin would take.
+
+    Args:
+        asked: what the operator fixed.
+        processors: to be kept busy.
+        bench: times settings.
+        twice: whether the twin may be in memory twice, once for lone runs.
     """
     settings = candidates(asked, processors)
     trials: list[Trial] = []
     best = settings[0]
     for challenger in settings[1:]:
         best = _better(best, challenger, bench, trials)
-    latencies = (latency for trial in trials if trial.duel for latency in trial.duel.latency)
-    nearly_free = min(latencies, default=1.0) <= NEARLY_FREE
+    latencies = _latencies(trials)
+    nearly_free = min(latencies.values(), default=1.0) <= NEARLY_FREE
     if asked.spinning is None and best.threads > 1 and not nearly_free:
         for spinning in (Spinning.SHORT, Spinning.ON):
             challenger = replace(best, spinning=spinning)
@@ -202,16 +209,32 @@ def choose(asked: Asked, processors: int, bench: Bench) -> Plan:
                 bench.keep(best)
             else:
                 best = _better(best, challenger, bench, trials, sooner_counts=False)
-    lone = _lone(asked, processors, best, bench, trials) if nearly_free else None
+    lone = None
+    if twice and not asked.threads:
+        if nearly_free:
+            lone = _carrying_most(asked, processors, best, bench, trials)
+        elif latencies.get(settings[0].threads, 1.0) < FASTER * latencies.get(best.threads, 0.0):
+            lone = settings[0]
     return Plan(best, _why(asked, best, trials), tuple(trials), lone)
 
 
-def _lone(
+def _latencies(trials: list[Trial]) -> dict[int, float]:
+    """Return the seconds of one row alone by the threads of its session, the least of all duels."""
+    found: dict[int, float] = {}
+    for trial in trials:
+        if trial.duel is not None:
+            pair = trial.first, trial.second
+            for setting, seconds in zip(pair, trial.duel.latency, strict=True):
+                found[setting.threads] = min(seconds, found.get(setting.threads, seconds))
+    return found
+
+
+def _carrying_most(
     asked: Asked, processors: int, chosen: Setting, bench: Bench, trials: list[Trial]
 ) -> Setting | None:
     """Find the threads that carry most where one run goes at a time; None where it is as chosen."""
     first = best = Setting(1, chosen.threads, chosen.spinning)
-    while not asked.threads and best.threads < processors:
+    while best.threads < processors:
         more = Setting(1, min(2 * best.threads, processors), asked.spinning or Spinning.OFF)
         if _better(best, more, bench, trials, beside=chosen) == best:
             break

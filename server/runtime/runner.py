@@ -2,15 +2,16 @@
 
 The one seam to the runtime. What it hands on is a function from rows to embeddings that may be
 called from as many threads at a time as its plan says: onnxruntime shares no prepacked weights
-between Python sessions, so there is one session (two of a net that is nearly free, see `planning`),
-and `run()` releases the GIL. A text twin brings the tokenizer that its file holds, and no text can
-reach an id that the graph does not know.
+between Python sessions, so there is one session, or two where lone runs pay for their own (see
+`planning`), and `run()` releases the GIL. A text twin brings the tokenizer that its file holds, and
+no text can reach an id that the graph does not know.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ _SHORT, _USUAL = 8, 32
 # Of those that are timed for the batcher's table, the most frequent first; _ALL is the longest.
 _ALL = 1 << 30
 _LENGTHS = (_USUAL, 16, 64, _SHORT, 128, _ALL)
+# A larger file is in memory once, however much sooner lone runs would be answered.
+LONE_BYTES = 256 << 20
 # A start is not held up for larger runs than take so many seconds.
 _LONGEST_RUN = 2.0
 # Time for that table: at the start, and beside versions that are serving.
@@ -93,7 +96,8 @@ class Runner:
         self._running: Running = self._open(self.plan.setting, self._buckets(1, 1))
         self._opening = time.monotonic() - began
         self._lone: Running | None = None  # where lone runs have a session of their own
-        if like is not None and like.lone is not None and device.provider == CPU:
+        self._twice = device.provider == CPU and path.stat().st_size <= LONE_BYTES
+        if like is not None and like.lone is not None and self._twice:
             self._lone = self._open(like.lone, self._buckets(1, 1))
 
     @property
@@ -110,9 +114,10 @@ class Runner:
         """Embed rows prepared for the input contract: float32 [len(rows), dimension]."""
         return self._running.run(rows)
 
-    def run_lone(self, rows: Rows) -> Outputs:
-        """Embed rows where runs go one at a time: with the threads that are best for those."""
-        return (self._lone or self._running).run(rows)
+    @property
+    def run_lone(self) -> Callable[[Rows], Outputs] | None:
+        """Embeds rows beside which no other run goes; None where that needs no other session."""
+        return self._lone.run if self._lone else None
 
     def warm(self, max_batch: int, max_tokens: int, budget: Budget | None = None) -> list[Measured]:
         """Choose the plan, and run all sizes that matter, so that no caller meets first-run costs.
@@ -209,7 +214,7 @@ class Runner:
             budget,
             (self.plan.setting, self._running, self._opening),
         )
-        self.plan = planning.choose(self._asked, self._processors, bench)
+        self.plan = planning.choose(self._asked, self._processors, bench, self._twice)
         self._running = bench.opened(self.plan.setting)
         if self.plan.lone is not None:
             self._lone = bench.opened(self.plan.lone)

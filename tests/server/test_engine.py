@@ -86,7 +86,7 @@ class Model:
 
     def engine(self, **settings: Any) -> Engine:
         runner: Any = SimpleNamespace(
-            manifest=self.manifest, tokenizer=self.tokenizer, run=self.run, run_lone=self.run
+            manifest=self.manifest, tokenizer=self.tokenizer, run=self.run, run_lone=None
         )
         given: dict[str, Any] = {
             "admission": self.admission,

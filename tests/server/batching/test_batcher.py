@@ -776,7 +776,40 @@ def test_what_runs_there_runs_with_the_threads_of_lone_runs(make: Make) -> None:
     answer = batcher.submit(rows(0, 1), Caller("a"))
     afterwards.run(nothing_left=True)
     assert values(answer) == [0, 3]
-    assert values(batcher.submit(rows(*range(8)), Caller("a")))[1] == 2
+
+
+def test_a_run_that_no_other_goes_beside_has_the_threads_of_lone_runs(
+    run: HeldRun, make: Make
+) -> None:
+    lone: list[int] = []
+
+    def run_lone(given: Rows) -> Outputs:
+        lone.append(len(given))
+        return run(given)
+
+    batcher = make(runners=2, max_batch=4, run_lone=run_lone)
+    first = batcher.submit(rows(1), A)
+    run.begun(1)
+    beside = batcher.submit(rows(2), A)
+    run.begun(2)
+    assert lone == [1], "only the first was alone"
+    run.let_all()
+    assert values(first) + values(beside) == [2, 4]
+    until(lambda: batcher._free == 2)
+    assert values(batcher.submit(rows(3), A)) == [6]
+    assert lone == [1, 1], "alone once more"
+    many = batcher.submit(rows(*range(9)), A)  # runs of 4: others wait when the first leaves
+    assert values(many) == [2.0 * value for value in range(9)]
+    assert 4 not in lone
+
+
+def test_what_lone_runs_cost_is_not_told_as_what_runs_cost_side_by_side(make: Make) -> None:
+    batcher = make(doubled([]), run_lone=doubled([]))
+    wait(batcher.submit(rows(1), A))
+    assert batcher.costs.seconds(1) == 0
+    same = make(doubled([]))
+    wait(same.submit(rows(1), A))
+    assert same.costs.seconds(1) > 0
 
 
 def test_a_model_that_fails_there_fails_its_jobs_and_the_next_run_works(make: Make) -> None:

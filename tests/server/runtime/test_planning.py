@@ -156,8 +156,22 @@ def test_lone_runs_of_a_net_that_is_nearly_free_have_the_threads_that_carry_most
     assert set(machine.kept[-1]) == {Setting(4, 1), Setting(1, 2)}
     assert str(plan).startswith("4 × 1, 1 × 2 for lone runs (")
     assert choose(Asked(threads=1), 4, machine).lone is None, "asked for one thread"
-    slow = Machine(speeds, dict.fromkeys(speeds, 0.004))
-    assert choose(Asked(), 4, slow).lone is None
+    assert choose(Asked(), 4, machine, twice=False).lone is None, "too large to be there twice"
+
+
+@pytest.mark.parametrize(
+    ("of_all_threads", "lone"), [(0.020, Setting(1, 4)), (0.038, None), (0.060, None)]
+)
+def test_a_lone_run_has_all_threads_where_these_answer_a_row_sooner(
+    of_all_threads: float, lone: Setting | None
+) -> None:
+    speeds = {Setting(1, 4): 25.0, Setting(2, 3): 26.0, Setting(4, 1): 40.0}
+    latencies = {Setting(1, 4): of_all_threads, Setting(2, 3): 0.07, Setting(4, 1): 0.04}
+    machine = Machine(speeds, latencies)
+    plan = choose(Asked(), 4, machine)
+    assert (plan.setting, plan.lone) == (Setting(4, 1), lone)
+    assert choose(Asked(runners=4), 4, machine).lone is None, "never timed"
+    assert choose(Asked(), 4, machine, twice=False).lone is None, "too large to be there twice"
 
 
 def test_lone_runs_share_the_session_where_that_has_all_threads() -> None:

@@ -201,9 +201,22 @@ def test_lone_runs_have_a_session_of_their_own_where_the_plan_says_so(tmp_path: 
     runner = Runner(path, Device(CPU, {}), processors=2, like=before, library=library)
     runner.warm(8, 64)
     assert sorted(library.threads) == [1, 2]
+    assert runner.run_lone is not None
     for run in (runner.run, runner.run_lone):
         np.testing.assert_allclose(run(pixels), twins.embed_pixels(pixels), atol=1e-5)
     runner.close()
+
+
+def test_a_large_twin_is_in_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "twin.onnx"
+    path.write_bytes(twins.small_image_twin(calibrated=False))
+    monkeypatch.setattr("twinserve.server.runtime.runner.LONE_BYTES", path.stat().st_size - 1)
+    before = Plan(Setting(2, 1), "measured once", lone=Setting(1, 2))
+    library = CountingLibrary()
+    runner = Runner(path, Device(CPU, {}), processors=2, like=before, library=library)
+    runner.warm(8, 64)
+    assert library.threads == [1]
+    assert runner.run_lone is None
 
 
 def test_costs_of_texts_are_told_by_rows_and_length(tmp_path: Path) -> None:
