@@ -182,9 +182,10 @@ def first(asked: Asked, processors: int) -> Plan:
 def choose(asked: Asked, processors: int, bench: Bench, twice: bool = True) -> Plan:
     """Time the settings against each other and keep the best.
 
-    More runs at a time must carry more rows or answer one sooner. Then a short spin must carry
-    more rows, and endless spinning must besides cost nothing while there is no work. A net that is
-    nearly free runs in the thread that reads calls, from which helpers that spin would take.
+    More runs at a time must carry more rows or answer one sooner; as many rows are enough where
+    lone runs can have a session of their own. Then a short spin must carry more rows, and endless
+    spinning must besides cost nothing while there is no work. A net that is nearly free runs in the
+    thread that reads calls, from which helpers that spin would take.
 
     Args:
         asked: what the operator fixed.
@@ -195,8 +196,11 @@ def choose(asked: Asked, processors: int, bench: Bench, twice: bool = True) -> P
     settings = candidates(asked, processors)
     trials: list[Trial] = []
     best = settings[0]
+    # Where lone runs can have their own session, more runs at a time lose nothing; and threads that
+    # share no operator do not wait for each other, as when pictures are decoded beside them.
+    least = 1.0 if twice and not asked.threads else MARGIN
     for challenger in settings[1:]:
-        best = _better(best, challenger, bench, trials)
+        best = _better(best, challenger, bench, trials, least=least)
     latencies = _latencies(trials)
     nearly_free = min(latencies.values(), default=1.0) <= NEARLY_FREE
     if asked.spinning is None and best.threads > 1 and not nearly_free:
@@ -248,6 +252,7 @@ def _better(
     bench: Bench,
     trials: list[Trial],
     *,
+    least: float = MARGIN,
     sooner_counts: bool = True,
     beside: Setting | None = None,
 ) -> Setting:
@@ -259,7 +264,7 @@ def _better(
         return best
     sooner = duel.latency[1] / duel.latency[0]
     wins = True
-    if duel.ratio >= MARGIN:
+    if duel.ratio >= least:
         verdict = f"{duel.ratio:.2f} times the rows"
     elif sooner_counts and duel.ratio > 1 / MARGIN and sooner < FASTER:
         verdict = f"as many rows, one row in {sooner:.2f} of the time"

@@ -82,8 +82,17 @@ def test_more_runs_at_a_time_are_chosen_where_they_carry_more_rows() -> None:
 
 
 def test_a_gain_within_the_noise_leaves_the_setting_that_answers_a_single_row_soonest() -> None:
-    plan = choose(Asked(), 2, Machine({ONE_RUN: 500, TWO_RUNS: 515}))
+    plan = choose(Asked(), 2, Machine({ONE_RUN: 500, TWO_RUNS: 515}), twice=False)
     assert plan.setting == ONE_RUN
+    assert not plan.trials[0].second_is_better
+
+
+def test_as_many_rows_are_enough_for_more_runs_where_lone_runs_have_their_own_session() -> None:
+    latencies = {ONE_RUN: 0.006, TWO_RUNS: 0.01}
+    plan = choose(Asked(), 2, Machine({ONE_RUN: 500, TWO_RUNS: 505}, latencies))
+    assert (plan.setting, plan.lone) == (TWO_RUNS, ONE_RUN)
+    fewer = choose(Asked(), 2, Machine({ONE_RUN: 500, TWO_RUNS: 495}, latencies))
+    assert (fewer.setting, fewer.lone) == (ONE_RUN, None)
 
 
 def test_of_settings_as_fast_the_one_with_the_shorter_wait_is_chosen() -> None:
