@@ -103,6 +103,9 @@ class Batcher:
             expired=lambda job, rows: late.append((job, rows)),
         )
         self._free = runners
+        # Whether a job came while a run went on, or others waited, since one last left alone: then
+        # the next probably does so too.
+        self._overlaps = False
         self._aside = True  # whether a run may leave aside: no more run than there are runners
         self._idle = 0  # threads that wait for a turn
         self._closed = False
@@ -173,6 +176,7 @@ class Batcher:
         with self._lock:
             if self._closed:
                 raise Unavailable("the model is being unloaded; retry, or name another")
+            self._overlaps = self._overlaps or self._free < self.runners or self._turns.rows > 0
             self._turns.push(job)
             if (
                 self._idle
@@ -325,7 +329,8 @@ class Batcher:
         if self._free:
             run = self._turns.take(self._clock(), 1 if together else self._free)
             if run is not None:
-                run.lone = self._free == self.runners and self._aside and not self._turns.rows
+                if self._free == self.runners and self._aside and not self._turns.rows:
+                    run.lone, self._overlaps = not self._overlaps, False
                 self._free -= 1
                 if self._free and self._turns.rows and self._idle and not together:
                     self._turn.notify()

@@ -91,7 +91,7 @@ class Run:
     rows: int = 0
     tokens: int = 0  # without padding
     longest: int = 1  # what each row is padded to; 1 where rows are no texts
-    lone: bool = False  # whether no other run went on when it left, and nothing waited
+    lone: bool = False  # whether no other run goes beside it, and none is likely to
     sound: bool = False  # whether all that came of it passed the batcher's check
 
     def add(self, job: Job, indices: list[int]) -> None:

@@ -182,10 +182,10 @@ def first(asked: Asked, processors: int) -> Plan:
 def choose(asked: Asked, processors: int, bench: Bench, twice: bool = True) -> Plan:
     """Time the settings against each other and keep the best.
 
-    More runs at a time must carry more rows or answer one sooner; as many rows are enough where
-    lone runs can have a session of their own. Then a short spin must carry more rows, and endless
-    spinning must besides cost nothing while there is no work. A net that is nearly free runs in the
-    thread that reads calls, from which helpers that spin would take.
+    More runs at a time must carry more rows or answer one sooner; as many rows, within the noise,
+    are enough where lone runs can have a session of their own. Then a short spin must carry more
+    rows, and endless spinning must besides cost nothing while there is no work. A net that is
+    nearly free runs in the thread that reads calls, from which helpers that spin would take.
 
     Args:
         asked: what the operator fixed.
@@ -198,9 +198,13 @@ def choose(asked: Asked, processors: int, bench: Bench, twice: bool = True) -> P
     best = settings[0]
     # Where lone runs can have their own session, more runs at a time lose nothing; and threads that
     # share no operator do not wait for each other, as when pictures are decoded beside them.
-    least = 1.0 if twice and not asked.threads else MARGIN
+    least = 1 / MARGIN if twice and not asked.threads else MARGIN
+    carried = 1.0  # of what the setting that carried most does
     for challenger in settings[1:]:
-        best = _better(best, challenger, bench, trials, least=least)
+        kept = _better(best, challenger, bench, trials, least=least / min(carried, 1.0))
+        if kept is not best and (duel := trials[-1].duel):
+            carried = min(1.0, carried) * duel.ratio
+        best = kept
     latencies = _latencies(trials)
     nearly_free = min(latencies.values(), default=1.0) <= NEARLY_FREE
     if asked.spinning is None and best.threads > 1 and not nearly_free:

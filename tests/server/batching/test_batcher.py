@@ -797,7 +797,11 @@ def test_a_run_that_no_other_goes_beside_has_the_threads_of_lone_runs(
     assert values(first) + values(beside) == [2, 4]
     until(lambda: batcher._free == 2)
     assert values(batcher.submit(rows(3), A)) == [6]
+    assert lone == [1], "jobs came side by side a moment ago: the next may do so again"
+    until(lambda: batcher._free == 2)
+    assert values(batcher.submit(rows(3), A)) == [6]
     assert lone == [1, 1], "alone once more"
+    until(lambda: batcher._free == 2)
     many = batcher.submit(rows(*range(9)), A)  # runs of 4: others wait when the first leaves
     assert values(many) == [2.0 * value for value in range(9)]
     assert 4 not in lone

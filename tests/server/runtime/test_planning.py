@@ -91,8 +91,14 @@ def test_as_many_rows_are_enough_for_more_runs_where_lone_runs_have_their_own_se
     latencies = {ONE_RUN: 0.006, TWO_RUNS: 0.01}
     plan = choose(Asked(), 2, Machine({ONE_RUN: 500, TWO_RUNS: 505}, latencies))
     assert (plan.setting, plan.lone) == (TWO_RUNS, ONE_RUN)
-    fewer = choose(Asked(), 2, Machine({ONE_RUN: 500, TWO_RUNS: 495}, latencies))
+    fewer = choose(Asked(), 2, Machine({ONE_RUN: 500, TWO_RUNS: 470}, latencies))
     assert (fewer.setting, fewer.lone) == (ONE_RUN, None)
+
+
+def test_small_losses_do_not_add_up() -> None:
+    speeds = {Setting(1, 4): 500.0, Setting(2, 3): 485.0, Setting(4, 1): 470.0}
+    latencies = {Setting(1, 4): 0.003, Setting(2, 3): 0.004, Setting(4, 1): 0.01}
+    assert choose(Asked(), 4, Machine(speeds, latencies)).setting == Setting(2, 3)
 
 
 def test_of_settings_as_fast_the_one_with_the_shorter_wait_is_chosen() -> None:
