@@ -34,9 +34,12 @@ log = logging.getLogger(__name__)
 
 # Seconds after which a waiting job goes before its turn.
 AGEING = 1.0
-# What is told of a queue's time is taken at this part of it; of calls that the table refuses, one
-# of so many is let in.
-_SURE, _TRIED = 0.75, 8
+# What is told of a queue's time is taken at this part of it, at the least. Each turn that finds
+# jobs too late all the same raises the part, up to the most, and each job that is answered lowers
+# it: four hundred of these for one of those leave it where it is.
+_SURE, _SUREST, _RAISED, _LOWERED = 0.75, 1.5, 1.1, 1.1 ** (-1 / 400)
+# Of calls that the table refuses though nothing waits, one of so many is let in.
+_TRIED = 8
 # Weight of the newest run in the pace, and the most that it counts for, as a multiple of the known.
 _NEWEST_PACE, _MOST_PACE = 0.1, 3.0
 # Seconds that the thread which reads calls may be kept by a run; what takes longer is handed over.
@@ -110,6 +113,7 @@ class Batcher:
         self._idle = 0  # threads that wait for a turn
         self._closed = False
         self._foreseen = 0
+        self._sure = _SURE
         self._seconds_per_row = 0.001
         # Seconds from the end of one run to the next, by row or token, while more waited than one
         # took: what the table does not know, such as the time that replies take.
@@ -222,10 +226,12 @@ class Batcher:
     def foresee(self, rows: int, longest: int, caller: Caller) -> None:
         """Refuse what the table says cannot be done by its deadline; cheap, before any preparing.
 
-        The queue that goes before it counts as if all of it left in the largest runs, at `_SURE` of
-        what that takes, and its own run at half: a table is a mean, and a call that is let in and
-        comes too late costs less than one that is refused and would not have. Every
-        `_TRIED`th is let in all the same, so that a table that is wrong is found out.
+        The queue that goes before it counts as if all of it left in the largest runs, at a part of
+        what that takes, and its own run at half, or at what `Turns.lead` asks for: a table is a
+        mean, and a call that is let in and comes too late costs less than one that is refused and
+        would not have. Where some are let in and come too late, the part grows. Of what is refused
+        though nothing waits every `_TRIED`th is let in all the same, so that a table that is wrong
+        is found out.
 
         Args:
             rows: of the job.
@@ -238,17 +244,19 @@ class Batcher:
         if caller.deadline is None:
             return
         left = caller.deadline - self._clock()
-        own = 0.5 * self.costs.seconds(rows, longest) / self.runners
+        own = max(0.5 * self.costs.seconds(rows, longest) / self.runners, self._turns.lead)
         # All that waits, whoever's turn it is; mostly that is little enough.
-        if _SURE * self.behind + own <= left:
+        if self._sure * self.behind + own <= left:
             return
         with self._lock:
             ahead = self._turns.ahead(rows * longest, caller.priority, caller.client)
-            needed = _SURE * self._queue_seconds(ahead) + own
+            needed = self._sure * self._queue_seconds(ahead) + own
             if needed <= left:
                 return
-            self._foreseen += 1
-            tried = left > 0 and not self._foreseen % _TRIED
+            tried = False
+            if left > 0 and not self._turns.rows:
+                self._foreseen += 1
+                tried = not self._foreseen % _TRIED
         if not tried:
             raise DeadlineExceeded(
                 f"{max(left, 0.0):.3f} s are left until the deadline, and the work needs at least "
@@ -303,6 +311,8 @@ class Batcher:
         """Note who rides from now on; return who was dropped, and how long the others waited."""
         late = self._late.copy()
         self._late.clear()
+        if late:
+            self._sure = min(_SUREST, self._sure * _RAISED)
         waited = []
         for job, _ in run.parts if run else ():
             if job.started is None:
@@ -385,6 +395,8 @@ class Batcher:
                 job.done += len(indices)
                 if job.done == len(job.rows):
                     whole.append(job)
+            if whole and self._sure > _SURE:
+                self._sure = max(_SURE, self._sure * _LOWERED ** len(whole))
             self._seconds_per_row += 0.1 * (seconds / run.rows - self._seconds_per_row)
             self._turns.ended(run)
             self._keep_pace(run)

@@ -228,6 +228,15 @@ class Turns:
             )
         )
 
+    @property
+    def lead(self) -> float:
+        """Seconds before its deadline by which a job must leave, to be worth a place in a run.
+
+        Where more waits than leaves next, what would be done too late is left to the others.
+        """
+        behind = self.rows > 2 * self._costs.recent_rows
+        return _LEAD * self._costs.recent_seconds if behind else 0.0
+
     def take(self, now: float, free: int = 1) -> Run | None:
         """Bind the next run, or return None where nothing waits.
 
@@ -235,9 +244,7 @@ class Turns:
             now: a point of the clock of deadlines.
             free: runners that could take a run now, this one included.
         """
-        # Where more waits than leaves now, what would be done too late is left to the others.
-        behind = self.rows > 2 * self._costs.recent_rows
-        now += _LEAD * self._costs.recent_seconds if behind else 0.0
+        now += self.lead
         aged = self._look(now)
         urgency = next((urgency for urgency, one in self._classes.items() if one.rows), None)
         if urgency is None:

@@ -70,6 +70,11 @@ class HeldRun:
         self.open = True
         self.lets.release(1000)
 
+    def hold(self) -> None:
+        """Hold the runs that begin from now on."""
+        self.open = False
+        self.lets = threading.Semaphore(0)
+
 
 Make = Callable[..., Batcher]
 
@@ -521,15 +526,78 @@ def test_without_a_table_no_deadline_is_refused(make: Make) -> None:
     make(clock=lambda: 50.0).foresee(1000, 1, Caller("a", deadline=50.001))
 
 
-def test_a_table_that_is_wrong_is_found_out_since_some_are_let_in(make: Make) -> None:
-    batcher = make(costs=RunCosts(SLOW), clock=lambda: 50.0)
+def refused_of(batcher: Batcher, count: int, deadline: float) -> int:
+    """Ask for so many rows, one at a time, and count how often there is no time for it."""
     refused = 0
-    for _ in range(32):
+    for _ in range(count):
         try:
-            batcher.foresee(1, 1, Caller("a", deadline=50.01))
+            batcher.foresee(1, 1, Caller("a", deadline=deadline))
         except DeadlineExceeded:
             refused += 1
-    assert 24 <= refused < 32
+    return refused
+
+
+def test_a_table_that_is_wrong_is_found_out_since_some_are_let_in(run: HeldRun, make: Make) -> None:
+    batcher = make(costs=RunCosts(SLOW), clock=lambda: 50.0)
+    assert 24 <= refused_of(batcher, 32, 50.01) < 32
+    for _ in range(8):
+        batcher.submit(rows(1), A)
+    run.begun(1)
+    assert refused_of(batcher, 32, 50.01) == 32, "those that wait will tell"
+
+
+def test_where_calls_come_too_late_all_the_same_a_queue_counts_for_more_until_they_do_not(
+    run: HeldRun, make: Make
+) -> None:
+    now = [50.0]
+    costs = RunCosts(SLOW)
+    costs.tell = lambda rows, longest, seconds: None  # type: ignore[method-assign]
+    batcher = make(costs=costs, clock=lambda: now[0], max_batch=1)
+
+    def refused() -> bool:
+        """Whether a call is that has a tenth more time than the table says a queue takes."""
+        run.hold()
+        begun = len(run.seen)
+        for _ in range(40):
+            batcher.submit(rows(1), A)
+        run.begun(begun + 1)
+        found = refused_of(batcher, 1, now[0] + 0.11 * batcher.waiting) == 1
+        run.let_all()
+        until(lambda: not batcher.waiting and batcher._free == 1)
+        return found
+
+    assert not refused()
+    for _ in range(10):
+        run.hold()
+        begun = len(run.seen)
+        first = batcher.submit(rows(1), A)
+        run.begun(begun + 1)
+        late = batcher.submit(rows(1), Caller("a", deadline=now[0] + 0.001))
+        now[0] += 0.002
+        run.let_all()
+        with pytest.raises(DeadlineExceeded):
+            wait(late)
+        wait(first)
+    assert refused()
+    for answer in [batcher.submit(rows(1), A) for _ in range(4000)]:
+        wait(answer)
+    assert not refused()
+
+
+def test_a_call_that_would_leave_too_late_for_its_run_is_not_let_in_to_be_dropped(
+    run: HeldRun, make: Make
+) -> None:
+    costs = RunCosts(SLOW)
+    costs.recent_rows, costs.recent_seconds = 1.0, 1.0
+    batcher = make(costs=costs, clock=lambda: 50.0)
+    batcher.submit(rows(1), A)
+    run.begun(1)
+    batcher.submit(rows(1), A)
+    batcher.submit(rows(1), A)
+    batcher.foresee(1, 1, Caller("a", deadline=50.8))
+    batcher.submit(rows(1), A)  # behind, from here on
+    with pytest.raises(DeadlineExceeded):
+        batcher.foresee(1, 1, Caller("a", deadline=50.8))
 
 
 def test_what_the_table_does_not_know_of_a_queues_pace_is_learnt_from_the_ends_of_runs(
