@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,22 @@ class Report:
             for line in found.pop("lines")
         ]
         return cls(**found, lines=lines)
+
+    def with_lines_of(self, newer: Report) -> Report:
+        """Return this run, with what another measured of the same tables and twins in its place."""
+        again = {(line.table, line.subject) for line in newer.lines}
+        lines: list[Line] = []
+        put: set[tuple[str, str]] = set()
+        for line in self.lines:
+            table = line.table, line.subject
+            if table not in again:
+                lines.append(line)
+            elif table not in put:
+                put.add(table)
+                lines += [one for one in newer.lines if (one.table, one.subject) == table]
+        known = {(line.table, line.subject) for line in lines}
+        lines += [line for line in newer.lines if (line.table, line.subject) not in known]
+        return replace(self, lines=lines)
 
     def text(self) -> str:
         """Return the tables for a terminal."""
@@ -129,8 +145,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="the tables of a run, as Markdown")
     parser.add_argument("results", type=Path)
     parser.add_argument("--into", type=Path, help="a page with the two marks")
+    parser.add_argument(
+        "--newer", type=Path, help="a later run of some parts: its lines are put in, for good"
+    )
     given = parser.parse_args()
-    tables = Report.read(given.results).markdown()
+    report = Report.read(given.results)
+    if given.newer:
+        report = report.with_lines_of(Report.read(given.newer))
+        report.save(given.results)
+    tables = report.markdown()
     if given.into is None:
         print(tables)
     else:

@@ -55,8 +55,6 @@ class Stage:
     folder: Path
     overhead: dict[str, float] = field(default_factory=dict)  # kind of echo -> CPU seconds a call
     layouts: dict[str, Layout] = field(default_factory=dict)  # of the peers
-    capacity: float = 0.0  # calls of one item a second that ours answers, once measured
-    alone: float = 0.0  # seconds of a call of one item to ours when it is idle, once measured
 
     @property
     def ours(self) -> Server:

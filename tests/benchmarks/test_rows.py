@@ -118,6 +118,18 @@ def test_a_report_is_read_back_as_it_was_and_shows_each_aim(tmp_path: Path) -> N
     assert "- mosec: no environment" in shown
 
 
+def test_what_was_measured_again_takes_the_place_of_what_was_known_of_the_same_twin() -> None:
+    def line(table: str, twin: str, load: str, figure: str) -> Line:
+        return Line(table, twin, load, "ours", {"of raw": figure})
+
+    kept = line("Calls", "tiny", "24 in flight", "0.3"), line("Bulk", "minilm", "", "0.9")
+    old = line("Calls", "minilm", "24 in flight", "0.8"), line("Calls", "minilm", "32", "0.8")
+    again, new = line("Calls", "minilm", "24 in flight", "0.9"), line("Alone", "tiny", "1", "1.1")
+    first = Report("2 cores", {"turns": 3}, [kept[0], *old, kept[1]], ["no GPU"])
+    merged = first.with_lines_of(Report("2 cores", {"turns": 5}, [again, new]))
+    assert merged == Report("2 cores", {"turns": 3}, [kept[0], again, kept[1], new], ["no GPU"])
+
+
 def test_tables_replace_those_of_an_earlier_run_and_nothing_else_of_the_page() -> None:
     page = "# Head\n<!-- figures: begin -->\nold\n<!-- figures: end -->\ntail\n"
     once = put_into(page, "new")

@@ -18,7 +18,6 @@ def measure(stage: Stage) -> None:
         for name in order:
             window = stage.window(stage.servers[name], 1)
             waits[name].append(figures.percentile(window.latencies, 0.5))
-    stage.alone = figures.spread(waits["ours"]).median
     more = figures.spread([a - b for a, b in zip(*waits.values(), strict=True)])
     share = figures.ratios(waits["ours"], waits["bare"])
     if stage.subject.name == "tiny":

@@ -54,7 +54,6 @@ def measure(stage: Stage, in_flight: int) -> None:
         )
     )
     rates = {name: [one.rate for one in found] for name, found in windows.items()}
-    stage.capacity = figures.spread(rates["ours"]).median
     for name, found in windows.items():
         against_raw = figures.ratios(rates[name], raw)
         against_can = figures.ratios(rates[name], can)
