@@ -875,6 +875,23 @@ def test_a_run_that_no_other_goes_beside_has_the_threads_of_lone_runs(
     assert 4 not in lone
 
 
+def test_the_thread_that_waited_last_goes_first(make: Make) -> None:
+    ran: list[int] = []
+
+    def model(given: Rows) -> Outputs:
+        ran.append(threading.get_ident())
+        return np.stack([row[:1] for row in given]).astype(np.float32)
+
+    batcher = make(model, runners=2)
+    threads = 2 * batcher.runners + 1
+    until(lambda: len(batcher._idle) == threads)
+    for _ in range(20):
+        wait(batcher.submit(rows(1), A))
+        until(lambda: len(batcher._idle) == threads)
+    assert len(ran) == 20
+    assert len(set(ran)) == 1, "one caller after the other: one warm thread"
+
+
 def test_what_lone_runs_cost_is_not_told_as_what_runs_cost_side_by_side(make: Make) -> None:
     batcher = make(doubled([]), run_lone=doubled([]))
     wait(batcher.submit(rows(1), A))
