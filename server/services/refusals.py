@@ -12,7 +12,7 @@ import math
 import grpc
 from grpc_status import rpc_status
 
-from twinserve.errors import QueueFull, TwinserveError
+from twinserve.errors import DeadlineExceeded, QueueFull, TwinserveError
 from twinserve.server.front import Refusals
 from twinserve.server.gate import stopping
 from twinserve.server.services.status import status_of
@@ -32,7 +32,7 @@ def refusals(metrics: Metrics, max_calls: int) -> Refusals:
         return _overloaded(max_calls)
 
     def late(seconds: float) -> grpc.Status:
-        metrics.rejections.labels(QueueFull.reason).inc()
+        metrics.rejections.labels(DeadlineExceeded.reason).inc()
         return _late(max(1, math.ceil(seconds / _STEP)))
 
     return Refusals(overloaded, late, _stopping)
@@ -54,9 +54,9 @@ def _overloaded(limit: int) -> grpc.Status:
 def _late(steps: int) -> grpc.Status:
     seconds = _STEP * steps
     return _status(
-        QueueFull(
+        DeadlineExceeded(
             f"what goes before this call takes about {seconds:.2f} s, too much of what its "
-            "deadline leaves, so it is refused unread; retry then, or allow more time",
+            "deadline leaves, so it is refused unread; allow more time, or send it again then",
             retry_after=seconds,
         )
     )

@@ -33,7 +33,7 @@ class Refusal(grpc.Status):
 class Late(grpc.Status):
     """What a call is answered with that would have its turn too late."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
     trailing_metadata = ()
 
     def __init__(self, seconds: float) -> None:

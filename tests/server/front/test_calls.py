@@ -302,7 +302,7 @@ def test_a_call_that_would_have_its_turn_too_late_is_refused_unread(run_front: S
     behind[0] = 60.0
     with pytest.raises(grpc.RpcError) as refused:
         call(b"2", timeout=70)
-    assert refused.value.code() is CODE.RESOURCE_EXHAUSTED
+    assert refused.value.code() is CODE.DEADLINE_EXCEEDED
     assert refused.value.details() == "late by 60"
     assert call(b"3", timeout=1000) == b"3"  # which has time enough
     assert call(b"4") == b"4"  # and this one waits for ever
