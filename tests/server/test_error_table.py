@@ -409,6 +409,25 @@ def test_a_bad_input_fails_an_inference_with_its_row_named(
     check(status, row, row.infer, space)
 
 
+# The calls that are answered once, of which each is refused where the server has no room.
+UNARY = [*(str(place) for place in PLACES if not place.method.client_streaming), INFER.name]
+
+
+def call_of(name: str, inputs: Sequence[Input]) -> tuple[Any, Message]:
+    """A call of `UNARY` to the image model with these inputs; with the first where it takes one."""
+    if name == INFER.name:
+        request = infer(inputs[0], "image")
+        request.inputs[0].shape[0] = len(inputs)
+        rows = [infer(one, "image").raw_input_contents[0] for one in inputs]
+        request.raw_input_contents[0] = b"".join(rows)
+        return INFER, request
+    place = next(place for place in PLACES if str(place) == name)
+    asked = AROUND[place.call]("image")
+    for one in inputs if place.listed else inputs[:1]:
+        input_calls.plant(asked, place, one, GOOD["image"])
+    return place.method, asked
+
+
 def test_an_inference_by_a_model_that_is_not_there_names_it(channel: grpc.Channel) -> None:
     assert input_calls.status_of(channel, INFER, infer(GOOD["image"], "image")).code == 0
     request = infer(GOOD["image"], "image")
@@ -499,17 +518,13 @@ def wait_until_admitted(server: RunningServer, rows: int) -> None:
     raise AssertionError(f"{rows} rows were never admitted")
 
 
-@pytest.mark.parametrize(
-    "place", [place for place in LISTING if not place.method.client_streaming], ids=str
-)
+@pytest.mark.parametrize("name", UNARY)
 def test_a_client_over_its_share_is_refused_while_others_are_served(
-    table_server: RunningServer, channel: grpc.Channel, place: Place
+    table_server: RunningServer, channel: grpc.Channel, name: str
 ) -> None:
     slow = slow_pictures(10)
-    inside = [*distinct(990), *slow]
-    request = AROUND[place.call]("image")
-    for one in distinct(100):
-        input_calls.plant(request, place, one, GOOD["image"])
+    inside = [*distinct(1014), *slow]  # all of its share, so that one input is too many
+    method, request = call_of(name, distinct(100))
     options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own: another client
     with grpc.insecure_channel(table_server.target, options=options) as other:
         held = [
@@ -520,13 +535,13 @@ def test_a_client_over_its_share_is_refused_while_others_are_served(
         ]
         wait_until_admitted(table_server, len(inside) + len(slow))
         # More than half of the room is taken, and half of it is each client's.
-        status = input_calls.status_of(channel, place.method, request)
+        status = input_calls.status_of(channel, method, request)
         assert not held[0].done(), "the test itself was too slow"
         assert status.code == CODE.RESOURCE_EXHAUSTED.value[0], status
         assert wire.reason(status) == "CLIENT_OVER_SHARE"
         assert wire.detail(status, details.ErrorInfo).metadata["limit"] == "1024"
         assert wire.detail(status, details.RetryInfo).retry_delay.ToMilliseconds() > 0
-        assert input_calls.status_of(other, place.method, request).code == 0
+        assert input_calls.status_of(other, method, request).code == 0
         assert [len(one.result().results) for one in held] == [len(inside), len(slow)]
 
 
@@ -540,15 +555,14 @@ def test_a_full_server_refuses_every_call_with_a_time_to_come_again(
                 request = good_call(place, count=1024)
                 status = input_calls.status_of(channel, place.method, request)
                 assert not status.code or not input_calls.is_built(status), place
-                continue
-            status = until(
-                channel, place.method, good_call(place, count=1024), CODE.RESOURCE_EXHAUSTED
-            )
+        for name in UNARY:
+            method, request = call_of(name, [GOOD["image"]] * 1024)
+            status = until(channel, method, request, CODE.RESOURCE_EXHAUSTED)
             if not input_calls.is_built(status):
                 continue
-            assert wire.reason(status) in ("QUEUE_FULL", "CLIENT_OVER_SHARE"), place
+            assert wire.reason(status) in ("QUEUE_FULL", "CLIENT_OVER_SHARE"), name
             delay = wire.detail(status, details.RetryInfo).retry_delay
-            assert 0 < delay.ToMilliseconds() <= 30_000, place
+            assert 0 < delay.ToMilliseconds() <= 30_000, name
     for name, method, request in every_call():
         status = input_calls.status_of(channel, method, request)
         assert not status.code or not input_calls.is_built(status), f"afterwards {name}"
