@@ -64,7 +64,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class Refusals:
-    """What calls are refused with before anything of them is read.
+    """What calls are refused with before anything of them is read; asked once for each.
 
     Args:
         overloaded: too many are inside.
@@ -322,10 +322,9 @@ class Front(grpc.aio.Server):
 
     def _refuse_held(self) -> None:
         held, self._held = self._held, []
-        status = self._refusals.stopping()
         for event in held:
             self.calls -= 1
-            self._refuse(event, status)
+            self._refuse(event, self._refusals.stopping())
 
     def _find(self, name: bytes, event: core.Event) -> Method | None:
         asked: Any = _Asked(name.decode(errors="replace"), event.invocation_metadata)

@@ -12,7 +12,7 @@ import math
 import grpc
 from grpc_status import rpc_status
 
-from twinserve.errors import DeadlineExceeded, QueueFull, TwinserveError
+from twinserve.errors import DeadlineExceeded, QueueFull, TwinserveError, Unavailable
 from twinserve.server.front import Refusals
 from twinserve.server.gate import stopping
 from twinserve.server.services.status import status_of
@@ -22,20 +22,32 @@ from twinserve.server.watching.metrics import Metrics
 CALLS_AGAIN = 0.25
 # Waits are told in steps, so that few statuses say all of them.
 _STEP = 0.05
+_KINDS: tuple[type[TwinserveError], ...] = (QueueFull, DeadlineExceeded, Unavailable)
 
 
 def refusals(metrics: Metrics, max_calls: int) -> Refusals:
     """Return the refusals of a server that lets in `max_calls` calls at a time."""
+    for kind in _KINDS:
+        # A counter that begins with its first refusal would hide that one from a rate.
+        metrics.refused_calls.labels(kind.reason)
+
+    def count(kind: type[TwinserveError]) -> None:
+        metrics.rejections.labels(kind.reason).inc()
+        metrics.refused_calls.labels(kind.reason).inc()
 
     def overloaded() -> grpc.Status:
-        metrics.rejections.labels(QueueFull.reason).inc()
+        count(QueueFull)
         return _overloaded(max_calls)
 
     def late(seconds: float) -> grpc.Status:
-        metrics.rejections.labels(DeadlineExceeded.reason).inc()
+        count(DeadlineExceeded)
         return _late(max(1, math.ceil(seconds / _STEP)))
 
-    return Refusals(overloaded, late, _stopping)
+    def gone() -> grpc.Status:
+        count(Unavailable)
+        return _stopping()
+
+    return Refusals(overloaded, late, gone)
 
 
 @functools.cache

@@ -71,8 +71,8 @@ class Metrics:
         self.requests = self.histogram(
             "request_seconds",
             "Seconds that a call spent inside the server, by method, code and model (empty where "
-            "it needs none, or failed before one was found). The rate of its count is the traffic; "
-            "its quantiles are what callers feel, less the network.",
+            "it needs none, or failed before one was found). The rate of its count is the traffic, "
+            "together with refused_calls; its quantiles are what callers feel, less the network.",
             ("method", "code", "model"),
         )
         self.queue = self.histogram(
@@ -157,6 +157,14 @@ class Metrics:
             "rejections",
             "Errors answered, a failed item each, by the reason that clients see. QUEUE_FULL: "
             "more load than capacity; IMAGE_UNDECODABLE and the like: a client's fault.",
+            ("reason",),
+        )
+        self.refused_calls = self.counter(
+            "refused_calls",
+            "Calls refused before anything of them was read, by the reason that clients see. "
+            "QUEUE_FULL: --max-calls are inside; DEADLINE_EXCEEDED: what waits takes too much of "
+            "the time that the call has; NOT_SERVING: the server stops. They are in rejections "
+            "too, and not in request_seconds.",
             ("reason",),
         )
         self.dropped = self.counter(

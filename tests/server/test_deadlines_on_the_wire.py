@@ -120,6 +120,21 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(
         assert f"{delay:.2f} s" in status.message
 
 
+def test_calls_refused_unread_are_counted_apart_from_those_inside(
+    slow_server: RunningServer, queued: tuple[grpc.Channel, grpc.Future]
+) -> None:
+    def counted(name: str) -> float:
+        return test_under_load.gauge(test_under_load.metrics(slow_server), f"twinserve_{name}")
+
+    names = ("refused_calls_total", "rejections_total", "request_seconds_count")
+    before = [counted(name) for name in names]
+    for name in UNREAD:
+        method, request = CALLS[name]
+        status = input_calls.status_of(queued[0], method, request, timeout=TIMEOUT)
+        assert wire.reason(status) == "DEADLINE_EXCEEDED"
+    assert [counted(name) - was for name, was in zip(names, before, strict=True)] == [4, 4, 0]
+
+
 def test_a_call_that_has_the_time_is_let_in_behind_the_same_queue(
     queued: tuple[grpc.Channel, grpc.Future],
 ) -> None:

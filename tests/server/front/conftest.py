@@ -55,10 +55,9 @@ class Running:
         self._threads = ThreadPoolExecutor(2)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
-        limits = {"options": [], "max_calls": 100, **settings}
-        self.front = Front(
-            threads=self._threads, refusals=Refusals(Refusal, Late, Stopping), **limits
-        )
+        refusals = Refusals(Refusal, Late, Stopping)
+        limits = {"options": [], "max_calls": 100, "refusals": refusals, **settings}
+        self.front = Front(threads=self._threads, **limits)
         self.front.add_registered_method_handlers(
             "s", {name: HANDLERS[kind](method) for name, (kind, method) in methods.items()}
         )

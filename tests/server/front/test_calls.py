@@ -15,9 +15,9 @@ import grpc
 import pytest
 
 from benchmarks.serving import wire
-from tests.server.front.conftest import Running
+from tests.server.front.conftest import Late, Refusal, Running, Stopping
 from twinserve.server.completion import Completion
-from twinserve.server.front import Call, driven
+from twinserve.server.front import Call, Refusals, driven
 
 Start = Callable[..., Running]
 CODE = grpc.StatusCode
@@ -550,7 +550,13 @@ def test_stopping_lets_calls_finish_and_refuses_new_ones(run_front: Start) -> No
 def test_clients_that_go_on_sending_while_it_stops_are_told_so_and_never_cancelled(
     run_front: Start,
 ) -> None:
-    running = run_front({"Echo": ("uu", echo_driven)})
+    told: list[grpc.Status] = []
+
+    def stopping() -> grpc.Status:
+        told.append(Stopping())
+        return told[-1]
+
+    running = run_front({"Echo": ("uu", echo_driven)}, refusals=Refusals(Refusal, Late, stopping))
     codes: Counter[Any] = Counter()
 
     def answered(connection: wire.Connection, call: wire.Call) -> None:
@@ -572,6 +578,7 @@ def test_clients_that_go_on_sending_while_it_stops_are_told_so_and_never_cancell
     assert codes[wire.OK] > 64
     assert codes[wire.UNAVAILABLE] > 0
     assert set(codes) == {wire.OK, wire.UNAVAILABLE}, codes
+    assert len(told) == running.front.refused > 1, "asked for each, so that each is counted"
 
 
 def test_stopping_without_patience_cancels_what_runs(run_front: Start) -> None:
