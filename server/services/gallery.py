@@ -194,7 +194,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         )
         outcome = await asyncio.wrap_future(writing)
         seconds = time.perf_counter() - began
-        self.metrics.search.labels("Enroll").observe(seconds)
+        self.metrics.search.labels("Enroll", gallery.settings.model).observe(seconds)
         response = pb.EnrollResponse(
             consistency_token=outcome.token,
             timing=codec.timing_message(embedded.ride, embedded.preprocess, seconds),
@@ -335,7 +335,7 @@ class GalleryService(rpc.GalleryServiceServicer):
                 proceed=proceed,
             )
             seconds = time.perf_counter() - began
-            self.metrics.search.labels("Search").observe(seconds)
+            self.metrics.search.labels("Search", gallery.settings.model).observe(seconds)
             # Also in the thread: the first to ask for a rate has the gallery's evidence evaluated,
             # and a reply of thousands of hits takes a while to write.
             limit = decision.search_limit(
@@ -397,8 +397,8 @@ class GalleryService(rpc.GalleryServiceServicer):
         with self._admission.admit(1, caller.client):
             nearest = await self._read(lambda: gallery.verify(request.subject, probe))
         seconds = time.perf_counter() - began
-        self.metrics.search.labels("Verify").observe(seconds)
         settings = gallery.settings
+        self.metrics.search.labels("Verify", settings.model).observe(seconds)
         self.metrics.distances.labels(settings.model).observe(nearest.distance)
         judged = decision.nearest_of(calibrations, settings.metric, nearest.items_compared)
         limit = decision.limit(rule, judged.calibration, judged.compared)

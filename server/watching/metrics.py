@@ -104,7 +104,7 @@ class Metrics:
             "search_seconds",
             "Seconds of a call inside the gallery: of Enroll up to the commit on disk, of Search "
             "and Verify the search alone.",
-            ("method",),
+            ("method", "model"),
         )
         self.batch_rows = self.histogram(
             "batch_rows",

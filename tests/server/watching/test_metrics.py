@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
+from tests import twins
 from tests.conftest import RunningServer
+from tests.server import wire
 from tests.server.test_prometheus import scrape
 from twinserve.server.batching.jobs import Reason
 from twinserve.server.watching.metrics import Metrics
 from twinserve.server.watching.observations import Total
+from twinserve.v1 import gallery_pb2, shared_pb2
+from twinserve.v1 import gallery_service_pb2 as pb
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
 
@@ -102,6 +106,24 @@ def test_a_gauge_is_asked_at_each_scrape_and_one_that_fails_spoils_no_other(
     assert 'twinserve_some{model="a"}' not in text
     assert "twinserve_last 5.0" in text
     assert "twinserve_broken could not be read" in caplog.text
+
+
+def test_the_time_in_the_gallery_is_told_by_call_and_model(server: RunningServer) -> None:
+    (one,) = twins.classes_of_pixels(1, 1)[0]
+    with server.channel() as channel:
+        stub = wire.Stubs(channel).gallery
+        settings = gallery_pb2.Gallery(name="seen", model="small")
+        stub.CreateGallery(pb.CreateGalleryRequest(gallery=settings))
+        item = shared_pb2.Item(id="a", subject="ann")
+        entry = pb.EnrollItem(item=item, input=wire.tensor(one))
+        stub.Enroll(pb.EnrollRequest(gallery="seen", items=[entry]))
+        for _ in range(2):
+            stub.Search(pb.SearchRequest(gallery="seen", probes=[wire.tensor(one)]))
+        stub.Verify(pb.VerifyRequest(gallery="seen", subject="ann", probe=wire.tensor(one)))
+    text = scrape(server)[0].decode()
+    for call, times in (("Enroll", 1), ("Search", 2), ("Verify", 1)):
+        series = f'twinserve_search_seconds_count{{method="{call}",model="small"}}'
+        assert f"{series} {float(times)}" in text, call
 
 
 def documented() -> dict[str, tuple[str, str, str]]:
