@@ -234,6 +234,11 @@ class Galleries:
         """Time spent so far, in the background, on measuring how strangers fare."""
         return 0.0 if self._refresher is None else self._refresher.seconds
 
+    @property
+    def durability_lag(self) -> float:
+        """Age in seconds of the oldest enrolment or removal that is not yet on disk; 0 if none."""
+        return 0.0 if self._writer is None else self._writer.lag
+
     # -- parts ------------------------------------------------------------------------------------
 
     def _create(

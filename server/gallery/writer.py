@@ -8,11 +8,13 @@ what a group of its jobs means.
 from __future__ import annotations
 
 import collections
+import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from twinserve.errors import InternalFault, QueueFull, Unavailable
@@ -29,6 +31,7 @@ class Job:
     rows: int
     work: Any
     future: Future[Any]
+    submitted: float = field(default_factory=time.monotonic)
 
 
 class Owner(Protocol):
@@ -50,10 +53,20 @@ class Writer:
         self._max_waiting_rows = max_waiting_rows
         self._waiting: collections.deque[tuple[Owner, Job]] = collections.deque()
         self._rows = 0
+        self._writing: list[Job] = []  # taken, and not yet known to be on disk
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="gallery-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def lag(self) -> float:
+        """Seconds since the oldest job with rows was submitted that is not on disk; 0 if none."""
+        with self._changed:
+            # Jobs are written in the order of submission, so the first of each is the oldest.
+            jobs = itertools.chain(self._writing, (job for _, job in self._waiting))
+            oldest = next((job for job in jobs if job.rows and not job.future.done()), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest.submitted
 
     def submit(self, owner: Owner, work: Any, *, rows: int = 0) -> Future[Any]:
         """Queue a job. Jobs of one owner are done in the order of submission.
@@ -111,6 +124,7 @@ class Writer:
         for owner, jobs in group:
             recent[id(owner)] = owner
             _write(owner, jobs)
+        self._writing = []
         return True
 
     def _take(self) -> list[tuple[Owner, list[Job]]]:
@@ -120,6 +134,7 @@ class Writer:
             owner, job = self._waiting.popleft()
             rows += job.rows
             group.setdefault(id(owner), (owner, []))[1].append(job)
+            self._writing.append(job)
         self._rows -= rows
         return list(group.values())
 

@@ -177,3 +177,10 @@ def watch_galleries(metrics: Metrics, galleries: Galleries) -> None:
         "Seconds spent in the background on measuring how strangers fare in large galleries.",
         lambda: galleries.measuring_seconds,
     )
+    metrics.watch(
+        "gallery_durability_lag_seconds",
+        "Age of the oldest enrolment or removal that is not yet committed to disk, over all "
+        "galleries; 0 where none waits. Nothing is acknowledged before: where it grows, the disk "
+        "is slower than what is enrolled.",
+        lambda: galleries.durability_lag,
+    )
