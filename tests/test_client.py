@@ -6,18 +6,20 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
+from numpy.typing import NDArray
 
 from tests.fake_server import FakeServer, status
 from twinserve import errors
-from twinserve.client import Client, EnrollItem, Health, Text, Vector
+from twinserve.client import Client, Encoding, EnrollItem, Health, Text, Vector
 from twinserve.decision import Outcome
 from twinserve.distance import Metric
 from twinserve.messages import InputLike
@@ -46,6 +48,25 @@ def client(server: FakeServer) -> Iterator[Client]:
 
 def embedding(*values: float) -> embedding_service_pb2.EmbedResult:
     return embedding_service_pb2.EmbedResult(embedding=shared_pb2.Embedding(values=values))
+
+
+def packed(
+    encoding: shared_pb2.Encoding.ValueType,
+    dimension: int,
+    data: bytes,
+    scales: Sequence[float] = (),
+) -> embedding_service_pb2.EmbedResponse:
+    """Return a reply of two inputs in one block, of which the second failed."""
+    return embedding_service_pb2.EmbedResponse(
+        space_id="sp_9",
+        results=[
+            embedding_service_pb2.EmbedResult(),
+            embedding_service_pb2.EmbedResult(error=BROKEN),
+        ],
+        packed=embedding_service_pb2.Packed(
+            encoding=encoding, dimension=dimension, data=data, scales=scales
+        ),
+    )
 
 
 def enrolled(id: str = "a") -> gallery_service_pb2.EnrollResponse:
@@ -179,6 +200,30 @@ class TestInputs:
         assert [one.options.HasField("truncate") for one in asked] == [False, True, True]
         assert [one.options.truncate for one in asked] == [False, False, True]
 
+    def test_an_encoding_is_asked_for_only_when_given(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        server.on("Embed", embedding_service_pb2.EmbedResponse())
+        client.embed(["a"])
+        client.embed(["a"], encoding="float16")
+        client.embed(["a"], encoding="binary", dimensions=8)
+        asked = server.asked("Embed")
+        assert [one.HasField("options") for one in asked] == [False, True, True]
+        assert [one.options.encoding for one in asked[1:]] == [
+            shared_pb2.ENCODING_FLOAT16,
+            shared_pb2.ENCODING_BINARY,
+        ]
+        assert asked[2].options.dimensions == 8
+
+    def test_an_unknown_encoding_is_refused_with_those_there_are(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        word: Any = "float8"
+        for call in (client.embed, client.embed_stream):
+            with pytest.raises(errors.InvalidInput, match="'float8'; give float32, float16, int8"):
+                call(["a"], encoding=word)
+        assert server.requests == []
+
 
 class TestResults:
     def test_embeddings_are_a_float32_matrix_that_can_be_sent_back(
@@ -220,6 +265,65 @@ class TestResults:
             embeddings[1]
         with pytest.raises(errors.UndecodableImage):
             client.embed(["a", b"x"], raise_for_errors=True)
+
+    @pytest.mark.parametrize(
+        ("encoding", "number", "data", "scales"),
+        [
+            ("float32", shared_pb2.ENCODING_FLOAT32, np.array([[1, -2], [0, 0]], "<f4"), []),
+            ("float16", shared_pb2.ENCODING_FLOAT16, np.array([[1, -2], [0, 0]], "<f2"), []),
+            ("int8", shared_pb2.ENCODING_INT8, np.array([[64, -128], [0, 0]], "i1"), [2**-6, 1.0]),
+        ],
+    )
+    def test_packed_vectors_are_float32_again_and_failed_rows_nan(
+        self,
+        server: FakeServer,
+        client: Client,
+        encoding: Encoding,
+        number: shared_pb2.Encoding.ValueType,
+        data: NDArray[Any],
+        scales: list[float],
+    ) -> None:
+        server.on("Embed", packed(number, 2, data.tobytes(), scales))
+        embeddings = client.embed(["a", b"x"], encoding=encoding)
+        assert embeddings.vectors.dtype == np.float32
+        assert embeddings.vectors[0].tolist() == [1.0, -2.0]
+        assert np.isnan(embeddings.vectors[1]).all()
+        assert isinstance(embeddings.errors[1], errors.UndecodableImage)
+        sent_back = embeddings[0]
+        assert (sent_back.values.tolist(), sent_back.space_id) == ([1.0, -2.0], "sp_9")
+        client.embed([sent_back])
+
+    def test_binary_vectors_are_bits_by_coordinate_that_no_call_takes(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        first = bytes([0b10000001, 0b01000000])  # ten coordinates: the first, eighth and tenth
+        server.on("Embed", packed(shared_pb2.ENCODING_BINARY, 10, first + bytes(2)))
+        embeddings = client.embed(["a", b"x"], encoding="binary")
+        assert embeddings.vectors.dtype == np.bool_
+        assert np.flatnonzero(embeddings.vectors[0]).tolist() == [0, 7, 9]
+        assert not embeddings.vectors[1].any()
+        assert np.packbits(embeddings.vectors, axis=1)[0].tobytes() == first
+        with pytest.raises(errors.UndecodableImage):
+            embeddings[1]
+        with pytest.raises(errors.InvalidInput, match="Hamming distance"):
+            client.search("people", [embeddings[0]])
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            (shared_pb2.ENCODING_FLOAT32, 2, bytes(15)),
+            (shared_pb2.ENCODING_FLOAT16, 2, bytes(10)),
+            (shared_pb2.ENCODING_INT8, 2, bytes(4), [1.0]),
+            (shared_pb2.ENCODING_BINARY, 9, bytes(3)),
+            (99, 2, bytes(4)),
+        ],
+    )
+    def test_a_block_that_cannot_hold_its_rows_is_not_read_as_vectors(
+        self, server: FakeServer, client: Client, reply: Any
+    ) -> None:
+        server.on("Embed", packed(*reply))
+        with pytest.raises(errors.InternalFault, match="cannot hold 2 rows"):
+            client.embed(["a", b"x"], encoding="int8")
 
     def test_a_comparison_tells_absent_from_zero(self, server: FakeServer, client: Client) -> None:
         calibrated = embedding_service_pb2.Comparison(

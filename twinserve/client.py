@@ -33,6 +33,7 @@ from twinserve.errors import Exhausted, InvalidInput, TwinserveError, Unavailabl
 from twinserve.messages import (
     Comparison,
     Embeddings,
+    Encoding,
     Enrolled,
     EnrollItem,
     Gallery,
@@ -66,6 +67,7 @@ __all__ = [
     "Client",
     "Comparison",
     "Embeddings",
+    "Encoding",
     "EnrollItem",
     "Enrolled",
     "Gallery",
@@ -168,11 +170,12 @@ class Client:
         *,
         prompt: str | None = None,
         truncate: bool | None = None,
+        encoding: Encoding | None = None,
         atomic: bool = False,
         raise_for_errors: bool = False,
         timeout: float | None = None,
     ) -> Embeddings:
-        """Return the embeddings of some inputs: float32 [n, dimension].
+        """Return the embeddings of some inputs: float32 [n, dimension], or bits.
 
         Args:
             inputs: 1 to the server's limit of items.
@@ -181,17 +184,19 @@ class Client:
             prompt: name of the model's prompt put before each text that names none itself (a
                 `Text` may); "" is none, None the model's default.
             truncate: whether a text over the limit is cut; None is the model's own rule.
+            encoding: how the vectors travel, in one block. They come back as float32 [n, dimension]
+                from "float32" (exact), "float16" (half the bytes; 11 bits of precision, beyond
+                65504 clipped) and "int8" (a quarter; each row in steps of a 127th of its largest);
+                from "binary" (a 32nd) as bool [n, dimension], true where a coordinate is above 0,
+                which is for Hamming distance only. None: exact, an embedding of its own per input.
             atomic: let the server refuse the whole call for one item's error.
             raise_for_errors: raise the first item's error instead of leaving it in `errors`.
             timeout: seconds, in place of the client's own.
         """
-        options = None
-        if dimensions is not None or truncate is not None:
-            options = embedding_service_pb2.EmbedOptions(dimensions=dimensions, truncate=truncate)
         request = embedding_service_pb2.EmbedRequest(
             model=model,
             inputs=[messages.to_input(value, prompt) for value in inputs],
-            options=options,
+            options=messages.to_options(dimensions, truncate, encoding),
             atomic=atomic,
         )
         embeddings = messages.from_embed_response(
@@ -211,6 +216,7 @@ class Client:
         *,
         prompt: str | None = None,
         truncate: bool | None = None,
+        encoding: Encoding | None = None,
         batch: int = 32,
         timeout: float | None = None,
     ) -> Iterator[Embeddings]:
@@ -226,12 +232,11 @@ class Client:
             dimensions: as for `embed`.
             prompt: as for `embed`.
             truncate: as for `embed`.
+            encoding: as for `embed`.
             batch: inputs of one message.
             timeout: seconds that one reply may take, in place of the client's own.
         """
-        options = None
-        if dimensions is not None or truncate is not None:
-            options = embedding_service_pb2.EmbedOptions(dimensions=dimensions, truncate=truncate)
+        options = messages.to_options(dimensions, truncate, encoding)
         source = iter(inputs)
         parts = iter(lambda: list(itertools.islice(source, batch)), [])
         return bulk.embed_stream(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, get_args, overload
 
 import numpy as np
 from google.protobuf import timestamp_pb2
@@ -24,7 +24,7 @@ from twinserve import errors
 from twinserve.decision import Outcome
 from twinserve.distance import Embeddings as Matrix
 from twinserve.distance import Metric
-from twinserve.errors import InvalidInput, TwinserveError, WrongShape
+from twinserve.errors import InternalFault, InvalidInput, TwinserveError, WrongShape
 from twinserve.manifest import Manifest
 from twinserve.v1 import (
     embedding_service_pb2,
@@ -37,6 +37,8 @@ from twinserve.v1 import (
 T = TypeVar("T")
 
 MetadataValue = str | int | float | bool | datetime
+# How vectors travel: whole, in half the bytes, in a quarter, or by their signs in a 32nd.
+Encoding = Literal["float32", "float16", "int8", "binary"]
 
 _DATA_TYPES = {
     np.dtype(np.uint8): shared_pb2.DATA_TYPE_UINT8,
@@ -47,6 +49,13 @@ _METRICS = {
     Metric.EUCLIDEAN: shared_pb2.METRIC_EUCLIDEAN,
     Metric.COSINE: shared_pb2.METRIC_COSINE,
 }
+_ENCODINGS: dict[str, shared_pb2.Encoding.ValueType] = {
+    "float32": shared_pb2.ENCODING_FLOAT32,
+    "float16": shared_pb2.ENCODING_FLOAT16,
+    "int8": shared_pb2.ENCODING_INT8,
+    "binary": shared_pb2.ENCODING_BINARY,
+}
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 _OUTCOMES = {
     shared_pb2.OUTCOME_MATCH: Outcome.MATCH,
     shared_pb2.OUTCOME_NO_MATCH: Outcome.NO_MATCH,
@@ -142,8 +151,19 @@ def _to_text(text: str, prompt: str | None) -> shared_pb2.Input:
 
 
 def to_embedding(vector: Vector) -> shared_pb2.Embedding:
-    """Return the contract's form of a vector: float32 [dimension]."""
-    values = np.asarray(vector.values, dtype=np.float32)
+    """Return the contract's form of a vector: float32 [dimension].
+
+    Raises:
+        InvalidInput: bits of a binary encoding, which would pass for a vector of their space.
+        WrongShape: more than one axis.
+    """
+    given = np.asarray(vector.values)
+    if given.dtype == np.bool_:
+        raise InvalidInput(
+            "the vector holds bits (encoding 'binary'), which compare with bits alone, by their "
+            "Hamming distance; embed the input with another encoding, or none, to send it"
+        )
+    values = given.astype(np.float32, copy=False)
     if values.ndim != 1:
         raise WrongShape(
             f"the vector has shape {list(values.shape)}; give one axis, [dimension]",
@@ -161,6 +181,28 @@ def _to_tensor(array: NDArray[Any]) -> shared_pb2.Tensor:
         )
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return shared_pb2.Tensor(data_type=data_type, shape=list(array.shape), data=little.tobytes())
+
+
+def to_options(
+    dimensions: int | None, truncate: bool | None, encoding: Encoding | None
+) -> embedding_service_pb2.EmbedOptions | None:
+    """Return the options of an Embed, None for the defaults; see `Client.embed`.
+
+    Raises:
+        InvalidInput: an encoding that there is none of.
+    """
+    if dimensions is None and truncate is None and encoding is None:
+        return None
+    number = shared_pb2.ENCODING_UNSPECIFIED if encoding is None else _ENCODINGS.get(encoding)
+    if number is None:
+        raise InvalidInput(
+            f"encoding is {encoding!r:.80}; give {', '.join(ENCODINGS[:-1])} or {ENCODINGS[-1]}, "
+            "or None for an embedding of its own per input",
+            field="options.encoding",
+        )
+    return embedding_service_pb2.EmbedOptions(
+        encoding=number, dimensions=dimensions, truncate=truncate
+    )
 
 
 def to_rule(
@@ -313,11 +355,16 @@ class Results(Sequence[T | TwinserveError], Generic[T]):
 class Embeddings:
     """The vectors of one Embed call.
 
-    `vectors` is float32 [n, dimension]; a row whose input failed holds NaN, which no arithmetic can
-    take for an embedding, and `errors[i]` says why (None where it went well).
+    `vectors` is float32 [n, dimension], whatever encoding they travelled in, except of `binary`,
+    which leaves bool [n, dimension]: whether each coordinate is above 0. Such rows are for Hamming
+    distance, `np.count_nonzero(a != b)`, and are no input of any call; `np.packbits(vectors,
+    axis=1)` gives the bytes that indexes of bits take, first coordinate in the highest bit.
+
+    A row whose input failed holds NaN, which no arithmetic can take for an embedding (of bits, all
+    False), and `errors[i]` says why (None where it went well).
     """
 
-    vectors: Matrix
+    vectors: NDArray[Any]
     space_id: str
     model_version: str
     timing: Timing
@@ -329,7 +376,7 @@ class Embeddings:
         return len(self.errors)
 
     def __getitem__(self, index: int) -> Vector:
-        """Return one vector, ready to be an input again; raises its error if it failed."""
+        """Return one vector, ready to be an input again (unless binary); raises its error."""
         error = self.errors[index]
         if error is not None:
             raise error
@@ -537,16 +584,21 @@ class Model:
 
 
 def from_embed_response(response: embedding_service_pb2.EmbedResponse) -> Embeddings:
-    """Return the vectors, float32 [n, dimension], with NaN rows where an input failed."""
+    """Return the vectors of a reply in any encoding; see `Embeddings`."""
     results = response.results
     faults = tuple(
         from_status(r.error) if r.WhichOneof("result") == "error" else None for r in results
     )
-    dimension = max((len(r.embedding.values) for r in results), default=0)
-    vectors = np.full((len(results), dimension), np.nan, dtype=np.float32)
-    for row, (result, fault) in enumerate(zip(results, faults, strict=True)):
-        if fault is None:
-            vectors[row] = result.embedding.values
+    if response.HasField("packed"):
+        vectors = _unpacked(response.packed, len(results))
+        if vectors.dtype != np.bool_:
+            vectors[[fault is not None for fault in faults]] = np.nan
+    else:
+        dimension = max((len(r.embedding.values) for r in results), default=0)
+        vectors = np.full((len(results), dimension), np.nan, dtype=np.float32)
+        for row, (result, fault) in enumerate(zip(results, faults, strict=True)):
+            if fault is None:
+                vectors[row] = result.embedding.values
     return Embeddings(
         vectors=vectors,
         space_id=response.space_id,
@@ -698,6 +750,35 @@ def from_timing(timing: shared_pb2.ServerTiming) -> Timing:
         search_us=timing.search_us,
         batch_rows=timing.batch_rows,
         dispatch_reason=_word(shared_pb2.DispatchReason, timing.dispatch_reason),
+    )
+
+
+def _unpacked(packed: embedding_service_pb2.Packed, count: int) -> NDArray[Any]:
+    """Return the rows of a packed block: float32 [count, dimension], of bits bool.
+
+    Raises:
+        InternalFault: a block that is not as long as it says, or of an encoding that we know not.
+    """
+    width = packed.dimension
+    shape = (count, width)
+    try:
+        match packed.encoding:
+            case shared_pb2.ENCODING_FLOAT32:
+                return np.frombuffer(packed.data, "<f4").reshape(shape).astype(np.float32)
+            case shared_pb2.ENCODING_FLOAT16:
+                return np.frombuffer(packed.data, "<f2").reshape(shape).astype(np.float32)
+            case shared_pb2.ENCODING_INT8:
+                scales = np.array(packed.scales, np.float32).reshape(count, 1)
+                return np.frombuffer(packed.data, np.int8).reshape(shape) * scales
+            case shared_pb2.ENCODING_BINARY:
+                rows = np.frombuffer(packed.data, np.uint8).reshape(count, -(-width // 8))
+                return np.unpackbits(rows, axis=1, count=width).astype(np.bool_)
+        wrong = f"encoding {packed.encoding}"
+    except ValueError:
+        wrong = f"{len(packed.data)} bytes, {len(packed.scales)} scales"
+    raise InternalFault(
+        f"the reply's packed block ({wrong}) cannot hold {count} rows of {width}; report it to who "
+        "runs the server"
     )
 
 

@@ -590,6 +590,37 @@ class TestEmbed:
         assert f"wrote float32 [4, 2] to {out}" in text
         assert err.count("\n") == 2
 
+    def test_bits_are_written_and_shown_as_bits(
+        self, run: Run, fake: FakeServer, pictures: Path, tmp_path: Path
+    ) -> None:
+        broken = status(grpc.StatusCode.INVALID_ARGUMENT, "no", reason="IMAGE_UNDECODABLE")
+        results = [
+            embedding_service_pb2.EmbedResult(),
+            embedding_service_pb2.EmbedResult(error=broken),
+        ]
+        block = embedding_service_pb2.Packed(
+            encoding=shared_pb2.ENCODING_BINARY, dimension=3, data=bytes([0b10100000, 0])
+        )
+        fake.on("Embed", embedding_service_pb2.EmbedResponse(results=results, packed=block))
+        out = tmp_path / "bits.npy"
+        flags = ("embed", pictures / "alice", "--encoding", "binary")
+        code, text, _ = run(*flags, "--out", out)
+        assert code == 1
+        assert np.load(out).tolist() == [[True, False, True], [False] * 3]
+        assert f"wrote bool [2, 3] to {out}" in text
+        _, text, _ = run(*flags)
+        assert re.search(r"ONES +FIRST VALUES\n\S+ +3 +2 +101 …", text), text
+        _, text, _ = run(*flags, "--json")
+        assert json.loads(text)["results"][0]["embedding"] == [1, 0, 1]
+        assert fake.asked("Embed")[0].options.encoding == shared_pb2.ENCODING_BINARY
+
+    def test_an_unknown_encoding_is_wrong_usage(self, run: Run, fake: FakeServer) -> None:
+        code, _, err = run("embed", "--text", "hello", "--encoding", "int4")
+        assert code == 2
+        assert "int4" in err
+        assert "binary" in err
+        assert fake.requests == []
+
     def test_where_nothing_could_be_embedded_no_file_is_written(
         self, run: Run, fake: FakeServer, pictures: Path, tmp_path: Path
     ) -> None:

@@ -94,6 +94,37 @@ def test_vectors_equal_the_models_own(server: RunningServer, photos: Path, tmp_p
     np.testing.assert_allclose(np.load(out), twins.embed_pixels(pixels), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "batch", "tolerance"),
+    [("float32", 64, 1e-5), ("float16", 2, 2e-3), ("int8", 64, 2e-2), ("int8", 2, 2e-2)],
+)
+def test_packed_vectors_equal_the_models_own_as_far_as_their_encoding_holds(
+    server: RunningServer,
+    photos: Path,
+    tmp_path: Path,
+    encoding: str,
+    batch: int,
+    tolerance: float,
+) -> None:
+    out = tmp_path / "vectors.npy"
+    flags = ("--encoding", encoding, "--batch", batch)  # by twos they go over a stream
+    done = twinserve(server, "embed", photos, "--out", out, *flags)
+    assert done.returncode == 0, done.stderr
+    pixels, _ = twins.classes_of_pixels(CLASSES, EACH)
+    expected = twins.embed_pixels(pixels)
+    np.testing.assert_allclose(np.load(out), expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_bits_are_the_signs_of_the_models_own(
+    server: RunningServer, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bits.npy"
+    done = twinserve(server, "embed", photos, "--out", out, "--encoding", "binary")
+    assert done.returncode == 0, done.stderr
+    pixels, _ = twins.classes_of_pixels(CLASSES, EACH)
+    assert np.array_equal(np.load(out), twins.embed_pixels(pixels) > 0)
+
+
 def test_compare_decides_by_the_twins_own_calibration(server: RunningServer, photos: Path) -> None:
     same = twinserve(
         server, "compare", photos / "subject 0/0.png", photos / "subject 0/1.png", "--json"
