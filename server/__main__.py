@@ -27,8 +27,9 @@ from twinserve.server import config as configs
 from twinserve.server import http
 from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.admission import Admission
+from twinserve.server.batching.byte_budget import ByteBudget, fitting
 from twinserve.server.config import ServerConfig
-from twinserve.server.front import Front
+from twinserve.server.front import BoundedFront, Front
 from twinserve.server.gallery import GalleryLimits
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gate import Gate
@@ -41,6 +42,7 @@ from twinserve.server.runtime import machine
 from twinserve.server.services.embedding import EmbeddingService
 from twinserve.server.services.gallery import GalleryService
 from twinserve.server.services.inference import InferenceService
+from twinserve.server.services.large_messages import LargeMessages
 from twinserve.server.services.model import ModelService
 from twinserve.server.services.refusals import refusals
 from twinserve.server.storage.data_folder import DataFolder
@@ -88,6 +90,10 @@ async def serve(config: ServerConfig) -> None:
             config.limits.max_rows,
             lambda: max((engine.batcher.seconds_per_row for engine in models), default=0.001),
         )
+        budget = ByteBudget(
+            config.limits.max_bytes_inside
+            or fitting(machine.memory().granted, config.limits.max_message_bytes)
+        )
         folder = stack.enter_context(contextlib.closing(DataFolder(config.data_dir)))
         limits = GalleryLimits()
         if config.exact_below is not None:
@@ -110,9 +116,10 @@ async def serve(config: ServerConfig) -> None:
         gauges.watch_models(metrics, models)
         gauges.watch_shadows(metrics, changes.shadows)
         gauges.watch_admission(metrics, admission, gate)
+        gauges.watch_bytes(metrics, budget)
         gauges.watch_galleries(metrics, galleries)
 
-        server = _front(config, metrics, readers, models, afterwards)
+        server = _front(config, metrics, budget, readers, models, afterwards)
         checks = health.aio.HealthServicer()
         names = ("", *_SERVICES, _INFERENCE)
         for name in names:
@@ -168,11 +175,13 @@ async def serve(config: ServerConfig) -> None:
 def _front(
     config: ServerConfig,
     metrics: Metrics,
+    budget: ByteBudget,
     threads: ThreadPoolExecutor,
     models: Models,
     afterwards: Afterwards,
 ) -> Front:
-    return Front(
+    return BoundedFront(
+        LargeMessages(budget, metrics),
         [
             ("grpc.max_receive_message_length", config.limits.max_message_bytes),
             ("grpc.max_send_message_length", -1),

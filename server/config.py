@@ -10,6 +10,7 @@ from pathlib import Path
 
 from twinserve.errors import ConfigError
 from twinserve.preprocess import MAX_PIXELS
+from twinserve.server.batching.byte_budget import LEAST_MESSAGES
 from twinserve.server.runtime.planning import spinning_asked
 from twinserve.server.runtime.providers import memory_size, provider_options
 
@@ -17,6 +18,7 @@ from twinserve.server.runtime.providers import memory_size, provider_options
 # 2,048 tokens of all-MiniLM-L6-v2 take 0.6 s of one core.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16_384
 
+_MOST_MESSAGE_BYTES = (1 << 31) - 1  # gRPC takes its limit as an int
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -29,6 +31,7 @@ class Limits:
     max_text_bytes: int = 1 << 16  # of one text in UTF-8, before its tokens are counted
     max_pixels: int = MAX_PIXELS  # of one image, told from its header
     max_message_bytes: int = 64 << 20  # of one gRPC message
+    max_bytes_inside: int = 0  # of large messages, over all calls; 0: by the machine's memory
     max_rows: int = 4096  # rows admitted and not yet answered, over all calls
     max_calls: int = 4096  # inside at a time; more are refused before their message is read
     max_top_k: int = 1000
@@ -233,6 +236,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(%(default)s)",
     )
     parser.add_argument(
+        "--max-bytes",
+        type=_size,
+        metavar="SIZE",
+        default=defaults.max_bytes_inside,
+        help="bytes of the messages of 256K and more inside, before such are refused; 0: a quarter "
+        f"of the memory that the machine grants, {LEAST_MESSAGES} times --max-message-bytes at "
+        "least (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-message-bytes",
+        type=_size,
+        metavar="SIZE",
+        default=defaults.max_message_bytes,
+        help=f"bytes of one gRPC message ({defaults.max_message_bytes >> 20}M)",
+    )
+    parser.add_argument(
+        "--max-items",
+        type=int,
+        metavar="ITEMS",
+        default=defaults.max_items,
+        help="inputs, pairs, probes or items of one call (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-input-bytes",
+        type=_size,
+        metavar="SIZE",
+        default=defaults.max_bytes,
+        help=f"bytes of one image or tensor ({defaults.max_bytes >> 20}M)",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="PIXELS",
+        default=defaults.max_pixels,
+        help="pixels of one image, told from its header (%(default)s)",
+    )
+    parser.add_argument(
         "--grace",
         type=float,
         default=30.0,
@@ -254,6 +294,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _size(text: str) -> int:
+    """Parse bytes such as 16M, for argparse."""
+    if text == "0":
+        return 0
+    try:
+        return memory_size(text)
+    except ConfigError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no size; give bytes, or 512K, 16M or 8G"
+        ) from None
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    limits = Limits(
+        max_items=arguments.max_items,
+        max_bytes=arguments.max_input_bytes,
+        max_pixels=arguments.max_pixels,
+        max_message_bytes=arguments.max_message_bytes,
+        max_bytes_inside=arguments.max_bytes,
+        max_rows=arguments.max_rows,
+        max_calls=arguments.max_calls,
+    )
+    for flag, value in (
+        ("--max-calls", limits.max_calls),
+        ("--max-items", limits.max_items),
+        ("--max-input-bytes", limits.max_bytes),
+        ("--max-pixels", limits.max_pixels),
+        ("--max-message-bytes", limits.max_message_bytes),
+    ):
+        if value < 1:
+            raise ConfigError(f"{flag} is {value}; it must be at least 1")
+    # A Compare has two rows a pair.
+    if limits.max_rows < 2 * limits.max_items:
+        raise ConfigError(
+            f"--max-rows is {limits.max_rows}; it must hold one Compare of {limits.max_items} "
+            f"pairs (--max-items), {2 * limits.max_items} rows"
+        )
+    if limits.max_message_bytes > _MOST_MESSAGE_BYTES:
+        raise ConfigError(
+            f"--max-message-bytes is {limits.max_message_bytes}; gRPC's own limit is "
+            f"{_MOST_MESSAGE_BYTES}"
+        )
+    if limits.max_bytes > limits.max_message_bytes:
+        raise ConfigError(
+            f"--max-input-bytes is {limits.max_bytes}; no message holds it, since "
+            f"--max-message-bytes is {limits.max_message_bytes}"
+        )
+    if 0 < limits.max_bytes_inside < limits.max_message_bytes:
+        raise ConfigError(
+            f"--max-bytes is {limits.max_bytes_inside}; it must hold one message of "
+            f"{limits.max_message_bytes} bytes (--max-message-bytes)"
+        )
+    return limits
+
+
 def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
     """Build the settings from parsed flags.
 
@@ -265,15 +360,6 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         name, separator, path = text.partition("=")
         named = separator and _MODEL_NAME.fullmatch(name) and not Path(text).exists()
         models.append(ModelSpec(Path(path), name) if named else ModelSpec(Path(text)))
-    limits = Limits(max_rows=arguments.max_rows, max_calls=arguments.max_calls)
-    if limits.max_calls < 1:
-        raise ConfigError(f"--max-calls is {limits.max_calls}; it must be at least 1")
-    # A Compare has two rows a pair.
-    if limits.max_rows < 2 * limits.max_items:
-        raise ConfigError(
-            f"--max-rows is {limits.max_rows}; it must hold one Compare of {limits.max_items} "
-            f"pairs, {2 * limits.max_items} rows"
-        )
     return ServerConfig(
         models=tuple(models),
         data_dir=arguments.data_dir,
@@ -296,5 +382,5 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         grace=arguments.grace,
         drain_delay=arguments.drain_delay,
         exact_below=arguments.exact_below,
-        limits=limits,
+        limits=_limits(arguments),
     )

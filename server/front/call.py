@@ -21,11 +21,12 @@ import grpc
 
 from twinserve.server.completion import Completion, Driven, drive
 from twinserve.server.front import core
+from twinserve.server.front.budget import LARGE, UNBOUNDED, Budget, StreamBytes
 
 log = logging.getLogger(__name__)
 
-# Messages from this size on are parsed, and their call begun, in a thread: it takes milliseconds.
-LARGE = 256 * 1024
+# Seconds after which a stream asks again whether it may be read.
+CROWDED = 0.1
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -51,6 +52,7 @@ class Method:
     writes_stream: bool
     run: Callable[[Any, Any], Any]
     is_driven: bool
+    budget: Budget = UNBOUNDED  # that its messages' bytes count against
 
     @classmethod
     def of(cls, name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Method:
@@ -116,6 +118,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     _reading: Completion[bytes | None] | None = None
     _no_more = False
     bytes_read = 0  # of the message that `read` gave last
+    _inside: StreamBytes | None = None  # what was read of a stream and is not let go
     _due = 2  # the status sent, and the close told
     _peer = ""
 
@@ -164,9 +167,24 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             self._aborted = True
             self._end(None, None)
         elif len(data) >= LARGE:
-            self._owner.in_thread(lambda: self._on_data(data))
+            if self._has_room(len(data)):
+                self._owner.in_thread(lambda: self._on_data(data))
         else:
             self._owner.loop.call_soon_threadsafe(self._start_task, data)
+
+    def _has_room(self, size: int) -> bool:
+        """Count a large message until the call is over; where there is no room, end the call."""
+        budget, client = self._method.budget, self.peer()
+        refusal = budget.take(size, client)
+        if refusal is None:
+            self.add_done_callback(lambda _: budget.give_back(size, client))
+            return True
+        self._aborted = True
+        self._code = refusal.code
+        self._details = refusal.details
+        self._trailing = tuple(refusal.trailing_metadata or ())
+        self._end(None, None)
+        return False
 
     def _on_turn(self, data: bytes) -> None:
         if self.time_remaining() == 0.0:
@@ -348,6 +366,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     async def _requests(self) -> AsyncIterator[Any]:
         while (request := await self.read()) is not grpc.aio.EOF:
             yield request
+            # Who asks for the next one is done with it.
+            self.let_go(self.bytes_read)
 
     async def _write_all(self, argument: Any) -> None:
         answer = self._method.run(argument, self)
@@ -359,7 +379,15 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
                 await self.write(response)
 
     async def read(self) -> Any:
-        """Return the client's next message, or grpc.aio.EOF."""
+        """Return the client's next message, or grpc.aio.EOF.
+
+        Its bytes count as inside until it is let go. Where there is no room for them, the call is
+        aborted; while little is left, nothing is read, and gRPC's flow control holds the client.
+        """
+        inside = self._inside or self._begin_counting()
+        if inside.asks:
+            while self._method.budget.crowded and not (self._no_more or self._cancelled):
+                await self.pause(CROWDED)
         if self._cancelled:
             raise asyncio.CancelledError
         got: Completion[bytes | None] = Completion()
@@ -377,6 +405,9 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
                 raise asyncio.CancelledError
             return grpc.aio.EOF
         self.bytes_read = len(data)
+        refusal = inside.take(len(data))
+        if refusal is not None:
+            await self.abort_with_status(refusal)
         if self._method.parse is None:
             return data
         if len(data) >= LARGE and self._method.is_driven:
@@ -390,6 +421,17 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
                 f"a message cannot be read as {self._method.name} takes it; encode it with the "
                 "contract's stubs",
             )
+
+    def _begin_counting(self) -> StreamBytes:
+        self._inside = inside = StreamBytes(self._method.budget)
+        self.add_done_callback(lambda _: inside.end())
+        return inside
+
+    def let_go(self, size: int) -> None:
+        """Count a message of so many bytes, which `read` gave, as inside no more."""
+        inside = self._inside
+        if inside is not None:
+            inside.give_back(size)
 
     def _on_read(self, got: Completion[bytes | None], data: bytes | None) -> None:
         if data is None or not self._method.is_driven:

@@ -72,6 +72,11 @@ class Memory:
     available: int
     limit: int | None  # of the control group; None without one
 
+    @property
+    def granted(self) -> int:
+        """How much of it this process may have in all; 0 where the machine does not say."""
+        return self.total if self.limit is None else min(self.total, self.limit)
+
 
 @dataclass(frozen=True)
 class Gpu:

@@ -6,7 +6,8 @@ The window bounds messages and bytes; while it is full nothing is read, so a cli
 faster than the models run, or does not read its replies, is held back by gRPC's own flow control
 and holds nobody up. What is wrong with a message is that message's reply. When the server stops,
 nothing more is read, what was read is answered, and the stream ends as UNAVAILABLE so that the
-client goes on elsewhere.
+client goes on elsewhere; so it does, as RESOURCE_EXHAUSTED, where the server has no room for a
+message's bytes.
 """
 
 from __future__ import annotations
@@ -102,7 +103,11 @@ class Window(Generic[Request]):
         if not self._gate.watch(self._stop):
             self._stop()
         try:
-            await self._read()
+            try:
+                await self._read()
+            except grpc.aio.AbortError:
+                await written
+                raise
             await written
         except asyncio.CancelledError:
             if isinstance(self._failed, Exception):
@@ -176,6 +181,7 @@ class Window(Generic[Request]):
                 self._unanswered.popleft()
                 self._bytes -= message.size
                 room, self._room = self._room, None
+            self._call.let_go(message.size)
             if room is not None:
                 room.set_result(None)
 

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 
 from twinserve.server.batching.admission import Admission
+from twinserve.server.batching.byte_budget import ByteBudget
 from twinserve.server.engine import Engine
 from twinserve.server.gallery import GalleryStatus
 from twinserve.server.gallery.galleries import Galleries
@@ -152,6 +153,22 @@ def watch_admission(metrics: Metrics, admission: Admission, gate: Gate) -> None:
         "Calls that are inside the server, in whatever state; those that do no work, such as "
         "health checks, are not counted.",
         lambda: gate.inside,
+    )
+
+
+def watch_bytes(metrics: Metrics, budget: ByteBudget) -> None:
+    """Export how much of the room for large messages is taken."""
+    metrics.watch(
+        "message_bytes",
+        "Bytes of messages inside, each until its call has ended, or the stream has answered it; "
+        "less than 256 KiB of a call is not counted. Near the limit, large ones are refused with "
+        "QUEUE_FULL or CLIENT_OVER_SHARE; above half of it, streams are not read.",
+        lambda: budget.bytes,
+    )
+    metrics.watch(
+        "message_bytes_limit",
+        "The limit of message bytes, --max-bytes or what it chose.",
+        lambda: budget.max_bytes,
     )
 
 

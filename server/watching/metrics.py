@@ -161,10 +161,11 @@ class Metrics:
         )
         self.refused_calls = self.counter(
             "refused_calls",
-            "Calls refused before anything of them was read, by the reason that clients see. "
-            "QUEUE_FULL: --max-calls are inside; DEADLINE_EXCEEDED: what waits takes too much of "
-            "the time that the call has; NOT_SERVING: the server stops. They are in rejections "
-            "too, and not in request_seconds.",
+            "Calls refused before their work began, by the reason that clients see. QUEUE_FULL: "
+            "--max-calls are inside, or --max-bytes (of that also CLIENT_OVER_SHARE); "
+            "DEADLINE_EXCEEDED: what waits takes too much of the time that the call has; "
+            "NOT_SERVING: the server stops. They are in rejections too, and not in "
+            "request_seconds.",
             ("reason",),
         )
         self.dropped = self.counter(

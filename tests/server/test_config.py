@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from twinserve.errors import ConfigError
-from twinserve.server.config import ServerConfig, add_arguments, from_arguments
+from twinserve.server.config import Limits, ServerConfig, add_arguments, from_arguments
 
 
 def parsed(*flags: str) -> ServerConfig:
@@ -35,7 +35,14 @@ def test_what_a_run_may_hold_is_told_in_rows_and_in_tokens() -> None:
         ("--threads", "-2", "--threads is -2; it must be at least 0"),
         ("--grpc-port", "70000", "--grpc-port is 70000"),
         ("--host", "0.0.0.0", "give --insecure"),
-        ("--max-rows", "100", "it must hold one Compare of 1024 pairs, 2048 rows"),
+        ("--max-rows", "100", r"it must hold one Compare of 1024 pairs \(--max-items\), 2048 rows"),
+        ("--max-items", "4096", "--max-rows is 4096; it must hold one Compare of 4096 pairs"),
+        ("--max-items", "0", "--max-items is 0; it must be at least 1"),
+        ("--max-pixels", "0", "--max-pixels is 0; it must be at least 1"),
+        ("--max-input-bytes", "65M", "no message holds it"),
+        ("--max-message-bytes", "0", "--max-message-bytes is 0; it must be at least 1"),
+        ("--max-message-bytes", "2G", "gRPC's own limit"),
+        ("--max-bytes", "63M", "it must hold one message of 67108864 bytes"),
     ],
 )
 def test_a_setting_outside_its_range_is_refused(flag: str, value: str, says: str) -> None:
@@ -47,3 +54,19 @@ def test_a_model_is_served_under_the_name_before_the_equals_sign() -> None:
     named, plain = parsed("--model", "b=c.onnx").models[::-1]
     assert (named.name, str(named.path)) == ("b", "c.onnx")
     assert (plain.name, str(plain.path)) == ("", "a.onnx")
+
+
+def test_limits_of_calls_inputs_and_messages_are_told_in_sizes() -> None:
+    flags = ("--max-bytes", "1G", "--max-message-bytes", "8M", "--max-input-bytes", "512K")
+    limits = parsed(*flags, "--max-items", "16", "--max-pixels", "1000").limits
+    assert (limits.max_bytes_inside, limits.max_message_bytes) == (1 << 30, 8 << 20)
+    assert (limits.max_bytes, limits.max_items, limits.max_pixels) == (512 << 10, 16, 1000)
+    assert parsed().limits == Limits()
+    assert parsed("--max-bytes", "0").limits.max_bytes_inside == 0, "by the machine"
+
+
+@pytest.mark.parametrize("flag", ["--max-bytes", "--max-message-bytes", "--max-input-bytes"])
+def test_what_is_no_size_is_wrong_usage(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed(flag, "8X")
+    assert f"{flag}: 8X is no size; give bytes, or 512K, 16M or 8G" in capsys.readouterr().err

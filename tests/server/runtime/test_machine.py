@@ -128,6 +128,13 @@ def test_a_data_folder_that_is_a_file_is_a_fault(tmp_path: Path) -> None:
         machine.folder(file / "below")
 
 
+@pytest.mark.parametrize(("limit", "granted"), [(None, 1000), (400, 400), (2000, 1000)])
+def test_a_container_grants_its_limit_of_the_memory_there_is(
+    limit: int | None, granted: int
+) -> None:
+    assert machine.Memory(1000, 900, limit).granted == granted
+
+
 def test_resident_memory_counts_what_was_touched() -> None:
     before = machine.resident()
     held = bytearray(b"x") * (64 << 20)
