@@ -32,12 +32,30 @@ def test_every_call_of_an_overload_is_counted_once_by_what_became_of_it() -> Non
         call(wire.DEADLINE_EXCEEDED, 1.0),  # waited for nothing
         call(wire.LOST, 1.0),  # as grpcio ends it at its deadline
         call(wire.CANCELLED, 0.0),
+        call(wire.LOST, 0.9),  # nothing ends a call before its deadline without a status
         call(13, 0.01),
     ]
-    found = overload.sort(calls, seconds=2)
+    found = overload.sort(calls, due=15, seconds=2)  # one found no connection
     assert found.goodput == 3
     assert sorted(found.refusals) == pytest.approx([0.001, 0.002])
-    assert (found.expired, found.lost) == (3, 2)
+    assert (found.expired, found.lost) == (3, 4)
+
+
+def test_a_slow_refusal_is_a_refusal_and_tells_in_their_p99() -> None:
+    slow = [
+        call(wire.RESOURCE_EXHAUSTED, 0.7),
+        call(wire.UNAVAILABLE, 1.3),
+        call(wire.DEADLINE_EXCEEDED, 0.99),
+    ]
+    found = overload.sort([*slow, call(wire.OK, 0.1)], due=4, seconds=1)
+    assert sorted(found.refusals) == pytest.approx([0.7, 0.99, 1.3])
+    assert (found.expired, found.lost) == (0, 0)
+
+
+def test_a_deadline_runs_from_when_a_call_is_sent_and_a_wait_from_when_it_was_due() -> None:
+    told = wire.Call(b"", due=99.5, sent=100.0, ended=100.6, status=wire.DEADLINE_EXCEEDED)
+    found = overload.sort([told], due=1, seconds=1)
+    assert found.refusals == pytest.approx((1.1,))
 
 
 def test_memory_is_flat_when_the_end_holds_no_more_than_the_middle() -> None:
