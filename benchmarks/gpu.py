@@ -1,12 +1,15 @@
 """Shares of raw onnxruntime CUDA that our server reaches, with CUDA graphs and without.
 
-    .venv/bin/python -m benchmarks.gpu --twin resnet50.fp16.onnx --twin minilm.fp16.onnx
+    .venv/bin/python -m benchmarks.gpu --minilm minilm.onnx
 
-For a machine with an NVIDIA card, twinserve[gpu] and h2load. The limit is a session of onnxruntime
-on the same file with its inputs and output bound on the card, one thread, at the best of several
-batch sizes. Limit and servers take turns in one run, those that wait are held still, and shares are
-medians over the turns. Prints one JSON line a figure. With `--device cpu` it tries itself out on a
-machine without a card; such figures say nothing of a card.
+For a machine with an NVIDIA card, twinserve[gpu] and h2load. The twins are a ResNet-50 with seeded
+weights and all-MiniLM-L6-v2 as `twinserve import` writes it, both brought to fp16 here and kept in
+`--work`; with `--make` that is all, and any machine with twinserve[train] can do it. `--twin` names
+other files. The limit is a session of onnxruntime on the same file with its inputs and output bound
+on the card, one thread, at the best of several batch sizes. Limit and servers take turns in one
+run, those that wait are held still, and shares are medians over the turns. Prints one JSON line a
+figure. With `--device cpu` it tries itself out on a machine without a card; such figures say
+nothing of a card.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.serving import forms, h2load, servers
+from benchmarks.serving import forms, h2load, making, servers
+from benchmarks.serving.limit import LONGEST_RUN
 from benchmarks.serving.subjects import Subject
 from twinserve import manifest
 from twinserve.server.runtime import providers
@@ -72,14 +76,15 @@ def measure(subject: Subject, device: Device, flag: str, seconds: float, turns: 
         print(json.dumps({"twin": subject.path.name, "device": device.label, **shown}), flush=True)
 
     row = subject.row()
-    opened = {graphs: raw(subject, device, graphs=graphs) for graphs in (True, False)}
-    tried = {
-        (graphs, size): rate(running, [row] * size, seconds / 5)
-        for graphs, running in opened.items()
-        for size in SIZES
-    }
-    for (graphs, size), found in tried.items():
-        say(raw_rows_per_second=found, batch=size, graphs=graphs)
+    both = (True, False) if device.provider != CPU else (False,)
+    opened = {graphs: raw(subject, device, graphs=graphs) for graphs in both}
+    tried: dict[tuple[bool, int], float] = {}
+    for graphs, running in opened.items():
+        for size in SIZES:
+            reached = tried[graphs, size] = rate(running, [row] * size, seconds / 5)
+            say(raw_rows_per_second=reached, batch=size, graphs=graphs)
+            if 2 * size / reached > LONGEST_RUN:
+                break
     graphs, size = max(tried, key=tried.__getitem__)
     limit = opened.pop(graphs)
     opened.clear()  # or the card holds both
@@ -92,7 +97,8 @@ def measure(subject: Subject, device: Device, flag: str, seconds: float, turns: 
         bodies = {}
         for items in (1, CALL):
             bodies[items] = folder / f"{items}.bin"
-            bodies[items].write_bytes(forms.CONTRACT.body(subject, [forms.given(subject)] * items))
+            inputs = [forms.given(subject, number) for number in range(items)]
+            bodies[items].write_bytes(forms.CONTRACT.body(subject, inputs))
         rounds = [(1, flight) for flight in IN_FLIGHT] + [(CALL, LARGE_IN_FLIGHT)]
         for items, flight in rounds:
             shares: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ours}
@@ -115,19 +121,38 @@ def measure(subject: Subject, device: Device, flag: str, seconds: float, turns: 
                 )  # fmt: skip
 
 
+def subjects(given: argparse.Namespace) -> list[Subject]:
+    """Return the twins named, or else the usual ones, making what is not there."""
+    if given.twin:
+        return [Subject(path.stem, manifest.read(path).precision, path) for path in given.twin]
+    whole = [making.made(given.work, "resnet50")]
+    if given.minilm:
+        whole.append(Subject("minilm", "fp32", given.minilm))
+    return [making.lowered(subject, "fp16", given.work) for subject in whole]
+
+
 def main() -> None:
     """Measure each twin."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--twin", type=Path, action="append", required=True)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minilm", type=Path, help="all-MiniLM-L6-v2 as a twin, in fp32")
+    parser.add_argument("--twin", type=Path, action="append", help="these files, and no others")
+    parser.add_argument("--work", type=Path, default=Path("runs/gpu"), help="for made twins")
+    parser.add_argument("--make", action="store_true", help="make the twins, and measure nothing")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one window (%(default)s)")
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
+    if given.make:
+        print(*(subject.path for subject in subjects(given)), sep="\n")
+        return
     if not h2load.available():
         parser.error("h2load is missing; install nghttp2-client")
     device = providers.choose(given.device, Runtime.installed())
-    for path in given.twin:
-        subject = Subject(path.stem, manifest.read(path).precision, path)
+    for subject in subjects(given):
         measure(subject, device, given.device, given.seconds, given.turns)
 
 

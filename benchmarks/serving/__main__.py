@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.serving import h2load, machine, servers, subjects
+from benchmarks.serving import h2load, machine, making, servers
 from benchmarks.serving.report import Report, put_into
 from benchmarks.serving.rows import (
     alone,
@@ -137,7 +137,8 @@ def _subjects(given: argparse.Namespace, report: Report) -> list[Subject]:
     found = []
     for name in ("tiny", "minilm", "resnet18"):
         if name != "minilm":
-            found += subjects.made(given.work, name)
+            made = making.made(given.work, name)
+            found += [made, making.lowered(made, "int8", given.work)]
         elif given.minilm:
             found.append(Subject(name, "fp32", given.minilm))
             if given.minilm_int8:
