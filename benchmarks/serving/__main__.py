@@ -90,7 +90,7 @@ def _measure(subject: Subject, setting: Setting, report: Report, given: argparse
                 fp32 and subject.name == "resnet18",
                 lambda: pictures.measure(stage, given.jpeg),
             ),
-            ("fairness", fp32 and subject.name != "minilm", lambda: fairness.measure(stage)),
+            ("fairness", fp32, lambda: fairness.measure(stage)),
         ]
         for name, wanted, measure in parts:
             if wanted and name in given.parts:
