@@ -31,6 +31,7 @@ FULL = Setting()
 QUICK = Setting(seconds=2.0, warm=0.5, turns=1, in_flight=(32,), try_layouts=False)
 PARTS = ("singles", "bulk", "alone", "arrivals", "lengths", "pictures", "fairness")
 FINAL = ("overload", "soak")
+SOAKS = {"tiny": soak.CALLS, "minilm": soak.CALLS_OF_TEXTS}
 
 
 def main() -> None:
@@ -115,9 +116,13 @@ def _final(
                 f"overload of {subject}",
                 functools.partial(overload.measure, subject, setting, report, seconds, factors),
             )
-        if "soak" in given.parts and subject.name == "tiny":
-            calls = soak.CALLS // 4 if given.quick else soak.CALLS
-            _said(report, "soak", functools.partial(soak.measure, subject, report, calls))
+        if "soak" in given.parts and subject.name in SOAKS:
+            calls = SOAKS[subject.name] // (4 if given.quick else 1)
+            _said(
+                report,
+                f"soak of {subject}",
+                functools.partial(soak.measure, subject, report, calls),
+            )
 
 
 def _said(report: Report, what: str, measure: Callable[[], None]) -> None:
