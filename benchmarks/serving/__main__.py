@@ -23,6 +23,7 @@ from benchmarks.serving.rows import (
     pictures,
     singles,
     soak,
+    swaps,
 )
 from benchmarks.serving.stage import Setting, set_up
 from benchmarks.serving.subjects import Subject
@@ -30,7 +31,8 @@ from benchmarks.serving.subjects import Subject
 FULL = Setting()
 QUICK = Setting(seconds=2.0, warm=0.5, turns=1, in_flight=(32,), try_layouts=False)
 PARTS = ("singles", "bulk", "alone", "arrivals", "lengths", "pictures", "fairness")
-FINAL = ("overload", "soak")
+FINAL = ("overload", "swaps", "soak")
+SWAPS = {"tiny": (1000, 50), "minilm": (20, 3)}  # in full, and with --quick
 SOAKS = {"tiny": soak.CALLS, "minilm": soak.CALLS_OF_TEXTS}
 
 
@@ -115,6 +117,13 @@ def _final(
                 report,
                 f"overload of {subject}",
                 functools.partial(overload.measure, subject, setting, report, seconds, factors),
+            )
+        if "swaps" in given.parts and subject.name in SWAPS:
+            times = SWAPS[subject.name][given.quick]
+            _said(
+                report,
+                f"swaps of {subject}",
+                functools.partial(swaps.measure, subject, report, times, given.work),
             )
         if "soak" in given.parts and subject.name in SOAKS:
             calls = SOAKS[subject.name] // (4 if given.quick else 1)

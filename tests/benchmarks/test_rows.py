@@ -10,13 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.serving import machine, wire
 from benchmarks.serving.limit import Layout, layouts, others
 from benchmarks.serving.report import Aim, Line, Report, put_into
-from benchmarks.serving.rows import arrivals, lengths, overload, pictures
+from benchmarks.serving.rows import arrivals, lengths, overload, pictures, swaps
+from twinserve.v1 import embedding_service_pb2 as pb
+from twinserve.v1 import shared_pb2
 
 
 def call(status: int, seconds: float) -> wire.Call:
@@ -56,6 +59,38 @@ def test_a_deadline_runs_from_when_a_call_is_sent_and_a_wait_from_when_it_was_du
     told = wire.Call(b"", due=99.5, sent=100.0, ended=100.6, status=wire.DEADLINE_EXCEEDED)
     found = overload.sort([told], due=1, seconds=1)
     assert found.refusals == pytest.approx((1.1,))
+
+
+def answer(version: str, values: list[float], sent: float, ended: float) -> wire.Call:
+    result = pb.EmbedResult(embedding=shared_pb2.Embedding(values=values))
+    reply = wire.prefixed(
+        pb.EmbedResponse(model_version=version, results=[result]).SerializeToString()
+    )
+    return wire.Call(b"x", due=sent, sent=sent, ended=ended, status=wire.OK, reply=reply)
+
+
+def test_an_answer_is_mixed_up_unless_it_is_of_a_version_that_lived_meanwhile_and_its_own() -> None:
+    ones, twos = np.array([[1, 0]], np.float32), np.array([[0, 1]], np.float32)
+    answers = swaps.Answers({b"x": 0}, {"a@1": ones, "a@2": twos})
+    answers.spans = (swaps.Span("a@1", 0, 10), swaps.Span("a@2", 8))
+    for call in (
+        answer("a@1", [1, 0], 1, 2),
+        answer("a@1", [1, 0], 9.5, 12),
+        answer("a@2", [0, 1], 5, 8.5),
+    ):
+        answers.sort(call)
+    assert answers.right == {"a@1": 2, "a@2": 1}
+    for call in (
+        answer("a@1", [1, 0], 10.5, 11),  # unloaded before it was asked for
+        answer("a@2", [0, 1], 1, 2),  # not loaded yet
+        answer("a@2", [1, 0], 9, 9.5),  # the other's vector
+        answer("a@3", [1, 0], 9, 9.5),
+        answer("a@1", [1, 0, 0], 1, 2),
+    ):
+        answers.sort(call)
+    assert (answers.right.total(), answers.mixed) == (3, 5)
+    answers.sort(wire.Call(b"x", due=1, status=wire.UNAVAILABLE))
+    assert answers.failed == {wire.UNAVAILABLE: 1}
 
 
 def test_memory_is_flat_when_the_end_holds_no_more_than_the_middle() -> None:
