@@ -80,6 +80,7 @@ def measure(
                         "best": best,
                         "goodput": found.goodput,
                         "statuses": dict(Counter(str(call.status) for call in calls)),
+                        "refusals": _sketch(found.refusals),
                         "resident": resident,
                     },
                 )
@@ -139,6 +140,11 @@ def _aims(factor: float, found: Found, best: float, idle: float) -> tuple[Aim, .
         text = f"refusals' p99 at most 10 ms above an echo's ({1e3 * more:+.1f} ms)"
         aims.append(Aim(text, more <= MOST_WAIT))
     return tuple(aims)
+
+
+def _sketch(seconds: Sequence[float]) -> dict[str, float]:
+    shares = (0.5, 0.9, 0.99, 1.0) if seconds else ()
+    return {str(share): figures.percentile(seconds, share) for share in shares}
 
 
 def _milliseconds(seconds: Sequence[float]) -> str:
