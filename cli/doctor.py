@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spinning",
         default="auto",
-        metavar="auto|off|short|on",
+        metavar="auto|off|short|run|on",
         help="as of serve (%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -64,7 +64,7 @@ class ServerConfig:
     ageing: float = 1.0  # seconds after which a waiting call goes before its turn
     runners: int = 0  # runs of one twin at a time; 0: chosen by measuring
     threads: int = 0  # of one twin's session, shared by its runs; 0: chosen by measuring
-    spinning: str = "auto"  # auto, off, short or on; see planning.Spinning
+    spinning: str = "auto"  # auto, off, short, run or on; see planning.Spinning
     strict_device: bool = False  # refuse a twin of which the CPU would run a part
     gpu_memory_limit: int = 0  # bytes for one twin on a graphics card; 0: the whole card
     provider_options: dict[str, str] = field(default_factory=dict)  # passed on to onnxruntime
@@ -216,7 +216,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spinning",
         default="auto",
-        metavar="auto|off|short|on",
+        metavar="auto|off|short|run|on",
         help="whether threads that wait for work burn a processor: auto only where that measured "
         "faster and costs nothing while there is no work (%(default)s)",
     )

@@ -28,6 +28,9 @@ LONG_RUN = 0.15  # seconds
 TURN = 0.04  # seconds
 # Runs of one row, for its latency, and the time from which on they are enough.
 _SINGLES, _SINGLES_SECONDS = 5, 0.15
+# Runs of one row after a pause: pairs of them, at least and at most, and the pause. A lone call
+# finds the helpers asleep, as they are not in runs that follow each other.
+_LEAST_LONE, _MOST_LONE, _PAUSE = 2, 5, 0.005
 # Time after a run in which spinning threads would burn it.
 IDLE = 0.03  # seconds
 
@@ -89,6 +92,26 @@ class SettingsBench:
                 speeds = [statistics.median(ours), statistics.median(theirs)]
         ratio = math.prod(ratios) ** (1 / len(ratios))
         return Duel(ratio, (speeds[0], speeds[1]), latency)
+
+    def alone(self, first: Setting, second: Setting) -> tuple[float, float] | None:
+        """Seconds of one row after a pause, in turns; None where there is no time for it."""
+        pair = first, second
+        if not all(self._ready(setting) for setting in pair):
+            return None
+        times: tuple[list[float], list[float]] = ([], [])
+        for turn in range(_MOST_LONE):
+            for setting, taken in zip(pair, times, strict=True):
+                running = self._running(setting)
+                time.sleep(_PAUSE)
+                began = time.perf_counter()
+                running.run([self._row])
+                taken.append(time.perf_counter() - began)
+            left = self._until - time.monotonic()
+            if left < times[0][-1] + times[1][-1] + 2 * _PAUSE:
+                if turn + 1 < _LEAST_LONE:
+                    return None
+                break
+        return statistics.median(times[0]), statistics.median(times[1])
 
     def idle(self, setting: Setting) -> float | None:
         """CPU seconds of this process in the time after a run; None where there is no time."""

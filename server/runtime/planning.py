@@ -4,7 +4,7 @@ In: what the operator asked for, the processors, and a bench that can time two s
 side. Out: one plan with the trials that led to it. What it knows of onnxruntime: all runs of a
 session share its threads, so R runs on a session of T threads keep R callers and T - 1 helpers
 busy; hence R runs fill n processors with T = n - R + 1. Where many runs of few threads carry most,
-a run that goes alone would leave processors idle: a second session with more threads carries it
+a run that goes alone would leave processors idle: a second session with all threads carries it
 sooner. Of a net that is nearly free these are all runs of the thread that reads calls
 (`batching.batcher`).
 """
@@ -33,6 +33,7 @@ class Spinning(enum.Enum):
 
     OFF = "off"
     SHORT = "short"  # for `sessions.SHORT_SPIN` microseconds, then they sleep
+    RUN = "run"  # while a run goes on, and not a moment longer
     ON = "on"  # for as long as onnxruntime thinks right
 
 
@@ -84,6 +85,9 @@ class Bench(Protocol):
 
     def duel(self, first: Setting, second: Setting) -> Duel | None:
         """Time two settings side by side; None where there is no time for it."""
+
+    def alone(self, first: Setting, second: Setting) -> tuple[float, float] | None:
+        """Seconds of one row that comes after a pause; None where there is no time for it."""
 
     def idle(self, setting: Setting) -> float | None:
         """CPU seconds burnt after a run that nothing follows; None where there is no time."""
@@ -142,14 +146,16 @@ def spinning_asked(text: str) -> Spinning | None:
     """Read `--spinning`; None leaves it to measuring.
 
     Raises:
-        ConfigError: a word other than auto, off, short or on.
+        ConfigError: a word other than auto, off, short, run or on.
     """
     if text == "auto":
         return None
     try:
         return Spinning(text)
     except ValueError:
-        raise ConfigError(f"--spinning {text} is unknown; give auto, off, short or on") from None
+        raise ConfigError(
+            f"--spinning {text} is unknown; give auto, off, short, run or on"
+        ) from None
 
 
 def candidates(asked: Asked, processors: int) -> tuple[Setting, ...]:
@@ -183,9 +189,11 @@ def choose(asked: Asked, processors: int, bench: Bench, twice: bool = True) -> P
     """Time the settings against each other and keep the best.
 
     More runs at a time must carry more rows or answer one sooner; as many rows, within the noise,
-    are enough where lone runs can have a session of their own. Then a short spin must carry more
-    rows, and endless spinning must besides cost nothing while there is no work. A net that is
-    nearly free runs in the thread that reads calls, from which helpers that spin would take.
+    are enough where lone runs can have a session of their own. Then a spin, short or while a run
+    goes on, must carry more rows, and endless spinning must besides cost nothing while there is no
+    work. A net that is nearly free runs in the thread that reads calls, from which helpers that
+    spin would take. Of other nets lone runs have all threads where these answer a row sooner; they
+    spin while it runs, since waking a helper can take as long as the operator it is woken for.
 
     Args:
         asked: what the operator fixed.
@@ -208,7 +216,7 @@ def choose(asked: Asked, processors: int, bench: Bench, twice: bool = True) -> P
     latencies = _latencies(trials)
     nearly_free = min(latencies.values(), default=1.0) <= NEARLY_FREE
     if asked.spinning is None and best.threads > 1 and not nearly_free:
-        for spinning in (Spinning.SHORT, Spinning.ON):
+        for spinning in (Spinning.SHORT, Spinning.RUN, Spinning.ON):
             challenger = replace(best, spinning=spinning)
             idle = bench.idle(challenger)
             if idle is None or idle > IDLE_SECONDS:
@@ -217,13 +225,30 @@ def choose(asked: Asked, processors: int, bench: Bench, twice: bool = True) -> P
                 bench.keep(best)
             else:
                 best = _better(best, challenger, bench, trials, sooner_counts=False)
-    lone = None
+    lone, sooner = None, ""
     if twice and not asked.threads:
         if nearly_free:
             lone = _carrying_most(asked, processors, best, bench, trials)
-        elif latencies.get(settings[0].threads, 1.0) < FASTER * latencies.get(best.threads, 0.0):
-            lone = settings[0]
-    return Plan(best, _why(asked, best, trials), tuple(trials), lone)
+        else:
+            lone, sooner = _soonest(asked, processors, best, bench)
+    return Plan(best, _why(asked, best, trials) + sooner, tuple(trials), lone)
+
+
+def _soonest(
+    asked: Asked, processors: int, best: Setting, bench: Bench
+) -> tuple[Setting | None, str]:
+    """Find what answers a lone row sooner than the setting chosen does, and say how much."""
+    for spinning in [asked.spinning] if asked.spinning else [Spinning.RUN, Spinning.OFF]:
+        challenger = Setting(1, processors, spinning)
+        if processors == 1 or (challenger.threads, spinning) == (best.threads, best.spinning):
+            continue
+        taken = bench.alone(best, challenger)
+        if taken is not None and taken[1] < FASTER * taken[0]:
+            bench.keep(best, challenger)
+            part = taken[1] / taken[0]
+            return challenger, f"; {challenger} answers a lone row in {part:.2f} of the time"
+        bench.keep(best)
+    return None, ""
 
 
 def _latencies(trials: list[Trial]) -> dict[int, float]:

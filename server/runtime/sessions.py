@@ -231,5 +231,10 @@ def _spinning(spinning: Spinning) -> dict[str, str]:
                 "session.intra_op.allow_spinning": "1",
                 "session.intra_op.spin_duration_us": str(SHORT_SPIN),
             }
+        case Spinning.RUN:
+            return {
+                "session.intra_op.allow_spinning": "1",
+                "session.force_spinning_stop": "1",
+            }
         case Spinning.ON:
             return {"session.intra_op.allow_spinning": "1"}

@@ -20,6 +20,7 @@ class Machine:
     speeds: dict[Setting, float]
     latencies: dict[Setting, float] = field(default_factory=dict)
     idles: dict[Spinning, float] = field(default_factory=dict)
+    lone: dict[Setting, float] = field(default_factory=dict)  # seconds of a row after a pause
     kept: list[tuple[Setting, ...]] = field(default_factory=list)
 
     def duel(self, first: Setting, second: Setting) -> Duel | None:
@@ -28,6 +29,11 @@ class Machine:
         speeds = self.speeds[first], self.speeds[second]
         latency = self.latencies.get(first, 0.01), self.latencies.get(second, 0.01)
         return Duel(speeds[1] / speeds[0], speeds, latency)
+
+    def alone(self, first: Setting, second: Setting) -> tuple[float, float] | None:
+        if first not in self.lone or second not in self.lone:
+            return None
+        return self.lone[first], self.lone[second]
 
     def idle(self, setting: Setting) -> float | None:
         return self.idles.get(setting.spinning, 0.013)
@@ -89,9 +95,11 @@ def test_a_gain_within_the_noise_leaves_the_setting_that_answers_a_single_row_so
 
 def test_as_many_rows_are_enough_for_more_runs_where_lone_runs_have_their_own_session() -> None:
     latencies = {ONE_RUN: 0.006, TWO_RUNS: 0.01}
-    plan = choose(Asked(), 2, Machine({ONE_RUN: 500, TWO_RUNS: 505}, latencies))
+    machine = Machine({ONE_RUN: 500, TWO_RUNS: 505}, latencies, lone=latencies)
+    plan = choose(Asked(), 2, machine)
     assert (plan.setting, plan.lone) == (TWO_RUNS, ONE_RUN)
-    fewer = choose(Asked(), 2, Machine({ONE_RUN: 500, TWO_RUNS: 470}, latencies))
+    machine = Machine({ONE_RUN: 500, TWO_RUNS: 470}, latencies, lone=latencies)
+    fewer = choose(Asked(), 2, machine)
     assert (fewer.setting, fewer.lone) == (ONE_RUN, None)
 
 
@@ -162,6 +170,49 @@ def test_a_net_that_is_nearly_free_spins_not_however_much_it_would_carry() -> No
     assert choose(Asked(), 2, Machine(speeds, slower, idle)).spinning is Spinning.SHORT
 
 
+ALL, ALL_SPINNING, MANY = Setting(1, 4), Setting(1, 4, Spinning.RUN), Setting(4, 1)
+
+
+@pytest.mark.parametrize(
+    ("asleep", "spinning", "lone"),
+    [
+        (0.020, 0.015, ALL_SPINNING),
+        (0.020, 0.038, ALL),
+        (0.038, 0.038, None),
+        (0.060, 0.060, None),
+    ],
+)
+def test_a_lone_run_has_all_threads_where_these_answer_a_row_sooner(
+    asleep: float, spinning: float, lone: Setting | None
+) -> None:
+    speeds = {ALL: 25.0, Setting(2, 3): 26.0, MANY: 40.0}
+    machine = Machine(speeds, lone={MANY: 0.04, ALL: asleep, ALL_SPINNING: spinning})
+    plan = choose(Asked(), 4, machine)
+    assert (plan.setting, plan.lone) == (MANY, lone)
+    assert set(machine.kept[-1]) == {MANY, lone} - {None}
+    if lone:
+        assert str(plan).startswith(f"4 × 1, {lone} for lone runs (")
+        assert f"{lone} answers a lone row in " in plan.why
+    assert choose(Asked(), 4, machine, twice=False).lone is None, "too large to be there twice"
+
+
+def test_lone_runs_keep_to_what_the_operator_fixed() -> None:
+    lone = {MANY: 0.04, ALL: 0.02, ALL_SPINNING: 0.01}
+    machine = Machine({ALL: 25.0, MANY: 40.0}, lone=lone)
+    assert choose(Asked(threads=1), 4, machine).lone is None
+    assert choose(Asked(spinning=Spinning.OFF), 4, machine).lone == ALL
+    assert choose(Asked(runners=4), 4, machine).lone == ALL_SPINNING
+
+
+def test_lone_runs_share_the_session_that_has_all_threads_unless_spinning_helps() -> None:
+    speeds = {ONE_RUN: 500.0, TWO_RUNS: 300.0}
+    spins = spinning(ONE_RUN, Spinning.RUN)
+    lone = {ONE_RUN: 0.010, spins: 0.0095}
+    assert choose(Asked(), 2, Machine(speeds, lone=lone)).lone is None
+    lone[spins] = 0.007
+    assert choose(Asked(), 2, Machine(speeds, lone=lone)).lone == spins
+
+
 def test_lone_runs_of_a_net_that_is_nearly_free_have_the_threads_that_carry_most() -> None:
     speeds = {Setting(1, 4): 250.0, Setting(2, 3): 260.0, Setting(4, 1): 400.0}
     speeds |= {Setting(1, 1): 100.0, Setting(1, 2): 170.0, Setting(1, 4): 171.0}
@@ -172,26 +223,6 @@ def test_lone_runs_of_a_net_that_is_nearly_free_have_the_threads_that_carry_most
     assert str(plan).startswith("4 × 1, 1 × 2 for lone runs (")
     assert choose(Asked(threads=1), 4, machine).lone is None, "asked for one thread"
     assert choose(Asked(), 4, machine, twice=False).lone is None, "too large to be there twice"
-
-
-@pytest.mark.parametrize(
-    ("of_all_threads", "lone"), [(0.020, Setting(1, 4)), (0.038, None), (0.060, None)]
-)
-def test_a_lone_run_has_all_threads_where_these_answer_a_row_sooner(
-    of_all_threads: float, lone: Setting | None
-) -> None:
-    speeds = {Setting(1, 4): 25.0, Setting(2, 3): 26.0, Setting(4, 1): 40.0}
-    latencies = {Setting(1, 4): of_all_threads, Setting(2, 3): 0.07, Setting(4, 1): 0.04}
-    machine = Machine(speeds, latencies)
-    plan = choose(Asked(), 4, machine)
-    assert (plan.setting, plan.lone) == (Setting(4, 1), lone)
-    assert choose(Asked(runners=4), 4, machine).lone is None, "never timed"
-    assert choose(Asked(), 4, machine, twice=False).lone is None, "too large to be there twice"
-
-
-def test_lone_runs_share_the_session_where_that_has_all_threads() -> None:
-    speeds = {ONE_RUN: 500.0, TWO_RUNS: 300.0}
-    assert choose(Asked(), 2, Machine(speeds, dict.fromkeys(speeds, 0.0004))).lone is None
 
 
 def test_spinning_is_read_from_its_flag() -> None:
