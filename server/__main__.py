@@ -11,17 +11,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from twinserve.errors import ConfigError, TwinserveError
+from twinserve.errors import ConfigError, InvalidInput, TwinserveError
 from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
 from twinserve.server import http
@@ -29,7 +31,7 @@ from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.admission import Admission
 from twinserve.server.batching.byte_budget import ByteBudget, fitting
 from twinserve.server.config import ServerConfig
-from twinserve.server.front import BoundedFront, Front
+from twinserve.server.front import Front
 from twinserve.server.gallery import GalleryLimits
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gate import Gate
@@ -39,6 +41,7 @@ from twinserve.server.models.loading import Loader
 from twinserve.server.models.records import ModelRecords
 from twinserve.server.models.table import Bound
 from twinserve.server.runtime import machine
+from twinserve.server.services.calls import priority_in
 from twinserve.server.services.embedding import EmbeddingService
 from twinserve.server.services.gallery import GalleryService
 from twinserve.server.services.inference import InferenceService
@@ -180,8 +183,7 @@ def _front(
     models: Models,
     afterwards: Afterwards,
 ) -> Front:
-    return BoundedFront(
-        LargeMessages(budget, metrics),
+    return Front(
         [
             ("grpc.max_receive_message_length", config.limits.max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -198,8 +200,25 @@ def _front(
         config.limits.max_calls,
         refusals(metrics, config.limits.max_calls),
         # Whatever model a call names, it waits for that one at least.
-        lambda: min((engine.batcher.behind for engine in models), default=0.0),
-        afterwards,
+        behind=lambda coming: min(
+            (engine.batcher.behind(coming) for engine in models), default=0.0
+        ),
+        behind_of=functools.partial(_behind_of, models),
+        afterwards=afterwards,
+        budget=LargeMessages(budget, metrics),
+    )
+
+
+def _behind_of(
+    models: Models, client: str, metadata: Iterable[tuple[str, str | bytes]], coming: int
+) -> float:
+    """Return the seconds that a call waits at least for its turn, whatever model it names."""
+    try:
+        priority = priority_in(metadata)
+    except InvalidInput:
+        return 0.0  # it is read, and told what is wrong with it
+    return min(
+        (engine.batcher.behind_of(client, priority, coming) for engine in models), default=0.0
     )
 
 

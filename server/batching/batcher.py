@@ -25,7 +25,7 @@ from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.costs import NEARLY_FREE, RunCosts
 from twinserve.server.batching.jobs import Job, Observer, Outputs, Reason, Ride, Rows, Run
 from twinserve.server.batching.turns import QUANTUM, Turns
-from twinserve.server.callers import Caller
+from twinserve.server.callers import Caller, Priority
 from twinserve.server.completion import Completion
 
 __all__ = ["Batcher", "Observer", "Outputs", "Reason", "Ride", "Rows"]
@@ -34,14 +34,17 @@ log = logging.getLogger(__name__)
 
 # Seconds after which a waiting job goes before its turn.
 AGEING = 1.0
-# What is told of a queue's time is taken at this part of it, at the least. Each turn that finds
-# jobs too late all the same raises the part, up to the most, and each job that is answered lowers
-# it: four hundred of these for one of those leave it where it is.
-_SURE, _SUREST, _RAISED, _LOWERED = 0.75, 1.5, 1.1, 1.1 ** (-1 / 400)
+# By what the table's word on a queue's time is multiplied, at the least and at the most. Each turn
+# that finds jobs too late all the same, and each run that answers some too late, raises the factor,
+# and each job that is answered lowers it: 1,600 of these for one of those leave it where it is, so
+# that less than one refusal in a hundred comes late even where as many calls are answered.
+_SURE, _SUREST, _RAISED, _LOWERED = 1.25, 2.0, 1.25, 1.25 ** (-1 / 1600)
 # Of calls that the table refuses though nothing waits, one of so many is let in.
 _TRIED = 8
 # Weight of the newest run in the pace, and the most that it counts for, as a multiple of the known.
 _NEWEST_PACE, _MOST_PACE = 0.1, 3.0
+# Weight of the newest job in the mean of their rows.
+_NEWEST_JOB = 0.02
 # Seconds that the thread which reads calls may be kept by a run; what takes longer is handed over.
 _HERE = 0.01
 
@@ -116,6 +119,7 @@ class Batcher:
         self._foreseen = 0
         self._sure = _SURE
         self._seconds_per_row = 0.001
+        self._rows_per_job = 1.0  # of late
         # Seconds from the end of one run to the next, by row or token, while more waited than one
         # took: what the table does not know, such as the time that replies take.
         self._pace = 0.0
@@ -145,10 +149,23 @@ class Batcher:
         """What a row of the usual length costs in a run of good size; a millisecond if unknown."""
         return self._seconds_per_row / self.runners
 
-    @property
-    def behind(self) -> float:
-        """Seconds that all that waits should take; read without the lock."""
-        return self._queue_seconds(self._turns.cost)
+    def behind(self, coming: int = 0) -> float:
+        """Seconds that all that waits should take, and a run after it; read without the lock.
+
+        Args:
+            coming: calls that go before and are not here yet; each is taken for a usual one.
+        """
+        return self._seconds_behind(self._turns.cost, coming)
+
+    def behind_of(self, client: str, priority: Priority, coming: int = 0) -> float:
+        """Seconds until the turn of a call that came now, by what goes before it; see `behind`."""
+        with self._lock:
+            ahead = self._turns.ahead(1, priority, client)
+        return self._seconds_behind(ahead, coming)
+
+    def _seconds_behind(self, cost: float, coming: int) -> float:
+        seconds = self._queue_seconds(cost) + coming * self._rows_per_job * self.seconds_per_row
+        return self._sure * seconds + self._turns.lead
 
     def _queue_seconds(self, cost: float) -> float:
         return max(self.costs.queue_seconds(cost, self.runners), cost * self._pace)
@@ -183,6 +200,7 @@ class Batcher:
                 raise Unavailable("the model is being unloaded; retry, or name another")
             self._overlaps = self._overlaps or self._free < self.runners or self._turns.rows > 0
             self._turns.push(job)
+            self._rows_per_job += _NEWEST_JOB * (len(rows) - self._rows_per_job)
             if (
                 self._idle
                 and (self._free or (self._aside and self._turns.goes_aside(job)))
@@ -227,12 +245,12 @@ class Batcher:
     def foresee(self, rows: int, longest: int, caller: Caller) -> None:
         """Refuse what the table says cannot be done by its deadline; cheap, before any preparing.
 
-        The queue that goes before it counts as if all of it left in the largest runs, at a part of
-        what that takes, and its own run at half, or at what `Turns.lead` asks for: a table is a
-        mean, and a call that is let in and comes too late costs less than one that is refused and
-        would not have. Where some are let in and come too late, the part grows. Of what is refused
-        though nothing waits every `_TRIED`th is let in all the same, so that a table that is wrong
-        is found out.
+        The queue that goes before it counts as if all of it left in the largest runs, and its own
+        run at half, or at what `Turns.lead` asks for: a table is a mean, and where little waits a
+        call that is let in and comes too late costs less than one that is refused and would not
+        have. Where some are let in and come too late, the queue counts for more. Of what is
+        refused though nothing waits every `_TRIED`th is let in all the same, so that a table that
+        is wrong is found out.
 
         Args:
             rows: of the job.
@@ -247,7 +265,7 @@ class Batcher:
         left = caller.deadline - self._clock()
         own = max(0.5 * self.costs.seconds(rows, longest) / self.runners, self._turns.lead)
         # All that waits, whoever's turn it is; mostly that is little enough.
-        if self._sure * self.behind + own <= left:
+        if self._sure * self._queue_seconds(self._turns.cost) + own <= left:
             return
         with self._lock:
             ahead = self._turns.ahead(rows * longest, caller.priority, caller.client)
@@ -321,13 +339,16 @@ class Batcher:
         late = self._late.copy()
         self._late.clear()
         if late:
-            self._sure = min(_SUREST, self._sure * _RAISED)
+            self._were_late()
         waited = []
         for job, _ in run.parts if run else ():
             if job.started is None:
                 job.started = self._clock()
                 waited.append(job.started - job.submitted)
         return late, waited
+
+    def _were_late(self) -> None:
+        self._sure = min(_SUREST, self._sure * _RAISED)
 
     def _tell(self, late: list[tuple[Job, int]], waited: list[float]) -> None:
         for job, rows in late:
@@ -406,6 +427,9 @@ class Batcher:
                     whole.append(job)
             if whole and self._sure > _SURE:
                 self._sure = max(_SURE, self._sure * _LOWERED ** len(whole))
+            now = self._clock()
+            if any(job.is_late(now) for job in whole):
+                self._were_late()
             self._seconds_per_row += 0.1 * (seconds / run.rows - self._seconds_per_row)
             self._turns.ended(run)
             self._keep_pace(run)

@@ -234,7 +234,7 @@ class Turns:
 
         Where more waits than leaves next, what would be done too late is left to the others.
         """
-        behind = self.rows > 2 * self._costs.recent_rows
+        behind = self.rows > self._costs.recent_rows
         return _LEAD * self._costs.recent_seconds if behind else 0.0
 
     def take(self, now: float, free: int = 1) -> Run | None:

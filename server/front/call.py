@@ -55,7 +55,9 @@ class Method:
     budget: Budget = UNBOUNDED  # that its messages' bytes count against
 
     @classmethod
-    def of(cls, name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Method:
+    def of(
+        cls, name: str, handler: grpc.RpcMethodHandler[Any, Any], budget: Budget = UNBOUNDED
+    ) -> Method:
         """Read what `add_…Servicer_to_server` made."""
         reads, writes = bool(handler.request_streaming), bool(handler.response_streaming)
         run = {
@@ -74,6 +76,7 @@ class Method:
             writes,
             run,
             getattr(run, "__driven__", False),
+            budget,
         )
 
 
@@ -87,6 +90,9 @@ class Owner(Protocol):
 
     def in_turn(self, call: Call, work: Callable[[], None]) -> None:
         """Have a message begun once its connection has its turn; from the front's thread."""
+
+    def begun(self, call: Call) -> None:
+        """Expect the message of a driven call no more; from the front's thread."""
 
     def watch_later(self, call: Call) -> None:
         """Have `watch` called if the call has not ended soon; from the front's thread."""
@@ -158,8 +164,12 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     def _on_message(self, event: core.Event) -> None:
         data = core.message_of(event)
         if data is not None and len(data) < LARGE and self._method.is_driven:
+            # Watched also while it waits: what nobody wants any more is not begun.
+            self._owner.watch_later(self)
             self._owner.in_turn(self, functools.partial(self._on_turn, data))
             return
+        if self._method.is_driven:
+            self._owner.begun(self)
         self.watch()
         if data is None:
             self._code = grpc.StatusCode.UNIMPLEMENTED
@@ -187,6 +197,10 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         return False
 
     def _on_turn(self, data: bytes) -> None:
+        self._owner.begun(self)
+        if self._cancelled:
+            self._end(None, asyncio.CancelledError())
+            return
         if self.time_remaining() == 0.0:
             # Its client has gone, and the core has told it so.
             self._aborted = True
@@ -194,10 +208,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             self._details = "the deadline passed before the call began; allow more time"
             self._end(None, None)
             return
-        # Most such calls end sooner than it pays to be told that their client has gone.
         self._on_data(data)
-        if not self._ended:
-            self._owner.watch_later(self)
 
     def _on_data(self, data: bytes) -> None:
         method = self._method

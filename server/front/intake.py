@@ -31,12 +31,34 @@ class Intake:
         self._turn: deque[str] = deque()  # connections with work, the next one first
         self._since: float | None = None  # from when on there always was work
         self.waiting = 0
+        self._expected: dict[str, int] = {}  # calls by connection
+        self.expected = 0  # calls that were let in and are not begun
         self.pace = 0.0  # seconds from one to the next, while some waited
 
     @property
     def seconds(self) -> float:
         """What should pass until a message that came now would have its turn."""
         return self.waiting * self.pace
+
+    def expect(self, connection: str) -> None:
+        """Count a call that was let in, until its message is begun: that may take long to come."""
+        self._expected[connection] = self._expected.get(connection, 0) + 1
+        self.expected += 1
+
+    def begun(self, connection: str) -> None:
+        """Count a call whose message is begun, or will not be."""
+        left = self._expected[connection] - 1
+        if left:
+            self._expected[connection] = left
+        else:
+            del self._expected[connection]
+        self.expected -= 1
+
+    def before(self, connection: str) -> int:
+        """Return how many of the expected calls have their turn before one of this connection."""
+        mine = self._expected.get(connection, 0)
+        # Of each other connection no more goes before it than of its own.
+        return min(self.expected, (mine + 1) * len(self._expected))
 
     def put(self, connection: str, work: Work) -> None:
         """Let some work wait for its connection's turn."""

@@ -23,6 +23,7 @@ import grpc
 
 from twinserve.server.afterwards import Afterwards
 from twinserve.server.front import core
+from twinserve.server.front.budget import UNBOUNDED, Budget
 from twinserve.server.front.call import Call, Method
 from twinserve.server.front.intake import Intake
 
@@ -42,9 +43,8 @@ EVENTS, SLICE = 512, 0.001
 # 1, refusals come too late to be of use.
 WORK = 0.3
 # The part of what a call has left until its deadline that may pass before its turn: the rest is for
-# its run. A smaller part would serve more calls in time where the front itself is what overloads,
-# and refuse calls that a slow model, with a queue as long as their patience, would have served.
-SHARE = 0.75
+# its own run.
+SHARE = 0.9
 # While stopping: the calls that come are held until none has come for QUIET seconds (MOST at most);
 # then clients have TOLD seconds to hear that they are to go elsewhere.
 QUIET, MOST, TOLD = 0.02, 0.5, 0.1
@@ -86,9 +86,13 @@ class Front(grpc.aio.Server):
         max_calls: calls inside at a time; beyond, a call is refused before its message is read.
             Health has as much again, so that a full server does not look like a dead one.
         refusals: what calls are refused with.
-        behind: seconds that a driven call waits at least once it has begun, whatever it asks for;
-            cheap, since every call with a deadline asks.
+        behind: seconds until all that waits inside is done, of the model that has the least to do,
+            where so many calls more go before; cheap, since every call with a deadline asks.
+        behind_of: seconds that a call of this client, with this metadata, waits at least once it
+            has begun, whatever it asks for, where so many more go before; asked before one is
+            refused.
         afterwards: what methods put off until all that came was read.
+        budget: that bounds the bytes of large messages, of all methods together.
     """
 
     def __init__(
@@ -97,15 +101,21 @@ class Front(grpc.aio.Server):
         threads: Executor,
         max_calls: int,
         refusals: Refusals,
-        behind: Callable[[], float] = lambda: 0.0,
+        behind: Callable[[int], float] = lambda coming: 0.0,
+        behind_of: Callable[[str, core.Metadata, int], float] = lambda client, metadata, coming: (
+            0.0
+        ),
         afterwards: Afterwards | None = None,
+        budget: Budget = UNBOUNDED,
     ) -> None:
         self._core = core.Core(options)
         self._threads = threads
         self._max_calls = max_calls
         self._refusals = refusals
         self._behind = behind
+        self._behind_of = behind_of
         self._afterwards = afterwards or Afterwards()
+        self._budget = budget
         self._intake = Intake()
         self._methods: dict[bytes, Method] = {}
         self._handlers: list[grpc.GenericRpcHandler] = []
@@ -136,7 +146,7 @@ class Front(grpc.aio.Server):
         """Take a service's methods by name."""
         for name, handler in method_handlers.items():
             full = f"/{service_name}/{name}"
-            self._methods[full.encode()] = Method.of(full, handler)
+            self._methods[full.encode()] = Method.of(full, handler, self._budget)
 
     def add_insecure_port(self, address: str) -> int:
         """Listen without TLS; returns the port.
@@ -219,8 +229,15 @@ class Front(grpc.aio.Server):
 
     # The front's thread.
 
+    def begun(self, call: Call) -> None:
+        """Expect the call's message no more."""
+        self._intake.begun(call.peer())
+
     def watch_later(self, call: Call) -> None:
-        """Notice that a driven call's client goes, once the call has run for `UNWATCHED`."""
+        """Notice that a driven call's client goes, once the call is `UNWATCHED` seconds old.
+
+        Most end sooner than it pays to be told that their client has gone.
+        """
         self._unwatched.append((time.time() + UNWATCHED, call))
 
     def _watch(self) -> float | None:
@@ -247,7 +264,9 @@ class Front(grpc.aio.Server):
         for _ in range(ASKED):
             self._core.next_call(self._on_call)
         while not (self._shut and not self.calls and not intake.waiting):
-            wake = _PAST if intake.waiting or afterwards.waiting else self._watch()
+            wake = self._watch()
+            if intake.waiting or afterwards.waiting:
+                wake = _PAST
             if self._holding and wake != _PAST:
                 wake = time.time() + (1.0 if self._told and not self._held else 0.01)
             more = self._one(wake)
@@ -310,15 +329,26 @@ class Front(grpc.aio.Server):
                 self._refuse(event, self._refusals.late(seconds))
                 return
         self.calls += 1
-        Call(self, event, method).begin()
+        call = Call(self, event, method)
+        if method.is_driven and not method.reads_stream:
+            self._intake.expect(call.peer())
+        call.begin()
 
     def _too_long(self, event: core.Event) -> float:
         """Return the seconds before a call's turn where they are too many for it, else 0."""
         deadline = core.deadline_of(event.call_details)
         if deadline is None:
             return 0.0
-        seconds = self._intake.seconds + self._behind()
-        return seconds if seconds > SHARE * (deadline - time.time()) else 0.0
+        enough = SHARE * (deadline - time.time())
+        # All that waits, whoever's turn it is; mostly that is little enough.
+        intake = self._intake
+        if intake.seconds + self._behind(intake.expected) <= enough:
+            return 0.0
+        peer = core.peer_of(event.call)
+        before = intake.before(peer)
+        seconds = before * intake.pace
+        seconds += self._behind_of(peer, event.invocation_metadata, before)
+        return seconds if seconds > enough else 0.0
 
     def _refuse_held(self) -> None:
         held, self._held = self._held, []

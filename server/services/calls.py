@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -79,13 +79,18 @@ def caller_of(context: Context) -> Caller:
 
 
 def priority_of(context: Context) -> Priority:
-    """Read how urgent the caller says the call is.
+    """Read how urgent the caller says the call is; see `priority_in`."""
+    return priority_in(context.invocation_metadata() or ())
+
+
+def priority_in(metadata: Iterable[tuple[str, str | bytes]]) -> Priority:
+    """Read how urgent a call's metadata says that it is.
 
     Raises:
         InvalidInput: a priority that there is none of.
     """
     found = Priority.NORMAL
-    for key, value in context.invocation_metadata() or ():
+    for key, value in metadata:
         if key == PRIORITY_KEY:
             known = _PRIORITIES.get(value)
             if known is None:

@@ -147,3 +147,16 @@ def test_a_call_that_has_the_time_is_let_in_behind_the_same_queue(
         patient.exception(timeout=0.3)
     assert not held.done(), "the queue was too short"
     patient.cancel()
+
+
+def test_another_client_is_not_refused_for_the_queue_of_this_one(
+    slow_server: RunningServer, queued: tuple[grpc.Channel, grpc.Future]
+) -> None:
+    method, request = CALLS["Embed inputs[0]"]
+    own = ("grpc.use_local_subchannel_pool", 1)  # a connection of its own
+    with grpc.insecure_channel(slow_server.target, [own]) as channel:
+        began = time.monotonic()
+        status = input_calls.status_of(channel, method, request, timeout=TIMEOUT)
+        assert not status.code, f"its turn is the next: {status}"
+        assert time.monotonic() - began < TIMEOUT
+    assert not queued[1].done(), "the queue was too short"

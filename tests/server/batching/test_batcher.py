@@ -504,7 +504,7 @@ def test_a_deadline_that_the_queue_does_not_leave_is_refused_at_once(
         batcher.submit(rows(1), A)
     run.begun(1)
     waiting = 0.1 * batcher.waiting
-    batcher.foresee(1, 1, Caller("a", deadline=50.0 + 1.1 * waiting))
+    batcher.foresee(1, 1, Caller("a", deadline=50.0 + 1.4 * waiting))
     with pytest.raises(DeadlineExceeded, match="queue before it"):
         batcher.foresee(1, 1, Caller("a", deadline=50.0 + 0.5 * waiting))
     # Its turn comes sooner: of the other's rows, only a quantum goes before.
@@ -555,13 +555,13 @@ def test_where_calls_come_too_late_all_the_same_a_queue_counts_for_more_until_th
     batcher = make(costs=costs, clock=lambda: now[0], max_batch=1)
 
     def refused() -> bool:
-        """Whether a call is that has a tenth more time than the table says a queue takes."""
+        """Whether a call is that has two fifths more time than the table says a queue takes."""
         run.hold()
         begun = len(run.seen)
         for _ in range(40):
             batcher.submit(rows(1), A)
         run.begun(begun + 1)
-        found = refused_of(batcher, 1, now[0] + 0.11 * batcher.waiting) == 1
+        found = refused_of(batcher, 1, now[0] + 0.14 * batcher.waiting) == 1
         run.let_all()
         until(lambda: not batcher.waiting and batcher._free == 1)
         return found
@@ -584,6 +584,46 @@ def test_where_calls_come_too_late_all_the_same_a_queue_counts_for_more_until_th
     assert not refused()
 
 
+def test_answers_that_come_after_their_deadline_make_a_queue_count_for_more(
+    run: HeldRun, make: Make
+) -> None:
+    now = [50.0]
+    batcher = make(costs=RunCosts(SLOW), clock=lambda: now[0], max_batch=1)
+
+    def behind() -> float:
+        run.hold()
+        begun = len(run.seen)
+        for _ in range(11):
+            batcher.submit(rows(1), A)
+        run.begun(begun + 1)
+        found = batcher.behind() / batcher.waiting
+        run.let_all()
+        until(lambda: not batcher.waiting and batcher._free == 1)
+        return found
+
+    before = behind()
+    run.hold()
+    begun = len(run.seen)
+    answer = batcher.submit(rows(1), Caller("a", deadline=now[0] + 0.5))
+    run.begun(begun + 1)
+    now[0] += 1.0  # its run takes longer than anybody thought
+    run.let_all()
+    wait(answer)
+    assert behind() > 1.2 * before
+
+
+def test_calls_that_are_on_their_way_count_as_usual_ones(run: HeldRun, make: Make) -> None:
+    batcher = make(costs=RunCosts(SLOW), clock=lambda: 50.0, max_batch=1)
+    assert batcher.behind() == batcher.behind_of("a", Priority.NORMAL) == 0.0
+    few = batcher.behind(10)
+    assert 0.0 < few == batcher.behind_of("a", Priority.NORMAL, 10)
+    for _ in range(200):
+        batcher.submit(rows(1, 2, 3), A)
+    run.begun(1)
+    waits = batcher.behind()
+    assert batcher.behind(10) - waits > 2 * few, "calls of late had three rows each"
+
+
 def test_a_call_that_would_leave_too_late_for_its_run_is_not_let_in_to_be_dropped(
     run: HeldRun, make: Make
 ) -> None:
@@ -592,7 +632,6 @@ def test_a_call_that_would_leave_too_late_for_its_run_is_not_let_in_to_be_droppe
     batcher = make(costs=costs, clock=lambda: 50.0)
     batcher.submit(rows(1), A)
     run.begun(1)
-    batcher.submit(rows(1), A)
     batcher.submit(rows(1), A)
     batcher.foresee(1, 1, Caller("a", deadline=50.8))
     batcher.submit(rows(1), A)  # behind, from here on
@@ -608,14 +647,14 @@ def test_what_the_table_does_not_know_of_a_queues_pace_is_learnt_from_the_ends_o
     batcher = make(costs=table, clock=lambda: now[0], max_batch=1)
     answers = [batcher.submit(rows(1), A) for _ in range(100)]
     run.begun(1)
-    assert batcher.behind < 0.2
+    assert batcher.behind() < 0.2
     for done in range(1, 91):
         now[0] += 0.1  # though runs are short: replies take the rest
         run.lets.release()
         wait(answers[done - 1])
         run.begun(done + 1)
-    learnt = batcher.behind / batcher.waiting
-    assert 0.05 < learnt <= 0.101
+    learnt = batcher.behind() / batcher.waiting
+    assert 0.06 < learnt <= 0.127
     with pytest.raises(DeadlineExceeded):
         batcher.foresee(1, 1, Caller("a", deadline=now[0] + 0.2))
 

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from twinserve.server.front import BoundedFront, Front, Refusals
+from twinserve.server.front import Front, Refusals
 
 HANDLERS = {
     "uu": grpc.unary_unary_rpc_method_handler,
@@ -57,8 +57,7 @@ class Running:
         self._thread = threading.Thread(target=self._run)
         refusals = Refusals(Refusal, Late, Stopping)
         limits = {"options": [], "max_calls": 100, "refusals": refusals, **settings}
-        make = BoundedFront if "budget" in limits else Front
-        self.front = make(threads=self._threads, **limits)
+        self.front = Front(threads=self._threads, **limits)
         self.front.add_registered_method_handlers(
             "s", {name: HANDLERS[kind](method) for name, (kind, method) in methods.items()}
         )

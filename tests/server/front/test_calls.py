@@ -295,20 +295,74 @@ def test_a_call_that_would_have_its_turn_too_late_is_refused_unread(run_front: S
         begun.append(request)
         return request
 
-    running = run_front({"Note": ("uu", note), "Echo": ("uu", echo)}, behind=lambda: behind[0])
+    running = run_front(
+        {"Note": ("uu", note), "Echo": ("uu", echo)},
+        behind=lambda coming: behind[0],
+        behind_of=lambda client, metadata, coming: behind[0],
+    )
     channel = running.channel()
     call = channel.unary_unary("/s/Note")
     assert call(b"1", timeout=100) == b"1"
-    behind[0] = 60.0
+    behind[0] = 65.0
     with pytest.raises(grpc.RpcError) as refused:
         call(b"2", timeout=70)
     assert refused.value.code() is CODE.DEADLINE_EXCEEDED
-    assert refused.value.details() == "late by 60"
+    assert refused.value.details() == "late by 65"
     assert call(b"3", timeout=1000) == b"3"  # which has time enough
     assert call(b"4") == b"4"  # and this one waits for ever
     assert channel.unary_unary("/s/Echo")(b"5", timeout=100) == b"5"  # needs no model
     assert begun == [b"1", b"3", b"4"]
     running.settle()
+
+
+def test_a_call_is_not_refused_for_what_waits_behind_its_turn(run_front: Start) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    @driven
+    async def note(request: bytes, context: Call) -> bytes:
+        return request
+
+    def behind_of(client: str, metadata: Any, coming: int) -> float:
+        asked.append((client, dict(metadata)))
+        return 0.1
+
+    running = run_front({"Note": ("uu", note)}, behind=lambda coming: 60.0, behind_of=behind_of)
+    call = running.channel().unary_unary("/s/Note")
+    assert call(b"1", timeout=20, metadata=[("how", "urgent")]) == b"1"
+    ((client, metadata),) = asked
+    assert client.startswith("ipv4:127.0.0.1:")
+    assert metadata["how"] == "urgent"
+
+
+def test_what_its_client_gives_up_while_it_waits_for_its_turn_is_not_begun(
+    run_front: Start,
+) -> None:
+    holding, go_on = threading.Event(), threading.Event()
+    begun: list[bytes] = []
+
+    @driven
+    async def note(request: bytes, context: Call) -> bytes:
+        begun.append(request)
+        if request == b"long":
+            holding.set()
+            go_on.wait(20)
+        else:
+            time.sleep(0.003)  # noqa: ASYNC251 - so that the others wait
+        return request
+
+    running = run_front({"Note": ("uu", note)})
+    call = running.channel().unary_unary("/s/Note")
+    long = call.future(b"long")
+    assert holding.wait(20)
+    waiting = [call.future(b"%d" % number) for number in range(100)]
+    time.sleep(0.2)
+    for future in waiting:
+        future.cancel()
+    time.sleep(0.2)
+    go_on.set()
+    assert long.result(20) == b"long"
+    running.settle()
+    assert len(begun) < 30
 
 
 def test_a_lone_call_does_not_wait_behind_all_messages_of_another_client(

@@ -59,3 +59,19 @@ def test_the_wait_is_told_from_the_time_between_messages_whatever_it_went_to() -
     intake.put("a", lambda: None)
     intake.work(60)
     assert intake.pace <= 0.011
+
+
+def test_calls_that_are_let_in_count_until_their_messages_are_begun_by_turns() -> None:
+    intake = Intake()
+    for _ in range(100):
+        intake.expect("crowd")
+    intake.expect("other")
+    assert intake.expected == 101
+    assert intake.before("crowd") == 101
+    assert intake.before("new") == 2, "one of each goes before its first"
+    assert intake.before("other") == 4
+    for _ in range(100):
+        intake.begun("crowd")
+    assert intake.before("new") == intake.expected == 1
+    intake.begun("other")
+    assert intake.before("new") == 0
