@@ -232,7 +232,7 @@ class Batcher:
                 if self._idle:
                     self._wake()
             else:
-                run = self._bind(together=True)
+                run = self._bind(here=True)
             # What is left is next, once it was seen what came meanwhile.
             self._put_off = run is not None and self._turns.rows > 0
             put_off = self._put_off
@@ -357,22 +357,23 @@ class Batcher:
         for seconds in waited:
             self._observer.queued(seconds)
 
-    def _bind(self, together: bool = False) -> Run | None:
+    def _bind(self, here: bool = False) -> Run | None:
         """Take what a runner's place is free for, or what goes aside of busy ones.
 
         Args:
-            together: leave no part of it to other runners that are free.
+            here: for the thread that reads calls, which leaves no part of it to other runners.
         """
         if not self._turns.rows:
             return None
         run = None
         if self._free:
-            run = self._turns.take(self._clock(), 1 if together else self._free)
+            free = 1 if here else self._free
+            run = self._turns.take(self._clock(), free, here)
             if run is not None:
                 if self._free == self.runners and self._aside and not self._turns.rows:
                     run.lone, self._overlaps = not self._overlaps, False
                 self._free -= 1
-                if self._free and self._turns.rows and self._idle and not together:
+                if self._free and self._turns.rows and self._idle and not here:
                     self._wake()
         elif self._aside:
             run = self._turns.take_aside(self._clock())

@@ -122,6 +122,10 @@ class RunCosts:
         by_time = (_SHORT_RUN - self._fixed) / self._per_token
         return max(1.0, by_share / longest, by_time / longest)
 
+    def tokens_in(self, seconds: float) -> float:
+        """Return the tokens (rows where rows are no texts) of a run of so long; 0 if unknown."""
+        return max(0.0, seconds - self._fixed) / self._per_token if self._per_token else 0.0
+
     def largest_seconds(self, most: float) -> float:
         """Return what a run takes that is large enough, or has so many tokens; 0 if unknown."""
         return self._line(min(self.enough(), most))

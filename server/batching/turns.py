@@ -45,6 +45,8 @@ SPLIT_GAIN = 0.001
 # A job must be within this many runs of late from its deadline, to be worth its time under load: a
 # run, and a quarter for what surrounds it.
 _LEAD = 1.25
+# Seconds of a run while which nothing is read, where several clients are inside.
+BRIEF = 0.002
 # A client has much inside if it has so many times what the other has.
 MUCH = 8
 # Clients that are remembered though nothing of theirs waits, beyond those that wait.
@@ -237,12 +239,14 @@ class Turns:
         behind = self.rows > self._costs.recent_rows
         return _LEAD * self._costs.recent_seconds if behind else 0.0
 
-    def take(self, now: float, free: int = 1) -> Run | None:
+    def take(self, now: float, free: int = 1, here: bool = False) -> Run | None:
         """Bind the next run, or return None where nothing waits.
 
         Args:
             now: a point of the clock of deadlines.
             free: runners that could take a run now, this one included.
+            here: whether nothing is read while the run goes on: then it is a brief one where
+                several clients are inside, so that none waits long to be read.
         """
         now += self.lead
         aged = self._look(now)
@@ -258,10 +262,11 @@ class Turns:
             among = self._classes[seed.caller.priority]
         among.time = max(among.time, min(line.tag for line in among.lines.values()))
         run = Run(seed.caller.priority if seed else urgency)
+        brief = here and len(self._inside) > 1
         if self._max_tokens is None:
-            self._fill(run, among, seed, now, free)
+            self._fill(run, among, seed, now, free, self._enough(self._max_batch, brief))
         else:
-            self._fill_like(run, among, seed, now, free)
+            self._fill_like(run, among, seed, now, free, self._enough(self._max_tokens, brief))
         if seed is not None:
             self._since_aged = 0
             if run.reason is Reason.RUNNER_FREE:
@@ -403,9 +408,17 @@ class Turns:
         run.add(job, indices)
         self._spend(job, indices)
 
-    def _fill(self, run: Run, among: _Class, seed: Job | None, now: float, free: int) -> None:
+    def _enough(self, most: int, brief: bool) -> int:
+        """Return the rows, or tokens, that a run need hold."""
+        enough = min(most, math.ceil(min(self._costs.enough(), most)))
+        return (
+            min(enough, max(self._quantum, int(self._costs.tokens_in(BRIEF)))) if brief else enough
+        )
+
+    def _fill(
+        self, run: Run, among: _Class, seed: Job | None, now: float, free: int, enough: int
+    ) -> None:
         """Bind rows of one shape: all that wait, or as many as a run need hold, in turn."""
-        enough = min(self._max_batch, math.ceil(min(self._costs.enough(), self._max_batch)))
         limit = self._share(among.rows, enough, free)
         if among.rows <= limit:
             for line in list(among.lines.values()):
@@ -479,7 +492,9 @@ class Turns:
                 among.lines[job.caller.client].tag += len(rest)
                 self._spend(job, rest)
 
-    def _fill_like(self, run: Run, among: _Class, seed: Job | None, now: float, free: int) -> None:
+    def _fill_like(
+        self, run: Run, among: _Class, seed: Job | None, now: float, free: int, enough: int
+    ) -> None:
         """Bind texts of like length: the run of the cheapest cut that the seed is in.
 
         Of the runs with texts of the seed's round and generation the shortest: the most are
@@ -488,8 +503,6 @@ class Turns:
         window = self._window(among, seed, now)
         if not window:
             return
-        assert self._max_tokens is not None
-        enough = min(self._max_tokens, math.ceil(min(self._costs.enough(), self._max_tokens)))
         counts = padding.cut(
             [row[0] for row in window],
             self._share(among.tokens, enough, free),

@@ -210,6 +210,23 @@ def test_short_runs_are_not_cut_though_nothing_would_be_lost() -> None:
     assert len(jobs(queue.take())) == 64
 
 
+def test_a_run_during_which_nothing_is_read_is_brief_where_several_clients_are_inside() -> None:
+    def rows_of_first_run(clients: str, here: bool) -> int:
+        queue = Queue(costs=table(0.0001, 0.0002))
+        for client in clients:
+            queue.come(client)
+        run = queue.turns.take(queue.now, here=here)
+        assert run is not None
+        return run.rows
+
+    crowd = "a" * 60
+    assert rows_of_first_run(crowd, here=True) > 20, "nobody else waits to be read"
+    assert rows_of_first_run(crowd + "b", here=False) > 20, "others are read meanwhile"
+    brief = rows_of_first_run(crowd + "b", here=True)
+    assert brief * 0.0002 < 0.0025
+    assert brief >= 4
+
+
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_job_that_a_run_would_cut_rides_whole_unless_another_client_waits(others: int) -> None:
     queue = Queue(max_batch=64, costs=table(0.002, 0.01))  # 7 rows are enough
