@@ -11,6 +11,7 @@ from pathlib import Path
 from twinserve.errors import ConfigError
 from twinserve.preprocess import MAX_PIXELS
 from twinserve.server.batching.byte_budget import LEAST_MESSAGES
+from twinserve.server.front.budget import LARGE
 from twinserve.server.runtime.planning import spinning_asked
 from twinserve.server.runtime.providers import memory_size, provider_options
 
@@ -262,8 +263,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-input-bytes",
         type=_size,
         metavar="SIZE",
-        default=defaults.max_bytes,
-        help=f"bytes of one image or tensor ({defaults.max_bytes >> 20}M)",
+        help=f"bytes of one image or tensor ({defaults.max_bytes >> 20}M, or what a message holds)",
     )
     parser.add_argument(
         "--max-pixels",
@@ -309,7 +309,9 @@ def _size(text: str) -> int:
 def _limits(arguments: argparse.Namespace) -> Limits:
     limits = Limits(
         max_items=arguments.max_items,
-        max_bytes=arguments.max_input_bytes,
+        max_bytes=min(Limits().max_bytes, arguments.max_message_bytes)
+        if arguments.max_input_bytes is None
+        else arguments.max_input_bytes,
         max_pixels=arguments.max_pixels,
         max_message_bytes=arguments.max_message_bytes,
         max_bytes_inside=arguments.max_bytes,
@@ -319,9 +321,9 @@ def _limits(arguments: argparse.Namespace) -> Limits:
     for flag, value in (
         ("--max-calls", limits.max_calls),
         ("--max-items", limits.max_items),
+        ("--max-message-bytes", limits.max_message_bytes),
         ("--max-input-bytes", limits.max_bytes),
         ("--max-pixels", limits.max_pixels),
-        ("--max-message-bytes", limits.max_message_bytes),
     ):
         if value < 1:
             raise ConfigError(f"{flag} is {value}; it must be at least 1")
@@ -341,10 +343,12 @@ def _limits(arguments: argparse.Namespace) -> Limits:
             f"--max-input-bytes is {limits.max_bytes}; no message holds it, since "
             f"--max-message-bytes is {limits.max_message_bytes}"
         )
-    if 0 < limits.max_bytes_inside < limits.max_message_bytes:
+    # A stream's small messages may be counted together with a large one.
+    least = limits.max_message_bytes + LARGE
+    if 0 < limits.max_bytes_inside < least:
         raise ConfigError(
             f"--max-bytes is {limits.max_bytes_inside}; it must hold one message of "
-            f"{limits.max_message_bytes} bytes (--max-message-bytes)"
+            f"{limits.max_message_bytes} bytes (--max-message-bytes) and {LARGE} more"
         )
     return limits
 

@@ -43,7 +43,7 @@ _SURE, _SUREST, _RAISED, _LOWERED = 1.25, 2.0, 1.25, 1.25 ** (-1 / 1600)
 _TRIED = 8
 # Weight of the newest run in the pace, and the most that it counts for, as a multiple of the known.
 _NEWEST_PACE, _MOST_PACE = 0.1, 3.0
-# Weight of the newest job in the mean of their rows.
+# Weight of the newest job in the mean of what they cost.
 _NEWEST_JOB = 0.02
 # Seconds that the thread which reads calls may be kept by a run; what takes longer is handed over.
 _HERE = 0.01
@@ -119,7 +119,7 @@ class Batcher:
         self._foreseen = 0
         self._sure = _SURE
         self._seconds_per_row = 0.001
-        self._rows_per_job = 1.0  # of late
+        self._cost_per_job = 1.0  # of late, in rows or tokens
         # Seconds from the end of one run to the next, by row or token, while more waited than one
         # took: what the table does not know, such as the time that replies take.
         self._pace = 0.0
@@ -164,8 +164,8 @@ class Batcher:
         return self._seconds_behind(ahead, coming)
 
     def _seconds_behind(self, cost: float, coming: int) -> float:
-        seconds = self._queue_seconds(cost) + coming * self._rows_per_job * self.seconds_per_row
-        return self._sure * seconds + self._turns.lead
+        cost += coming * self._cost_per_job
+        return self._sure * self._queue_seconds(cost) + self._turns.lead
 
     def _queue_seconds(self, cost: float) -> float:
         return max(self.costs.queue_seconds(cost, self.runners), cost * self._pace)
@@ -200,7 +200,8 @@ class Batcher:
                 raise Unavailable("the model is being unloaded; retry, or name another")
             self._overlaps = self._overlaps or self._free < self.runners or self._turns.rows > 0
             self._turns.push(job)
-            self._rows_per_job += _NEWEST_JOB * (len(rows) - self._rows_per_job)
+            cost = sum(lengths) if self._texts else len(rows)
+            self._cost_per_job += _NEWEST_JOB * (cost - self._cost_per_job)
             if (
                 self._idle
                 and (self._free or (self._aside and self._turns.goes_aside(job)))
@@ -429,7 +430,7 @@ class Batcher:
             if whole and self._sure > _SURE:
                 self._sure = max(_SURE, self._sure * _LOWERED ** len(whole))
             now = self._clock()
-            if any(job.is_late(now) for job in whole):
+            if any(_waited_too_long(job, now) for job in whole):
                 self._were_late()
             self._seconds_per_row += 0.1 * (seconds / run.rows - self._seconds_per_row)
             self._turns.ended(run)
@@ -497,6 +498,15 @@ def _few_first(jobs: list[Job]) -> None:
     count = Counter(job.caller.client for job in jobs)
     if len(count) > 1:
         jobs.sort(key=lambda job: count[job.caller.client])
+
+
+def _waited_too_long(job: Job, now: float) -> bool:
+    """Whether a job was answered too late, and would not have been but for the queue."""
+    if not job.is_late(now) or job.completion.done:
+        return False
+    assert job.started is not None
+    # A run that is longer than all the time that the job had is no fault of what went before.
+    return job.started - job.submitted > now - job.started
 
 
 def _kept(job: Job, indices: list[int], part: Outputs) -> InternalFault | None:

@@ -236,8 +236,11 @@ class Turns:
 
         Where more waits than leaves next, what would be done too late is left to the others.
         """
-        behind = self.rows > self._costs.recent_rows
-        return _LEAD * self._costs.recent_seconds if behind else 0.0
+        if self.rows < self._costs.recent_rows + 1:
+            return 0.0
+        # No longer than the next run, whose size the last ones need not have had.
+        longest = self._costs.seconds(1, math.ceil(self.cost))
+        return _LEAD * min(self._costs.recent_seconds, longest or math.inf)
 
     def take(self, now: float, free: int = 1, here: bool = False) -> Run | None:
         """Bind the next run, or return None where nothing waits.
@@ -411,9 +414,11 @@ class Turns:
     def _enough(self, most: int, brief: bool) -> int:
         """Return the rows, or tokens, that a run need hold."""
         enough = min(most, math.ceil(min(self._costs.enough(), most)))
-        return (
-            min(enough, max(self._quantum, int(self._costs.tokens_in(BRIEF)))) if brief else enough
-        )
+        if not brief:
+            return enough
+        # Calls of a few rows stay together; a text that is longer runs alone.
+        least = 1 if self._max_tokens else QUANTUM
+        return min(enough, max(least, int(self._costs.tokens_in(BRIEF))))
 
     def _fill(
         self, run: Run, among: _Class, seed: Job | None, now: float, free: int, enough: int

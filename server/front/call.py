@@ -22,6 +22,7 @@ import grpc
 from twinserve.server.completion import Completion, Driven, drive
 from twinserve.server.front import core
 from twinserve.server.front.budget import LARGE, UNBOUNDED, Budget, StreamBytes
+from twinserve.server.front.intake import Expected
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Owner(Protocol):
     def in_turn(self, call: Call, work: Callable[[], None]) -> None:
         """Have a message begun once its connection has its turn; from the front's thread."""
 
-    def begun(self, call: Call) -> None:
+    def begun(self, expected: Expected) -> None:
         """Expect the message of a driven call no more; from the front's thread."""
 
     def watch_later(self, call: Call) -> None:
@@ -123,6 +124,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     _callbacks: list[Callable[[Any], None]] | None = None
     _reading: Completion[bytes | None] | None = None
     _no_more = False
+    expected: Expected | None = None  # by the front, until its message is begun
     bytes_read = 0  # of the message that `read` gave last
     _inside: StreamBytes | None = None  # what was read of a stream and is not let go
     _due = 2  # the status sent, and the close told
@@ -168,8 +170,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             self._owner.watch_later(self)
             self._owner.in_turn(self, functools.partial(self._on_turn, data))
             return
-        if self._method.is_driven:
-            self._owner.begun(self)
+        self._is_begun()
         self.watch()
         if data is None:
             self._code = grpc.StatusCode.UNIMPLEMENTED
@@ -196,8 +197,13 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self._end(None, None)
         return False
 
+    def _is_begun(self) -> None:
+        expected, self.expected = self.expected, None
+        if expected is not None:
+            self._owner.begun(expected)
+
     def _on_turn(self, data: bytes) -> None:
-        self._owner.begun(self)
+        self._is_begun()
         if self._cancelled:
             self._end(None, asyncio.CancelledError())
             return

@@ -18,6 +18,25 @@ Work = Callable[[], None]
 _NEWEST, _MOST = 0.1, 3.0
 
 
+# Seconds after which a call whose message has not come is expected no more: its client's line is
+# slow, and others need not be refused for it.
+SLOW = 0.25
+
+
+class Expected:
+    """A call that was let in and is not begun; false once it counts no more."""
+
+    __slots__ = ("connection", "counts", "since")
+
+    def __init__(self, connection: str, since: float) -> None:
+        self.connection = connection
+        self.since = since
+        self.counts = True
+
+    def __bool__(self) -> bool:
+        return self.counts
+
+
 class Intake:
     """Work by connection, taken in turn, and how fast it goes.
 
@@ -31,6 +50,7 @@ class Intake:
         self._turn: deque[str] = deque()  # connections with work, the next one first
         self._since: float | None = None  # from when on there always was work
         self.waiting = 0
+        self._arriving: deque[Expected] = deque()  # the oldest first
         self._expected: dict[str, int] = {}  # calls by connection
         self.expected = 0  # calls that were let in and are not begun
         self.pace = 0.0  # seconds from one to the next, while some waited
@@ -40,18 +60,27 @@ class Intake:
         """What should pass until a message that came now would have its turn."""
         return self.waiting * self.pace
 
-    def expect(self, connection: str) -> None:
-        """Count a call that was let in, until its message is begun: that may take long to come."""
+    def expect(self, connection: str) -> Expected:
+        """Count a call that was let in, until its message is begun or is `SLOW` to come."""
+        now = self._clock()
+        while self._arriving and (self._arriving[0].since + SLOW < now or not self._arriving[0]):
+            self.begun(self._arriving.popleft())
+        one = Expected(connection, now)
+        self._arriving.append(one)
         self._expected[connection] = self._expected.get(connection, 0) + 1
         self.expected += 1
+        return one
 
-    def begun(self, connection: str) -> None:
-        """Count a call whose message is begun, or will not be."""
-        left = self._expected[connection] - 1
+    def begun(self, one: Expected) -> None:
+        """Count a call no more; its message is begun, or will not be."""
+        if not one:
+            return
+        one.counts = False
+        left = self._expected[one.connection] - 1
         if left:
-            self._expected[connection] = left
+            self._expected[one.connection] = left
         else:
-            del self._expected[connection]
+            del self._expected[one.connection]
         self.expected -= 1
 
     def before(self, connection: str) -> int:

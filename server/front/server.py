@@ -25,14 +25,14 @@ from twinserve.server.afterwards import Afterwards
 from twinserve.server.front import core
 from twinserve.server.front.budget import UNBOUNDED, Budget
 from twinserve.server.front.call import Call, Method
-from twinserve.server.front.intake import Intake
+from twinserve.server.front.intake import Expected, Intake
 
 log = logging.getLogger(__name__)
 
 # After the grace period every call has been cancelled; methods get this long to notice.
 LAST_SECONDS = 5.0
-# Seconds that a driven call runs before anyone asks whether its client is still there: asking costs
-# as much as a tenth of the call, and most end sooner.
+# Seconds after a driven call's message came before anyone asks whether its client is still there:
+# asking costs as much as a tenth of the call, and most end sooner.
 UNWATCHED = 0.005
 # Calls that the core may hold ready for us, so that it need not wait until we asked for the next.
 ASKED = 8
@@ -89,8 +89,7 @@ class Front(grpc.aio.Server):
         behind: seconds until all that waits inside is done, of the model that has the least to do,
             where so many calls more go before; cheap, since every call with a deadline asks.
         behind_of: seconds that a call of this client, with this metadata, waits at least once it
-            has begun, whatever it asks for, where so many more go before; asked before one is
-            refused.
+            has begun, if it needs a run, where so many more go before; asked before one is refused.
         afterwards: what methods put off until all that came was read.
         budget: that bounds the bytes of large messages, of all methods together.
     """
@@ -229,9 +228,9 @@ class Front(grpc.aio.Server):
 
     # The front's thread.
 
-    def begun(self, call: Call) -> None:
-        """Expect the call's message no more."""
-        self._intake.begun(call.peer())
+    def begun(self, expected: Expected) -> None:
+        """Expect a call's message no more."""
+        self._intake.begun(expected)
 
     def watch_later(self, call: Call) -> None:
         """Notice that a driven call's client goes, once the call is `UNWATCHED` seconds old.
@@ -331,7 +330,7 @@ class Front(grpc.aio.Server):
         self.calls += 1
         call = Call(self, event, method)
         if method.is_driven and not method.reads_stream:
-            self._intake.expect(call.peer())
+            call.expected = self._intake.expect(call.peer())
         call.begin()
 
     def _too_long(self, event: core.Event) -> float:

@@ -29,7 +29,7 @@ def test_what_a_run_may_hold_is_told_in_rows_and_in_tokens() -> None:
         ("--max-batch", "0", "--max-batch is 0; it must be at least 1"),
         ("--max-batch-tokens", "-1", "--max-batch-tokens is -1; it must be at least 0"),
         ("--runners", "-1", "--runners is -1; it must be at least 0"),
-        ("--spinning", "fast", "auto, off, short or on"),
+        ("--spinning", "fast", "auto, off, short, run or on"),
         ("--gpu-memory-limit", "8X", "512M"),
         ("--provider-option", "fast", "KEY=VALUE"),
         ("--threads", "-2", "--threads is -2; it must be at least 0"),
@@ -62,6 +62,7 @@ def test_limits_of_calls_inputs_and_messages_are_told_in_sizes() -> None:
     assert (limits.max_bytes_inside, limits.max_message_bytes) == (1 << 30, 8 << 20)
     assert (limits.max_bytes, limits.max_items, limits.max_pixels) == (512 << 10, 16, 1000)
     assert parsed().limits == Limits()
+    assert parsed("--max-message-bytes", "8M").limits.max_bytes == 8 << 20, "no input is larger"
     assert parsed("--max-bytes", "0").limits.max_bytes_inside == 0, "by the machine"
 
 

@@ -584,6 +584,14 @@ def test_where_calls_come_too_late_all_the_same_a_queue_counts_for_more_until_th
     assert not refused()
 
 
+def test_a_job_that_waits_alone_is_dropped_for_no_run_that_was_longer(make: Make) -> None:
+    costs = RunCosts([Measured(1, 1, 0.03), Measured(8, 1, 0.24)])
+    for _ in range(400):
+        costs.tell(1, 1, 0.055)  # of runs that shared the processors
+    batcher = make(lambda given: np.stack(given), costs=costs, clock=lambda: 50.0)
+    assert values(batcher.submit(rows(7), Caller("a", deadline=50.04))) == [7.0]
+
+
 def test_answers_that_come_after_their_deadline_make_a_queue_count_for_more(
     run: HeldRun, make: Make
 ) -> None:
@@ -604,11 +612,23 @@ def test_answers_that_come_after_their_deadline_make_a_queue_count_for_more(
     before = behind()
     run.hold()
     begun = len(run.seen)
-    answer = batcher.submit(rows(1), Caller("a", deadline=now[0] + 0.5))
+    lone = batcher.submit(rows(1), Caller("a", deadline=now[0] + 0.5))
     run.begun(begun + 1)
-    now[0] += 1.0  # its run takes longer than anybody thought
+    now[0] += 1.0  # its run takes longer than all the time that it had
+    run.lets.release()
+    wait(lone)
+    assert behind() == pytest.approx(before, rel=0.01), "no queue was at fault"
+    run.hold()
+    begun = len(run.seen)
+    batcher.submit(rows(1), A)
+    run.begun(begun + 1)
+    queued = batcher.submit(rows(1), Caller("a", deadline=now[0] + 0.5))
+    now[0] += 0.4
+    run.lets.release()
+    run.begun(begun + 2)
+    now[0] += 0.2
     run.let_all()
-    wait(answer)
+    wait(queued)
     assert behind() > 1.2 * before
 
 
@@ -633,10 +653,10 @@ def test_a_call_that_would_leave_too_late_for_its_run_is_not_let_in_to_be_droppe
     batcher.submit(rows(1), A)
     run.begun(1)
     batcher.submit(rows(1), A)
-    batcher.foresee(1, 1, Caller("a", deadline=50.8))
+    batcher.foresee(1, 1, Caller("a", deadline=50.45))
     batcher.submit(rows(1), A)  # behind, from here on
     with pytest.raises(DeadlineExceeded):
-        batcher.foresee(1, 1, Caller("a", deadline=50.8))
+        batcher.foresee(1, 1, Caller("a", deadline=50.45))
 
 
 def test_what_the_table_does_not_know_of_a_queues_pace_is_learnt_from_the_ends_of_runs(

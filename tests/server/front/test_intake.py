@@ -63,15 +63,32 @@ def test_the_wait_is_told_from_the_time_between_messages_whatever_it_went_to() -
 
 def test_calls_that_are_let_in_count_until_their_messages_are_begun_by_turns() -> None:
     intake = Intake()
-    for _ in range(100):
-        intake.expect("crowd")
-    intake.expect("other")
+    crowd = [intake.expect("crowd") for _ in range(100)]
+    other = intake.expect("other")
     assert intake.expected == 101
     assert intake.before("crowd") == 101
     assert intake.before("new") == 2, "one of each goes before its first"
     assert intake.before("other") == 4
-    for _ in range(100):
-        intake.begun("crowd")
+    for one in crowd:
+        intake.begun(one)
     assert intake.before("new") == intake.expected == 1
-    intake.begun("other")
+    intake.begun(other)
     assert intake.before("new") == 0
+
+
+def test_a_call_whose_message_is_slow_to_come_is_expected_no_more() -> None:
+    clock = Clock()
+    intake = Intake(clock)
+    slow = [intake.expect("slow") for _ in range(10)]
+    clock.now += 0.2
+    quick = intake.expect("quick")
+    clock.now += 0.2
+    last = intake.expect("quick")
+    assert intake.expected == 2
+    assert intake.before("slow") == 1
+    for one in (*slow, quick, last):
+        intake.begun(one)  # whenever its message comes
+    assert intake.expected == 0
+    clock.now += 1
+    intake.begun(intake.expect("quick"))
+    assert intake.expected == 0
