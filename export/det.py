@@ -124,7 +124,7 @@ def save_png(chosen: dict[str, Calibration], path: Path, title: str) -> None:
     axes.set_ylabel("false rejects")
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")
     figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
 
 

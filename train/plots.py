@@ -64,7 +64,7 @@ def draw_distances(pairs: PairDistances, metric: Metric, path: Path) -> None:
         ylabel="density",
         title=_title("Distances on the report classes", pairs),
     )
-    axes.legend(frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     _save(figure, path)
 
 
