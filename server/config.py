@@ -10,8 +10,7 @@ from pathlib import Path
 
 from twinserve.errors import ConfigError
 from twinserve.preprocess import MAX_PIXELS
-from twinserve.server.batching.byte_budget import LEAST_MESSAGES
-from twinserve.server.front.budget import LARGE
+from twinserve.server.batching.byte_budget import BESIDE_MESSAGE, LEAST_MESSAGES
 from twinserve.server.runtime.planning import spinning_asked
 from twinserve.server.runtime.providers import memory_size, provider_options
 
@@ -343,12 +342,11 @@ def _limits(arguments: argparse.Namespace) -> Limits:
             f"--max-input-bytes is {limits.max_bytes}; no message holds it, since "
             f"--max-message-bytes is {limits.max_message_bytes}"
         )
-    # A stream's small messages may be counted together with a large one.
-    least = limits.max_message_bytes + LARGE
+    least = limits.max_message_bytes + BESIDE_MESSAGE
     if 0 < limits.max_bytes_inside < least:
         raise ConfigError(
             f"--max-bytes is {limits.max_bytes_inside}; it must hold one message of "
-            f"{limits.max_message_bytes} bytes (--max-message-bytes) and {LARGE} more"
+            f"{limits.max_message_bytes} bytes (--max-message-bytes) and {BESIDE_MESSAGE} more"
         )
     return limits
 

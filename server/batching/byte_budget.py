@@ -15,6 +15,9 @@ from twinserve.server.batching.admission import Admission
 # The bound where none is given: of the memory that the machine grants, and in messages of the
 # largest size at least.
 SHARE, LEAST_MESSAGES = 1 / 4, 4
+# Bytes beside the largest message that the bound must hold: a stream's small ones are counted with
+# it, up to what the front counts as large.
+BESIDE_MESSAGE = 1 << 20
 # To decode a picture of so many bytes on one core: when there should be room again.
 _SECONDS_PER_BYTE = 20e-9
 
