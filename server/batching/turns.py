@@ -45,8 +45,9 @@ SPLIT_GAIN = 0.001
 # A job must be within this many runs of late from its deadline, to be worth its time under load: a
 # run, and a quarter for what surrounds it.
 _LEAD = 1.25
-# Seconds of a run while which nothing is read, where several clients are inside.
-BRIEF = 0.002
+# Seconds of a run while which nothing is read, where a client with little is inside beside one with
+# much; and for how long after it was seen, since between two calls it is not there.
+BRIEF, BRIEF_FOR = 0.002, 0.05
 # A client has much inside if it has so many times what the other has.
 MUCH = 8
 # Clients that are remembered though nothing of theirs waits, beyond those that wait.
@@ -152,6 +153,7 @@ class Turns:
         self._since_aged = AGED_EVERY
         self._inside: dict[str, int] = {}  # rows by client, waiting or running
         self._crowds: set[str] = set()  # clients beside whom another may have little
+        self._brief_until = 0.0  # on the clock of deadlines
         self._running = dict.fromkeys(Priority, 0)  # runs by class
         self.rows = 0  # that wait
 
@@ -188,6 +190,12 @@ class Turns:
         inside = self._inside[caller.client] = self._inside.get(caller.client, 0) + count
         if inside >= MUCH:
             self._crowds.add(caller.client)
+        elif (
+            self._crowds
+            and job.submitted >= self._brief_until - BRIEF_FOR / 2  # asked now and then, not always
+            and self._has_little(job, self._largest())
+        ):
+            self._brief_until = job.submitted + BRIEF_FOR
 
     @property
     def cost(self) -> float:
@@ -248,9 +256,11 @@ class Turns:
         Args:
             now: a point of the clock of deadlines.
             free: runners that could take a run now, this one included.
-            here: whether nothing is read while the run goes on: then it is a brief one where
-                several clients are inside, so that none waits long to be read.
+            here: whether nothing is read while the run goes on: then it is a brief one where a
+                client has little beside one that has much, so that it is read soon. Others gain
+                nothing by it, and lose rows a second.
         """
+        brief = here and now < self._brief_until
         now += self.lead
         aged = self._look(now)
         urgency = next((urgency for urgency, one in self._classes.items() if one.rows), None)
@@ -265,7 +275,6 @@ class Turns:
             among = self._classes[seed.caller.priority]
         among.time = max(among.time, min(line.tag for line in among.lines.values()))
         run = Run(seed.caller.priority if seed else urgency)
-        brief = here and len(self._inside) > 1
         if self._max_tokens is None:
             self._fill(run, among, seed, now, free, self._enough(self._max_batch, brief))
         else:

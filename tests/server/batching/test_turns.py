@@ -210,19 +210,23 @@ def test_short_runs_are_not_cut_though_nothing_would_be_lost() -> None:
     assert len(jobs(queue.take())) == 64
 
 
-def test_a_run_during_which_nothing_is_read_is_brief_where_several_clients_are_inside() -> None:
-    def rows_of_first_run(clients: str, here: bool) -> int:
+def test_a_run_while_which_nothing_is_read_is_brief_for_one_with_little_beside_a_crowd() -> None:
+    def rows_of_run(clients: str, here: bool, later: float = 0.0) -> int:
         queue = Queue(costs=table(0.0001, 0.0002))
         for client in clients:
             queue.come(client)
+        queue.now += later
         run = queue.turns.take(queue.now, here=here)
         assert run is not None
         return run.rows
 
     crowd = "a" * 60
-    assert rows_of_first_run(crowd, here=True) > 20, "nobody else waits to be read"
-    assert rows_of_first_run(crowd + "b", here=False) > 20, "others are read meanwhile"
-    brief = rows_of_first_run(crowd + "b", here=True)
+    assert rows_of_run(crowd, here=True) > 20, "nobody else waits to be read"
+    assert rows_of_run("ab" * 30, here=True) > 20, "both have much"
+    assert rows_of_run("abcdefgh" * 6, here=True) > 20, "all have as much"
+    assert rows_of_run(crowd + "b", here=False) > 20, "others are read meanwhile"
+    assert rows_of_run(crowd + "b", here=True, later=1.0) > 20, "it was long ago"
+    brief = rows_of_run(crowd + "b", here=True, later=0.01)
     assert brief * 0.0002 < 0.0025
     assert brief >= 4
 
