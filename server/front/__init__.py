@@ -1,4 +1,4 @@
-"""The gRPC front: `Front` is the server, `driven` marks the methods that its own threads begin.
+"""The gRPC front: `Front` is the server, `driven` marks the methods that its own thread begins.
 
 What bounds the bytes of its large messages is a `Budget`.
 """

@@ -11,30 +11,24 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 Work = Callable[[], None]
 
 # Weight of the newest measurement in the mean, and the most that one counts for as a multiple.
 _NEWEST, _MOST = 0.1, 3.0
-
-
 # Seconds after which a call whose message has not come is expected no more: its client's line is
 # slow, and others need not be refused for it.
 SLOW = 0.25
 
 
+@dataclass(eq=False, slots=True)
 class Expected:
-    """A call that was let in and is not begun; false once it counts no more."""
+    """A call that was let in and is not begun."""
 
-    __slots__ = ("connection", "counts", "since")
-
-    def __init__(self, connection: str, since: float) -> None:
-        self.connection = connection
-        self.since = since
-        self.counts = True
-
-    def __bool__(self) -> bool:
-        return self.counts
+    connection: str
+    since: float
+    counts: bool = True  # until its message is begun, or is `SLOW` to come
 
 
 class Intake:
@@ -63,8 +57,9 @@ class Intake:
     def expect(self, connection: str) -> Expected:
         """Count a call that was let in, until its message is begun or is `SLOW` to come."""
         now = self._clock()
-        while self._arriving and (self._arriving[0].since + SLOW < now or not self._arriving[0]):
-            self.begun(self._arriving.popleft())
+        arriving = self._arriving
+        while arriving and (not arriving[0].counts or arriving[0].since + SLOW < now):
+            self.begun(arriving.popleft())
         one = Expected(connection, now)
         self._arriving.append(one)
         self._expected[connection] = self._expected.get(connection, 0) + 1
@@ -73,7 +68,7 @@ class Intake:
 
     def begun(self, one: Expected) -> None:
         """Count a call no more; its message is begun, or will not be."""
-        if not one:
+        if not one.counts:
             return
         one.counts = False
         left = self._expected[one.connection] - 1
