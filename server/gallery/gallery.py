@@ -12,7 +12,6 @@ dies between any two of these leaves a store that says everything, from which me
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import sqlite3
@@ -20,22 +19,19 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve import errors
 from twinserve.distance import Embeddings, check_vectors
 from twinserve.errors import (
     DeadlineExceeded,
-    GalleryFull,
     GalleryNotFound,
     IndexDebtTooHigh,
     InvalidInput,
-    ItemNotFound,
     LimitExceeded,
     SubjectNotFound,
     TwinserveError,
@@ -50,9 +46,18 @@ from twinserve.server.gallery.rows import NewRow, Rows
 from twinserve.server.gallery.search import Question, View, go_on, rescore, search
 from twinserve.server.gallery.segments import Growing, Segment, safe
 from twinserve.server.gallery.store import Record, Store, as_twinserve_error
+from twinserve.server.gallery.transactions import (
+    Changes,
+    EnrollWork,
+    Prepared,
+    Put,
+    RemoveWork,
+    Transactions,
+    digest,
+    digest_of_items,
+    no_item,
+)
 from twinserve.server.gallery.types import (
-    Change,
-    Enrolled,
     EnrollOutcome,
     Filter,
     GalleryLimits,
@@ -66,7 +71,6 @@ from twinserve.server.gallery.types import (
     SearchOutcome,
 )
 from twinserve.server.gallery.writer import Job, Writer
-from twinserve.server.storage.database import now
 
 ITEM_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MAX_REQUEST_ID_BYTES = 128
@@ -75,69 +79,11 @@ LIST_ROWS = 1_000
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """A checked item as it will be stored; `vector` None = keep the one there.
-
-    `vector_key` is the digest of the vector's own bytes, by which equal vectors are found.
-    """
-
-    id: str
-    subject: str
-    metadata: str
-    vector: bytes | None
-    digest: bytes
-    vector_key: bytes
-
-
-@dataclass(frozen=True, eq=False)
-class EnrollWork:
-    """An Enroll for the writing thread; errors of single items stand in their places."""
-
-    items: tuple[Prepared | TwinserveError, ...]
-    atomic: bool
-    request_id: str
-    request_digest: bytes
-
-
-@dataclass(frozen=True, eq=False)
-class RemoveWork:
-    """A Remove for the writing thread; exactly one of the three targets is set."""
-
-    ids: tuple[str, ...] | None
-    subject: str | None
-    filter: Filter | None
-    request_id: str
-    request_digest: bytes
-
-
-@dataclass(frozen=True, eq=False)
 class SwapWork:
     """A rebuilt segment to be taken in."""
 
     old: tuple[Segment, ...]
     new: Segment | None
-
-
-@dataclass(frozen=True, eq=False)
-class Put:
-    """A record that is new or replaces one; `vector` None = the vector stayed."""
-
-    record: Record
-    vector: bytes | None
-    vector_key: bytes
-    replaces: bool
-
-
-@dataclass(eq=False)
-class Changes:
-    """What one request did to the store, to be repeated in memory after the commit."""
-
-    sequence: int = 0
-    put: list[Put] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.put or self.dropped)
 
 
 class Gallery:
@@ -165,9 +111,14 @@ class Gallery:
         self._writer = writer
         self._builder = graph_builder
         self._declared = dict(settings.metadata_keys)
-        self._max_items = settings.max_items or limits.max_items
         self._store = Store(folder / "store.db", settings.name)
-        self._answers_purged = 0
+        self._transactions = Transactions(
+            self._store,
+            settings.name,
+            self._key,
+            settings.max_items or limits.max_items,
+            limits.replay_seconds,
+        )
         self._gone = False
         self._failed = False  # memory could not be made to say what the store says
         self._published = threading.Condition()
@@ -229,7 +180,7 @@ class Gallery:
         with self._store.reading() as reader:
             found = reader.item(item_id)
         if found is None:
-            raise self._no_item(item_id)
+            raise no_item(self.settings.name, item_id)
         record, embedding = found
         return _item(record), np.frombuffer(embedding, dtype="<f4").astype(np.float32)
 
@@ -423,8 +374,8 @@ class Gallery:
                     resource=("gallery", self.settings.name),
                     retry_after=RETRY_DEBT_SECONDS,
                 )
-        digest = request_digest or (_digest_of_items(items) if request_id else b"")
-        work = EnrollWork(tuple(prepared), atomic, request_id, digest)
+        body = request_digest or (digest_of_items(items) if request_id else b"")
+        work = EnrollWork(tuple(prepared), atomic, request_id, body)
         return self._writer.submit(self, work, rows=max(1, len(prepared)))
 
     def remove(
@@ -482,12 +433,12 @@ class Gallery:
         all_changes: list[Changes] = []
         try:
             self._store.begin()
-            self._purge_answers()
+            self._transactions.purge_answers()
             for job in requests:
                 changes = Changes()
                 try:
                     with self._store.request():
-                        answer = self._do(job.work, changes)
+                        answer = self._transactions.apply(job.work, changes)
                 except TwinserveError as error:
                     answers.append((job, error))
                     continue
@@ -538,140 +489,6 @@ class Gallery:
             worded = as_twinserve_error(second, self.settings.name)
         for job in requests:
             job.future.set_exception(worded.again())
-
-    def _do(self, work: Any, changes: Changes) -> Any:
-        replayed = self._replay(work)
-        if replayed is not None:
-            return replayed
-        answer: EnrollOutcome | Removal
-        if isinstance(work, EnrollWork):
-            answer = self._enroll(work, changes)
-        else:
-            answer = self._remove(work, changes)
-        if work.request_id:
-            text = json.dumps(_as_json(answer, self._store.sequence))
-            self._store.remember(work.request_id, work.request_digest, text, now())
-        return answer
-
-    def _replay(self, work: EnrollWork | RemoveWork) -> EnrollOutcome | Removal | None:
-        if not work.request_id:
-            return None
-        oldest = now() - int(self._limits.replay_seconds * 1e6)
-        stored = self._store.answer(work.request_id, oldest)
-        if stored is None:
-            return None
-        digest, text = stored
-        kind, sequence, content = json.loads(text)
-        same_kind = kind == ("enroll" if isinstance(work, EnrollWork) else "remove")
-        if digest != work.request_digest or not same_kind:
-            raise InvalidInput(
-                f"request id {work.request_id!r} was used for another request within the last "
-                "24 hours; make a new id for every request, and keep it for its retries only",
-                field="request_id",
-            )
-        token = self._token(sequence)
-        if kind == "remove":
-            return Removal(content, token)
-        return EnrollOutcome(tuple(_result_from_json(entry) for entry in content), token)
-
-    def _enroll(self, work: EnrollWork, changes: Changes) -> EnrollOutcome:
-        there = self._store.find([item.id for item in work.items if isinstance(item, Prepared)])
-        room = self._max_items - self._store.count()
-        results: list[Enrolled | TwinserveError] = []
-        new_records: list[Record] = []
-        new_vectors: list[bytes] = []
-        moment = now()
-        for number, item in enumerate(work.items):
-            if isinstance(item, TwinserveError):
-                results.append(item)
-                continue
-            old = there.get(item.id)
-            if old is None:
-                error = self._cannot_create(item, room, number)
-                if error is not None:
-                    results.append(error)
-                    continue
-                assert item.vector is not None
-                room -= 1
-                record = Record(
-                    self._store.next_number,
-                    item.id,
-                    item.subject,
-                    item.metadata,
-                    item.digest,
-                    moment,
-                    moment,
-                )
-                self._store.next_number += 1
-                new_records.append(record)
-                new_vectors.append(item.vector)
-                changes.put.append(Put(record, item.vector, item.vector_key, False))
-                results.append(Enrolled(item.id, Change.CREATED))
-                continue
-            vector = None if item.digest == old.digest else item.vector
-            same = (item.subject, item.metadata) == (old.subject, old.metadata)
-            if vector is None and same:
-                results.append(Enrolled(item.id, Change.UNCHANGED))
-                continue
-            record = Record(
-                old.number,
-                item.id,
-                item.subject,
-                item.metadata,
-                old.digest if vector is None else item.digest,
-                old.created,
-                max(moment, old.updated + 1),
-            )
-            self._store.replace(record, vector)
-            changes.put.append(Put(record, vector, item.vector_key, True))
-            results.append(Enrolled(item.id, Change.REPLACED))
-        if work.atomic:
-            for result in results:
-                if isinstance(result, TwinserveError):
-                    raise result
-        self._store.insert(new_records, new_vectors)
-        if changes:
-            self._store.sequence += 1
-            changes.sequence = self._store.sequence
-        return EnrollOutcome(tuple(results), self._token(self._store.sequence))
-
-    def _cannot_create(self, item: Prepared, room: int, number: int) -> TwinserveError | None:
-        if item.vector is None:
-            return self._no_item(item.id).at(f"items[{number}]")
-        if room <= 0:
-            return GalleryFull(
-                f"gallery {self.settings.name!r} holds {self._max_items} items, which is its "
-                "limit; remove some, or make a gallery with a larger max_items",
-                field=f"items[{number}]",
-                resource=("gallery", self.settings.name),
-                retry_after=60.0,
-            )
-        return None
-
-    def _remove(self, work: RemoveWork, changes: Changes) -> Removal:
-        if work.ids is not None:
-            records = list(self._store.find(work.ids).values())
-        elif work.subject is not None:
-            records = self._store.of_subject(work.subject)
-        else:
-            assert work.filter is not None
-            records = [
-                record
-                for record in self._store.every()
-                if matches(work.filter, metadata.decode(record.metadata))
-            ]
-        self._store.delete(records)
-        changes.dropped.extend(record.id for record in records)
-        if changes:
-            self._store.sequence += 1
-            changes.sequence = self._store.sequence
-        return Removal(len(records), self._token(self._store.sequence))
-
-    def _purge_answers(self) -> None:
-        moment = now()
-        if moment - self._answers_purged > 600_000_000:  # ten minutes
-            self._answers_purged = moment
-            self._store.forget_answers(moment - int(self._limits.replay_seconds * 1e6))
 
     # -- memory, after the commit -----------------------------------------------------------------
 
@@ -782,7 +599,7 @@ class Gallery:
             # Nobody holds this vector any more: an equal one that comes later is a new label.
             vector = self._vector(label)
             self._extreme.discard(label)
-            del self._label_of_vector[_digest(vector.astype("<f4", copy=False).tobytes())]
+            del self._label_of_vector[digest(vector.astype("<f4", copy=False).tobytes())]
 
     def _vector(self, label: int) -> NDArray[np.float32]:
         first = int(self._growing.labels[0])
@@ -840,7 +657,7 @@ class Gallery:
             block = block.reshape(-1, self.settings.dimension)
             fresh = []
             for position, record in enumerate(loaded.records):
-                key = _digest(block[position].tobytes())
+                key = digest(block[position].tobytes())
                 label = self._label_of_vector.get(key)
                 if label is None:
                     label = self._label_of_vector[key] = len(self._label_of_vector)
@@ -969,16 +786,9 @@ class Gallery:
             except TwinserveError as error:
                 raise error.at("input") from None
         vector = embedding.astype("<f4", copy=False).tobytes()
-        key = _digest(vector)
+        key = digest(vector)
         return Prepared(
             item.id or uuid.uuid4().hex, item.subject, text, vector, item.digest or key, key
-        )
-
-    def _no_item(self, item_id: str) -> ItemNotFound:
-        return ItemNotFound(
-            f"gallery {self.settings.name!r} has no item {item_id[:140]!r}; list its items, or "
-            "enrol it with an input",
-            resource=("item", item_id[:140]),
         )
 
     def _check_serving(self) -> None:
@@ -1011,37 +821,3 @@ def _item(record: Record) -> Item:
         metadata.moment(record.created),
         metadata.moment(record.updated),
     )
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _digest_of_items(items: Sequence[NewItem]) -> bytes:
-    whole = hashlib.blake2b(digest_size=16)
-    for item in items:
-        vector = b"" if item.embedding is None else item.embedding.tobytes()
-        parts = repr((item.id, item.subject, sorted(item.metadata.items()))).encode()
-        whole.update(b"%d.%d." % (len(parts), len(vector)) + parts + vector + item.digest)
-    return whole.digest()
-
-
-def _as_json(answer: EnrollOutcome | Removal, sequence: int) -> list[Any]:
-    if isinstance(answer, Removal):
-        return ["remove", sequence, answer.removed]
-    return ["enroll", sequence, [_result_as_json(result) for result in answer.results]]
-
-
-def _result_as_json(result: Enrolled | TwinserveError) -> list[Any]:
-    if isinstance(result, Enrolled):
-        return [result.id, result.change.value]
-    facts = {"field": result.field, "retry_after": result.retry_after, "metadata": result.metadata}
-    return [type(result).__name__, result.message, facts, result.resource]
-
-
-def _result_from_json(entry: list[Any]) -> Enrolled | TwinserveError:
-    if len(entry) == 2:
-        return Enrolled(entry[0], Change(entry[1]))
-    name, message, facts, resource = entry
-    kind: type[TwinserveError] = getattr(errors, name, TwinserveError)
-    return kind(message, resource=None if resource is None else tuple(resource), **facts)

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import grpc
 from google.rpc import status_pb2
@@ -189,6 +189,7 @@ def count_errors(metrics: Metrics, errors: Mapping[int, TwinserveError]) -> None
         metrics.rejections.labels(error.reason).inc()
 
 
-async def not_built(context: Context, call: str, instead: str) -> None:
+async def not_built(context: Context, call: str, instead: str) -> NoReturn:
     """End a call that a later release brings, with a sentence."""
     await abort(context, status_of(NotBuilt(f"{call} is not built yet; {instead}")))
+    raise AssertionError("abort did not raise")

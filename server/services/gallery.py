@@ -253,6 +253,49 @@ class GalleryService(rpc.GalleryServiceServicer):
         removal = await asyncio.wrap_future(removing)
         return pb.RemoveResponse(removed=removal.removed, consistency_token=removal.token)
 
+    async def MoveItems(
+        self, request: pb.MoveItemsRequest, context: Context
+    ) -> pb.MoveItemsResponse:
+        await not_built(
+            context, "MoveItems", "enrol the items again, with their new subject and no input"
+        )
+
+    async def RenameSubject(
+        self, request: pb.RenameSubjectRequest, context: Context
+    ) -> pb.RenameSubjectResponse:
+        await not_built(
+            context, "RenameSubject", "enrol its items again, with their new subject and no input"
+        )
+
+    async def CountItems(
+        self, request: pb.CountItemsRequest, context: Context
+    ) -> pb.CountItemsResponse:
+        await not_built(context, "CountItems", "list the items")
+
+    async def SetGalleryAlias(
+        self, request: pb.SetGalleryAliasRequest, context: Context
+    ) -> pb.SetGalleryAliasResponse:
+        await not_built(context, "SetGalleryAlias", "name the gallery itself")
+
+    async def DeleteGalleryAlias(
+        self, request: pb.DeleteGalleryAliasRequest, context: Context
+    ) -> pb.DeleteGalleryAliasResponse:
+        await not_built(context, "DeleteGalleryAlias", "name the gallery itself")
+
+    async def ExportItems(
+        self, request: pb.ExportItemsRequest, context: Context
+    ) -> AsyncIterator[pb.ExportItemsResponse]:
+        await not_built(context, "ExportItems", "list the items, and get each with its embedding")
+        return
+        yield  # makes this the asynchronous generator that grpc expects
+
+    async def BackupGalleries(
+        self, request: pb.BackupGalleriesRequest, context: Context
+    ) -> AsyncIterator[pb.BackupGalleriesResponse]:
+        await not_built(context, "BackupGalleries", "stop the server and copy its data folder")
+        return
+        yield  # makes this the asynchronous generator that grpc expects
+
     @unary
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> pb.GetItemResponse:
         gallery = self.galleries.get(codec.required(request.gallery, "gallery"))

@@ -26,19 +26,19 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from twinserve.v1 import shared_pb2 as twinserve_dot_v1_dot_shared__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atwinserve/v1/gallery.proto\x12\x0ctwinserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19twinserve/v1/shared.proto\"\xce\x02\n\x07Gallery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08space_id\x18\x03 \x01(\t\x12\x11\n\tdimension\x18\x04 \x01(\x05\x12$\n\x06metric\x18\x05 \x01(\x0e\x32\x14.twinserve.v1.Metric\x12&\n\x04hnsw\x18\x06 \x01(\x0b\x32\x18.twinserve.v1.HnswConfig\x12\x30\n\rmetadata_keys\x18\x07 \x03(\x0b\x32\x19.twinserve.v1.MetadataKey\x12\x11\n\tmax_items\x18\x08 \x01(\x03\x12\x12\n\nitem_count\x18\t \x01(\x03\x12\x15\n\rsubject_count\x18\n \x01(\x03\x12\x12\n\nindex_debt\x18\x0b \x01(\x03\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"<\n\nHnswConfig\x12\t\n\x01m\x18\x01 \x01(\x05\x12\x17\n\x0f\x65\x66_construction\x18\x02 \x01(\x05\x12\n\n\x02\x65\x66\x18\x03 \x01(\x05\"D\n\x0bMetadataKey\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x04type\x18\x02 \x01(\x0e\x32\x1a.twinserve.v1.MetadataType*\xaa\x01\n\x0cMetadataType\x12\x1d\n\x19METADATA_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12METADATA_TYPE_TEXT\x10\x01\x12\x19\n\x15METADATA_TYPE_INTEGER\x10\x02\x12\x18\n\x14METADATA_TYPE_NUMBER\x10\x03\x12\x16\n\x12METADATA_TYPE_FLAG\x10\x04\x12\x16\n\x12METADATA_TYPE_TIME\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atwinserve/v1/gallery.proto\x12\x0ctwinserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19twinserve/v1/shared.proto\"\xc7\x03\n\x07Gallery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08space_id\x18\x03 \x01(\t\x12\x11\n\tdimension\x18\x04 \x01(\x05\x12$\n\x06metric\x18\x05 \x01(\x0e\x32\x14.twinserve.v1.Metric\x12&\n\x04hnsw\x18\x06 \x01(\x0b\x32\x18.twinserve.v1.HnswConfig\x12\x30\n\rmetadata_keys\x18\x07 \x03(\x0b\x32\x19.twinserve.v1.MetadataKey\x12\x11\n\tmax_items\x18\x08 \x01(\x03\x12\x12\n\nitem_count\x18\t \x01(\x03\x12\x15\n\rsubject_count\x18\n \x01(\x03\x12\x12\n\nindex_debt\x18\x0b \x01(\x03\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61liases\x18\r \x03(\t\x12\x11\n\tmax_bytes\x18\x0e \x01(\x03\x12\x12\n\ndisk_bytes\x18\x0f \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\x10 \x01(\x03\x12\x15\n\rsegment_count\x18\x11 \x01(\x05\x12\x12\n\ndead_count\x18\x12 \x01(\x03\"<\n\nHnswConfig\x12\t\n\x01m\x18\x01 \x01(\x05\x12\x17\n\x0f\x65\x66_construction\x18\x02 \x01(\x05\x12\n\n\x02\x65\x66\x18\x03 \x01(\x05\"D\n\x0bMetadataKey\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x04type\x18\x02 \x01(\x0e\x32\x1a.twinserve.v1.MetadataType*\xaa\x01\n\x0cMetadataType\x12\x1d\n\x19METADATA_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12METADATA_TYPE_TEXT\x10\x01\x12\x19\n\x15METADATA_TYPE_INTEGER\x10\x02\x12\x18\n\x14METADATA_TYPE_NUMBER\x10\x03\x12\x16\n\x12METADATA_TYPE_FLAG\x10\x04\x12\x16\n\x12METADATA_TYPE_TIME\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinserve.v1.gallery_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_METADATATYPE']._serialized_start=574
-  _globals['_METADATATYPE']._serialized_end=744
+  _globals['_METADATATYPE']._serialized_start=695
+  _globals['_METADATATYPE']._serialized_end=865
   _globals['_GALLERY']._serialized_start=105
-  _globals['_GALLERY']._serialized_end=439
-  _globals['_HNSWCONFIG']._serialized_start=441
-  _globals['_HNSWCONFIG']._serialized_end=501
-  _globals['_METADATAKEY']._serialized_start=503
-  _globals['_METADATAKEY']._serialized_end=571
+  _globals['_GALLERY']._serialized_end=560
+  _globals['_HNSWCONFIG']._serialized_start=562
+  _globals['_HNSWCONFIG']._serialized_end=622
+  _globals['_METADATAKEY']._serialized_start=624
+  _globals['_METADATAKEY']._serialized_end=692
 # @@protoc_insertion_point(module_scope)

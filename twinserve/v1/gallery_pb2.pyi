@@ -75,6 +75,12 @@ class Gallery(google.protobuf.message.Message):
     SUBJECT_COUNT_FIELD_NUMBER: builtins.int
     INDEX_DEBT_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    ALIASES_FIELD_NUMBER: builtins.int
+    MAX_BYTES_FIELD_NUMBER: builtins.int
+    DISK_BYTES_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    SEGMENT_COUNT_FIELD_NUMBER: builtins.int
+    DEAD_COUNT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """name is required: [a-z0-9][a-z0-9._-]{0,62}, unique on the server."""
     model: builtins.str
@@ -93,6 +99,22 @@ class Gallery(google.protobuf.message.Message):
     """subject_count is the number of subjects with a live item. Output only."""
     index_debt: builtins.int
     """index_debt is the number of rows not yet in HNSW; they are scanned exactly. Output only."""
+    max_bytes: builtins.int
+    """max_bytes that its database may take on disk; 0 means no limit but the disk's."""
+    disk_bytes: builtins.int
+    """disk_bytes are taken by its database, and by its index files, which can be made anew. Output
+    only.
+    """
+    memory_bytes: builtins.int
+    """memory_bytes are taken by its rows and graphs, about; vectors that are mapped from a file are
+    not counted. Output only.
+    """
+    segment_count: builtins.int
+    """segment_count is the number of segments that a search goes through. Output only."""
+    dead_count: builtins.int
+    """dead_count is the number of vectors that no item holds any more and that a merge will drop.
+    Output only.
+    """
     @property
     def hnsw(self) -> Global___HnswConfig:
         """hnsw parameters of its index; absent means the server's defaults."""
@@ -104,6 +126,10 @@ class Gallery(google.protobuf.message.Message):
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """create_time is when the gallery was made. Output only."""
+
+    @property
+    def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """aliases that stand for the gallery now, by name. Output only."""
 
     def __init__(
         self,
@@ -120,9 +146,15 @@ class Gallery(google.protobuf.message.Message):
         subject_count: builtins.int = ...,
         index_debt: builtins.int = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        aliases: collections.abc.Iterable[builtins.str] | None = ...,
+        max_bytes: builtins.int = ...,
+        disk_bytes: builtins.int = ...,
+        memory_bytes: builtins.int = ...,
+        segment_count: builtins.int = ...,
+        dead_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "hnsw", b"hnsw"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "dimension", b"dimension", "hnsw", b"hnsw", "index_debt", b"index_debt", "item_count", b"item_count", "max_items", b"max_items", "metadata_keys", b"metadata_keys", "metric", b"metric", "model", b"model", "name", b"name", "space_id", b"space_id", "subject_count", b"subject_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "create_time", b"create_time", "dead_count", b"dead_count", "dimension", b"dimension", "disk_bytes", b"disk_bytes", "hnsw", b"hnsw", "index_debt", b"index_debt", "item_count", b"item_count", "max_bytes", b"max_bytes", "max_items", b"max_items", "memory_bytes", b"memory_bytes", "metadata_keys", b"metadata_keys", "metric", b"metric", "model", b"model", "name", b"name", "segment_count", b"segment_count", "space_id", b"space_id", "subject_count", b"subject_count"]) -> None: ...
 
 Global___Gallery: typing_extensions.TypeAlias = Gallery
 

@@ -260,6 +260,76 @@ class DeleteGalleryResponse(google.protobuf.message.Message):
 Global___DeleteGalleryResponse: typing_extensions.TypeAlias = DeleteGalleryResponse
 
 @typing.final
+class SetGalleryAliasRequest(google.protobuf.message.Message):
+    """SetGalleryAliasRequest names an alias and the gallery that it shall stand for."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: builtins.int
+    GALLERY_FIELD_NUMBER: builtins.int
+    alias: builtins.str
+    """alias is required, of the same characters as a gallery's name, and no gallery's name."""
+    gallery: builtins.str
+    """gallery is the name of the gallery; required."""
+    def __init__(
+        self,
+        *,
+        alias: builtins.str = ...,
+        gallery: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alias", b"alias", "gallery", b"gallery"]) -> None: ...
+
+Global___SetGalleryAliasRequest: typing_extensions.TypeAlias = SetGalleryAliasRequest
+
+@typing.final
+class SetGalleryAliasResponse(google.protobuf.message.Message):
+    """SetGalleryAliasResponse says that the alias stands for the gallery; this is on disk."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PREVIOUS_FIELD_NUMBER: builtins.int
+    previous: builtins.str
+    """previous is the gallery that the alias stood for before; empty when it is new."""
+    def __init__(
+        self,
+        *,
+        previous: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["previous", b"previous"]) -> None: ...
+
+Global___SetGalleryAliasResponse: typing_extensions.TypeAlias = SetGalleryAliasResponse
+
+@typing.final
+class DeleteGalleryAliasRequest(google.protobuf.message.Message):
+    """DeleteGalleryAliasRequest names an alias to end."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: builtins.int
+    alias: builtins.str
+    """alias is required."""
+    def __init__(
+        self,
+        *,
+        alias: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alias", b"alias"]) -> None: ...
+
+Global___DeleteGalleryAliasRequest: typing_extensions.TypeAlias = DeleteGalleryAliasRequest
+
+@typing.final
+class DeleteGalleryAliasResponse(google.protobuf.message.Message):
+    """DeleteGalleryAliasResponse says that the alias is gone."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteGalleryAliasResponse: typing_extensions.TypeAlias = DeleteGalleryAliasResponse
+
+@typing.final
 class EnrollRequest(google.protobuf.message.Message):
     """EnrollRequest adds or replaces items."""
 
@@ -484,6 +554,183 @@ class RemoveResponse(google.protobuf.message.Message):
 Global___RemoveResponse: typing_extensions.TypeAlias = RemoveResponse
 
 @typing.final
+class MoveItemsRequest(google.protobuf.message.Message):
+    """MoveItemsRequest names items and the subject that they shall have."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    SUBJECT_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    gallery: builtins.str
+    """gallery is a name or alias; required."""
+    subject: builtins.str
+    """subject that the items shall have; empty makes each its own subject."""
+    request_id: builtins.str
+    """request_id, a UUID; a retry with the same id and body within 24 hours returns the first answer."""
+    @property
+    def ids(self) -> Global___IdList:
+        """ids of the items; an unknown one fails the call, and nothing is moved."""
+
+    @property
+    def filter(self) -> twinserve.v1.shared_pb2.Filter:
+        """filter that chooses the items."""
+
+    def __init__(
+        self,
+        *,
+        gallery: builtins.str = ...,
+        ids: Global___IdList | None = ...,
+        filter: twinserve.v1.shared_pb2.Filter | None = ...,
+        subject: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["filter", b"filter", "ids", b"ids", "source", b"source"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["filter", b"filter", "gallery", b"gallery", "ids", b"ids", "request_id", b"request_id", "source", b"source", "subject", b"subject"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["ids", "filter"] | None: ...
+
+Global___MoveItemsRequest: typing_extensions.TypeAlias = MoveItemsRequest
+
+@typing.final
+class MoveItemsResponse(google.protobuf.message.Message):
+    """MoveItemsResponse answers MoveItemsRequest. The move is on disk."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVED_FIELD_NUMBER: builtins.int
+    CONSISTENCY_TOKEN_FIELD_NUMBER: builtins.int
+    moved: builtins.int
+    """moved is the number of items that had another subject before."""
+    consistency_token: builtins.str
+    """consistency_token of the state after this write."""
+    def __init__(
+        self,
+        *,
+        moved: builtins.int = ...,
+        consistency_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["consistency_token", b"consistency_token", "moved", b"moved"]) -> None: ...
+
+Global___MoveItemsResponse: typing_extensions.TypeAlias = MoveItemsResponse
+
+@typing.final
+class RenameSubjectRequest(google.protobuf.message.Message):
+    """RenameSubjectRequest names a subject and its new name."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: builtins.int
+    SUBJECT_FIELD_NUMBER: builtins.int
+    NEW_SUBJECT_FIELD_NUMBER: builtins.int
+    MERGE_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    gallery: builtins.str
+    """gallery is a name or alias; required."""
+    subject: builtins.str
+    """subject to rename; required."""
+    new_subject: builtins.str
+    """new_subject is its name from now on; required."""
+    merge: builtins.bool
+    """merge: true lets new_subject have items already, and makes both one; false refuses that."""
+    request_id: builtins.str
+    """request_id, a UUID; a retry with the same id and body within 24 hours returns the first answer."""
+    def __init__(
+        self,
+        *,
+        gallery: builtins.str = ...,
+        subject: builtins.str = ...,
+        new_subject: builtins.str = ...,
+        merge: builtins.bool = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gallery", b"gallery", "merge", b"merge", "new_subject", b"new_subject", "request_id", b"request_id", "subject", b"subject"]) -> None: ...
+
+Global___RenameSubjectRequest: typing_extensions.TypeAlias = RenameSubjectRequest
+
+@typing.final
+class RenameSubjectResponse(google.protobuf.message.Message):
+    """RenameSubjectResponse answers RenameSubjectRequest. The change is on disk."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVED_FIELD_NUMBER: builtins.int
+    CONSISTENCY_TOKEN_FIELD_NUMBER: builtins.int
+    moved: builtins.int
+    """moved is the number of items that the subject had."""
+    consistency_token: builtins.str
+    """consistency_token of the state after this write."""
+    def __init__(
+        self,
+        *,
+        moved: builtins.int = ...,
+        consistency_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["consistency_token", b"consistency_token", "moved", b"moved"]) -> None: ...
+
+Global___RenameSubjectResponse: typing_extensions.TypeAlias = RenameSubjectResponse
+
+@typing.final
+class CountItemsRequest(google.protobuf.message.Message):
+    """CountItemsRequest chooses items to count."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    SUBJECT_FIELD_NUMBER: builtins.int
+    AT_LEAST_FIELD_NUMBER: builtins.int
+    gallery: builtins.str
+    """gallery is a name or alias; required."""
+    subject: builtins.str
+    """subject whose items are counted; empty means all subjects."""
+    at_least: builtins.str
+    """at_least is a consistency_token; the read waits, up to its deadline, for that state."""
+    @property
+    def filter(self) -> twinserve.v1.shared_pb2.Filter:
+        """filter that chooses the items; absent means all."""
+
+    def __init__(
+        self,
+        *,
+        gallery: builtins.str = ...,
+        filter: twinserve.v1.shared_pb2.Filter | None = ...,
+        subject: builtins.str = ...,
+        at_least: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["at_least", b"at_least", "filter", b"filter", "gallery", b"gallery", "subject", b"subject"]) -> None: ...
+
+Global___CountItemsRequest: typing_extensions.TypeAlias = CountItemsRequest
+
+@typing.final
+class CountItemsResponse(google.protobuf.message.Message):
+    """CountItemsResponse answers CountItemsRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEM_COUNT_FIELD_NUMBER: builtins.int
+    SUBJECT_COUNT_FIELD_NUMBER: builtins.int
+    CONSISTENCY_TOKEN_FIELD_NUMBER: builtins.int
+    item_count: builtins.int
+    """item_count is the number of items."""
+    subject_count: builtins.int
+    """subject_count is the number of their subjects."""
+    consistency_token: builtins.str
+    """consistency_token of the state that was read."""
+    def __init__(
+        self,
+        *,
+        item_count: builtins.int = ...,
+        subject_count: builtins.int = ...,
+        consistency_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["consistency_token", b"consistency_token", "item_count", b"item_count", "subject_count", b"subject_count"]) -> None: ...
+
+Global___CountItemsResponse: typing_extensions.TypeAlias = CountItemsResponse
+
+@typing.final
 class GetItemRequest(google.protobuf.message.Message):
     """GetItemRequest names an item."""
 
@@ -552,6 +799,7 @@ class ListItemsRequest(google.protobuf.message.Message):
     FILTER_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
     AT_LEAST_FIELD_NUMBER: builtins.int
+    SUBJECT_FIELD_NUMBER: builtins.int
     gallery: builtins.str
     """gallery is a name or alias; required."""
     page_size: builtins.int
@@ -562,6 +810,8 @@ class ListItemsRequest(google.protobuf.message.Message):
     """view of each item; UNSPECIFIED means BASIC."""
     at_least: builtins.str
     """at_least is a consistency_token; the read waits, up to its deadline, for that state."""
+    subject: builtins.str
+    """subject whose items are listed; empty means all subjects. The page_token is bound to it too."""
     @property
     def filter(self) -> twinserve.v1.shared_pb2.Filter:
         """filter that chooses the items; absent means all."""
@@ -575,9 +825,10 @@ class ListItemsRequest(google.protobuf.message.Message):
         filter: twinserve.v1.shared_pb2.Filter | None = ...,
         view: Global___ItemView.ValueType = ...,
         at_least: builtins.str = ...,
+        subject: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["at_least", b"at_least", "filter", b"filter", "gallery", b"gallery", "page_size", b"page_size", "page_token", b"page_token", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_least", b"at_least", "filter", b"filter", "gallery", b"gallery", "page_size", b"page_size", "page_token", b"page_token", "subject", b"subject", "view", b"view"]) -> None: ...
 
 Global___ListItemsRequest: typing_extensions.TypeAlias = ListItemsRequest
 
@@ -612,6 +863,139 @@ class ListItemsResponse(google.protobuf.message.Message):
 Global___ListItemsResponse: typing_extensions.TypeAlias = ListItemsResponse
 
 @typing.final
+class ExportItemsRequest(google.protobuf.message.Message):
+    """ExportItemsRequest chooses what to read."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    WITHOUT_EMBEDDING_FIELD_NUMBER: builtins.int
+    AT_LEAST_FIELD_NUMBER: builtins.int
+    gallery: builtins.str
+    """gallery is a name or alias; required."""
+    after: builtins.str
+    """after is an item id: only items with a greater id, bytewise, are read. Empty means all."""
+    without_embedding: builtins.bool
+    """without_embedding: true leaves the embeddings out."""
+    at_least: builtins.str
+    """at_least is a consistency_token; the read waits, up to its deadline, for that state."""
+    @property
+    def filter(self) -> twinserve.v1.shared_pb2.Filter:
+        """filter that chooses the items; absent means all."""
+
+    def __init__(
+        self,
+        *,
+        gallery: builtins.str = ...,
+        after: builtins.str = ...,
+        filter: twinserve.v1.shared_pb2.Filter | None = ...,
+        without_embedding: builtins.bool = ...,
+        at_least: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after", "at_least", b"at_least", "filter", b"filter", "gallery", b"gallery", "without_embedding", b"without_embedding"]) -> None: ...
+
+Global___ExportItemsRequest: typing_extensions.TypeAlias = ExportItemsRequest
+
+@typing.final
+class ExportItemsResponse(google.protobuf.message.Message):
+    """ExportItemsResponse is a stretch of the items, in the order of their ids (bytewise). Writes in
+    between neither repeat nor skip an item that they do not touch.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: builtins.int
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
+    DIMENSION_FIELD_NUMBER: builtins.int
+    ITEM_COUNT_FIELD_NUMBER: builtins.int
+    embeddings: builtins.bytes
+    """embeddings of the items, float32, little-endian, end to end, as they were enrolled; empty where
+    they were not wanted.
+    """
+    dimension: builtins.int
+    """dimension of each embedding."""
+    item_count: builtins.int
+    """item_count is how many items the gallery has, about: to show progress."""
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[twinserve.v1.shared_pb2.Item]:
+        """items with metadata and times."""
+
+    def __init__(
+        self,
+        *,
+        items: collections.abc.Iterable[twinserve.v1.shared_pb2.Item] | None = ...,
+        embeddings: builtins.bytes = ...,
+        dimension: builtins.int = ...,
+        item_count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dimension", b"dimension", "embeddings", b"embeddings", "item_count", b"item_count", "items", b"items"]) -> None: ...
+
+Global___ExportItemsResponse: typing_extensions.TypeAlias = ExportItemsResponse
+
+@typing.final
+class BackupGalleriesRequest(google.protobuf.message.Message):
+    """BackupGalleriesRequest names the galleries and the folder."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GALLERIES_FIELD_NUMBER: builtins.int
+    FOLDER_FIELD_NUMBER: builtins.int
+    folder: builtins.str
+    """folder to make, below the server's --backup-dir: [A-Za-z0-9][A-Za-z0-9._-]{0,127}; required, and
+    not there yet.
+    """
+    @property
+    def galleries(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """galleries are names or aliases; none means all. Aliases of the galleries are copied with them."""
+
+    def __init__(
+        self,
+        *,
+        galleries: collections.abc.Iterable[builtins.str] | None = ...,
+        folder: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["folder", b"folder", "galleries", b"galleries"]) -> None: ...
+
+Global___BackupGalleriesRequest: typing_extensions.TypeAlias = BackupGalleriesRequest
+
+@typing.final
+class BackupGalleriesResponse(google.protobuf.message.Message):
+    """BackupGalleriesResponse says how far the copy is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: builtins.int
+    BYTES_DONE_FIELD_NUMBER: builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    gallery: builtins.str
+    """gallery that is being copied; empty in the last message."""
+    bytes_done: builtins.int
+    """bytes_done of all galleries so far."""
+    bytes_total: builtins.int
+    """bytes_total, about, of all galleries."""
+    done: builtins.bool
+    """done is true in the last message: every file is whole and on disk."""
+    path: builtins.str
+    """path of the folder on the server; in the last message."""
+    def __init__(
+        self,
+        *,
+        gallery: builtins.str = ...,
+        bytes_done: builtins.int = ...,
+        bytes_total: builtins.int = ...,
+        done: builtins.bool = ...,
+        path: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "done", b"done", "gallery", b"gallery", "path", b"path"]) -> None: ...
+
+Global___BackupGalleriesResponse: typing_extensions.TypeAlias = BackupGalleriesResponse
+
+@typing.final
 class SearchRequest(google.protobuf.message.Message):
     """SearchRequest asks who each probe is."""
 
@@ -628,6 +1012,7 @@ class SearchRequest(google.protobuf.message.Message):
     EF_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
     AT_LEAST_FIELD_NUMBER: builtins.int
+    MEAN_OF_FIELD_NUMBER: builtins.int
     gallery: builtins.str
     """gallery is a name or alias; required."""
     top_k: builtins.int
@@ -644,6 +1029,10 @@ class SearchRequest(google.protobuf.message.Message):
     """view of each hit's item; UNSPECIFIED means BASIC: id and subject. FULL adds metadata and times."""
     at_least: builtins.str
     """at_least is a consistency_token; the read waits, up to its deadline, for that state."""
+    mean_of: builtins.int
+    """mean_of is how many of a subject's nearest items its distance is the mean of (fewer where it has
+    fewer), 0 to 100; 0 or 1 means the nearest alone. Only where hits are subjects.
+    """
     @property
     def probes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[twinserve.v1.shared_pb2.Input]:
         """probes: 1 to the server's limit of items."""
@@ -670,9 +1059,10 @@ class SearchRequest(google.protobuf.message.Message):
         ef: builtins.int | None = ...,
         view: Global___ItemView.ValueType = ...,
         at_least: builtins.str = ...,
+        mean_of: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_ef", b"_ef", "_max_distance", b"_max_distance", "ef", b"ef", "filter", b"filter", "max_distance", b"max_distance", "rule", b"rule"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_ef", b"_ef", "_max_distance", b"_max_distance", "at_least", b"at_least", "ef", b"ef", "exact", b"exact", "filter", b"filter", "gallery", b"gallery", "group_by", b"group_by", "max_distance", b"max_distance", "probes", b"probes", "rule", b"rule", "top_k", b"top_k", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_ef", b"_ef", "_max_distance", b"_max_distance", "at_least", b"at_least", "ef", b"ef", "exact", b"exact", "filter", b"filter", "gallery", b"gallery", "group_by", b"group_by", "max_distance", b"max_distance", "mean_of", b"mean_of", "probes", b"probes", "rule", b"rule", "top_k", b"top_k", "view", b"view"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_ef", b"_ef"]) -> typing.Literal["ef"] | None: ...
     @typing.overload
@@ -848,6 +1238,7 @@ class VerifyRequest(google.protobuf.message.Message):
     RULE_FIELD_NUMBER: builtins.int
     AT_LEAST_FIELD_NUMBER: builtins.int
     PRIOR_FIELD_NUMBER: builtins.int
+    MEAN_OF_FIELD_NUMBER: builtins.int
     gallery: builtins.str
     """gallery is a name or alias; required."""
     subject: builtins.str
@@ -856,6 +1247,10 @@ class VerifyRequest(google.protobuf.message.Message):
     """at_least is a consistency_token; the read waits, up to its deadline, for that state."""
     prior: builtins.float
     """prior probability of "same" in (0, 1); absent means 0.5."""
+    mean_of: builtins.int
+    """mean_of is how many of the subject's nearest items the distance is the mean of (fewer where it
+    has fewer), 0 to 100; 0 or 1 means the nearest alone.
+    """
     @property
     def probe(self) -> twinserve.v1.shared_pb2.Input:
         """probe is required."""
@@ -873,9 +1268,10 @@ class VerifyRequest(google.protobuf.message.Message):
         rule: twinserve.v1.shared_pb2.DecisionRule | None = ...,
         at_least: builtins.str = ...,
         prior: builtins.float | None = ...,
+        mean_of: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_prior", b"_prior", "prior", b"prior", "probe", b"probe", "rule", b"rule"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_prior", b"_prior", "at_least", b"at_least", "gallery", b"gallery", "prior", b"prior", "probe", b"probe", "rule", b"rule", "subject", b"subject"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_prior", b"_prior", "at_least", b"at_least", "gallery", b"gallery", "mean_of", b"mean_of", "prior", b"prior", "probe", b"probe", "rule", b"rule", "subject", b"subject"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_prior", b"_prior"]) -> typing.Literal["prior"] | None: ...
 
 Global___VerifyRequest: typing_extensions.TypeAlias = VerifyRequest

@@ -61,6 +61,16 @@ class GalleryServiceStub(object):
                 request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.EnrollRequest.SerializeToString,
                 response_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.EnrollResponse.FromString,
                 _registered_method=True)
+        self.SetGalleryAlias = channel.unary_unary(
+                '/twinserve.v1.GalleryService/SetGalleryAlias',
+                request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.SetGalleryAliasRequest.SerializeToString,
+                response_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.SetGalleryAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteGalleryAlias = channel.unary_unary(
+                '/twinserve.v1.GalleryService/DeleteGalleryAlias',
+                request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.DeleteGalleryAliasRequest.SerializeToString,
+                response_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.DeleteGalleryAliasResponse.FromString,
+                _registered_method=True)
         self.EnrollStream = channel.stream_stream(
                 '/twinserve.v1.GalleryService/EnrollStream',
                 request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.EnrollRequest.SerializeToString,
@@ -71,6 +81,21 @@ class GalleryServiceStub(object):
                 request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.RemoveRequest.SerializeToString,
                 response_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.RemoveResponse.FromString,
                 _registered_method=True)
+        self.MoveItems = channel.unary_unary(
+                '/twinserve.v1.GalleryService/MoveItems',
+                request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.MoveItemsRequest.SerializeToString,
+                response_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.MoveItemsResponse.FromString,
+                _registered_method=True)
+        self.RenameSubject = channel.unary_unary(
+                '/twinserve.v1.GalleryService/RenameSubject',
+                request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.RenameSubjectRequest.SerializeToString,
+                response_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.RenameSubjectResponse.FromString,
+                _registered_method=True)
+        self.CountItems = channel.unary_unary(
+                '/twinserve.v1.GalleryService/CountItems',
+                request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.CountItemsRequest.SerializeToString,
+                response_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.CountItemsResponse.FromString,
+                _registered_method=True)
         self.GetItem = channel.unary_unary(
                 '/twinserve.v1.GalleryService/GetItem',
                 request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.GetItemRequest.SerializeToString,
@@ -80,6 +105,16 @@ class GalleryServiceStub(object):
                 '/twinserve.v1.GalleryService/ListItems',
                 request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.ListItemsRequest.SerializeToString,
                 response_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.ListItemsResponse.FromString,
+                _registered_method=True)
+        self.ExportItems = channel.unary_stream(
+                '/twinserve.v1.GalleryService/ExportItems',
+                request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.ExportItemsRequest.SerializeToString,
+                response_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.ExportItemsResponse.FromString,
+                _registered_method=True)
+        self.BackupGalleries = channel.unary_stream(
+                '/twinserve.v1.GalleryService/BackupGalleries',
+                request_serializer=twinserve_dot_v1_dot_gallery__service__pb2.BackupGalleriesRequest.SerializeToString,
+                response_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.BackupGalleriesResponse.FromString,
                 _registered_method=True)
         self.Search = channel.unary_unary(
                 '/twinserve.v1.GalleryService/Search',
@@ -133,9 +168,25 @@ class GalleryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetGalleryAlias(self, request, context):
+        """SetGalleryAlias lets a name stand for a gallery, from the next call on; calls that are inside go
+        on with the one that they found. The alias may stand for another gallery so far.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteGalleryAlias(self, request, context):
+        """DeleteGalleryAlias ends an alias; its gallery stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EnrollStream(self, request_iterator, context):
-        """EnrollStream is Enroll in bulk: answers come in order, and the server's window gives
-        back-pressure.
+        """EnrollStream is Enroll in bulk: answers come in order, and a full queue or an index that lags
+        behind makes the stream wait, where Enroll would be refused. A fault of a whole request ends the
+        stream, after the answers of all requests before it.
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
@@ -151,6 +202,27 @@ class GalleryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MoveItems(self, request, context):
+        """MoveItems gives items another subject; their embeddings, ids and metadata stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenameSubject(self, request, context):
+        """RenameSubject gives all items of a subject another one, in one step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountItems(self, request, context):
+        """CountItems counts the items that pass a filter, and their subjects.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetItem(self, request, context):
         """GetItem returns one item, and its embedding when asked.
         """
@@ -160,6 +232,23 @@ class GalleryServiceServicer(object):
 
     def ListItems(self, request, context):
         """ListItems lists items by id, page by page, stable while others write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportItems(self, request, context):
+        """ExportItems reads items with their embeddings, by id, as fast as the client takes them. What was
+        read can be enrolled elsewhere; a broken stream goes on from the last id that arrived.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BackupGalleries(self, request, context):
+        """BackupGalleries copies galleries into a new folder, while they are read and written. The folder
+        is a data folder of its own, from which a server starts. Progress comes as it goes; the last
+        message says that the copy is whole.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,6 +296,16 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.EnrollRequest.FromString,
                     response_serializer=twinserve_dot_v1_dot_gallery__service__pb2.EnrollResponse.SerializeToString,
             ),
+            'SetGalleryAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetGalleryAlias,
+                    request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.SetGalleryAliasRequest.FromString,
+                    response_serializer=twinserve_dot_v1_dot_gallery__service__pb2.SetGalleryAliasResponse.SerializeToString,
+            ),
+            'DeleteGalleryAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGalleryAlias,
+                    request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.DeleteGalleryAliasRequest.FromString,
+                    response_serializer=twinserve_dot_v1_dot_gallery__service__pb2.DeleteGalleryAliasResponse.SerializeToString,
+            ),
             'EnrollStream': grpc.stream_stream_rpc_method_handler(
                     servicer.EnrollStream,
                     request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.EnrollRequest.FromString,
@@ -217,6 +316,21 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.RemoveRequest.FromString,
                     response_serializer=twinserve_dot_v1_dot_gallery__service__pb2.RemoveResponse.SerializeToString,
             ),
+            'MoveItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveItems,
+                    request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.MoveItemsRequest.FromString,
+                    response_serializer=twinserve_dot_v1_dot_gallery__service__pb2.MoveItemsResponse.SerializeToString,
+            ),
+            'RenameSubject': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenameSubject,
+                    request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.RenameSubjectRequest.FromString,
+                    response_serializer=twinserve_dot_v1_dot_gallery__service__pb2.RenameSubjectResponse.SerializeToString,
+            ),
+            'CountItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountItems,
+                    request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.CountItemsRequest.FromString,
+                    response_serializer=twinserve_dot_v1_dot_gallery__service__pb2.CountItemsResponse.SerializeToString,
+            ),
             'GetItem': grpc.unary_unary_rpc_method_handler(
                     servicer.GetItem,
                     request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.GetItemRequest.FromString,
@@ -226,6 +340,16 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     servicer.ListItems,
                     request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.ListItemsRequest.FromString,
                     response_serializer=twinserve_dot_v1_dot_gallery__service__pb2.ListItemsResponse.SerializeToString,
+            ),
+            'ExportItems': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportItems,
+                    request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.ExportItemsRequest.FromString,
+                    response_serializer=twinserve_dot_v1_dot_gallery__service__pb2.ExportItemsResponse.SerializeToString,
+            ),
+            'BackupGalleries': grpc.unary_stream_rpc_method_handler(
+                    servicer.BackupGalleries,
+                    request_deserializer=twinserve_dot_v1_dot_gallery__service__pb2.BackupGalleriesRequest.FromString,
+                    response_serializer=twinserve_dot_v1_dot_gallery__service__pb2.BackupGalleriesResponse.SerializeToString,
             ),
             'Search': grpc.unary_unary_rpc_method_handler(
                     servicer.Search,
@@ -386,6 +510,60 @@ class GalleryService(object):
             _registered_method=True)
 
     @staticmethod
+    def SetGalleryAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinserve.v1.GalleryService/SetGalleryAlias',
+            twinserve_dot_v1_dot_gallery__service__pb2.SetGalleryAliasRequest.SerializeToString,
+            twinserve_dot_v1_dot_gallery__service__pb2.SetGalleryAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteGalleryAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinserve.v1.GalleryService/DeleteGalleryAlias',
+            twinserve_dot_v1_dot_gallery__service__pb2.DeleteGalleryAliasRequest.SerializeToString,
+            twinserve_dot_v1_dot_gallery__service__pb2.DeleteGalleryAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def EnrollStream(request_iterator,
             target,
             options=(),
@@ -440,6 +618,87 @@ class GalleryService(object):
             _registered_method=True)
 
     @staticmethod
+    def MoveItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinserve.v1.GalleryService/MoveItems',
+            twinserve_dot_v1_dot_gallery__service__pb2.MoveItemsRequest.SerializeToString,
+            twinserve_dot_v1_dot_gallery__service__pb2.MoveItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenameSubject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinserve.v1.GalleryService/RenameSubject',
+            twinserve_dot_v1_dot_gallery__service__pb2.RenameSubjectRequest.SerializeToString,
+            twinserve_dot_v1_dot_gallery__service__pb2.RenameSubjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinserve.v1.GalleryService/CountItems',
+            twinserve_dot_v1_dot_gallery__service__pb2.CountItemsRequest.SerializeToString,
+            twinserve_dot_v1_dot_gallery__service__pb2.CountItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetItem(request,
             target,
             options=(),
@@ -483,6 +742,60 @@ class GalleryService(object):
             '/twinserve.v1.GalleryService/ListItems',
             twinserve_dot_v1_dot_gallery__service__pb2.ListItemsRequest.SerializeToString,
             twinserve_dot_v1_dot_gallery__service__pb2.ListItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/twinserve.v1.GalleryService/ExportItems',
+            twinserve_dot_v1_dot_gallery__service__pb2.ExportItemsRequest.SerializeToString,
+            twinserve_dot_v1_dot_gallery__service__pb2.ExportItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackupGalleries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/twinserve.v1.GalleryService/BackupGalleries',
+            twinserve_dot_v1_dot_gallery__service__pb2.BackupGalleriesRequest.SerializeToString,
+            twinserve_dot_v1_dot_gallery__service__pb2.BackupGalleriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

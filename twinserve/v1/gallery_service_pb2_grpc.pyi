@@ -105,6 +105,38 @@ _GalleryServiceEnrollType = typing_extensions.TypeVar(
     ],
 )
 
+_GalleryServiceSetGalleryAliasType = typing_extensions.TypeVar(
+    '_GalleryServiceSetGalleryAliasType',
+    grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.SetGalleryAliasRequest,
+        twinserve.v1.gallery_service_pb2.SetGalleryAliasResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.SetGalleryAliasRequest,
+        twinserve.v1.gallery_service_pb2.SetGalleryAliasResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.SetGalleryAliasRequest,
+        twinserve.v1.gallery_service_pb2.SetGalleryAliasResponse,
+    ],
+)
+
+_GalleryServiceDeleteGalleryAliasType = typing_extensions.TypeVar(
+    '_GalleryServiceDeleteGalleryAliasType',
+    grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.DeleteGalleryAliasRequest,
+        twinserve.v1.gallery_service_pb2.DeleteGalleryAliasResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.DeleteGalleryAliasRequest,
+        twinserve.v1.gallery_service_pb2.DeleteGalleryAliasResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.DeleteGalleryAliasRequest,
+        twinserve.v1.gallery_service_pb2.DeleteGalleryAliasResponse,
+    ],
+)
+
 _GalleryServiceEnrollStreamType = typing_extensions.TypeVar(
     '_GalleryServiceEnrollStreamType',
     grpc.StreamStreamMultiCallable[
@@ -134,6 +166,54 @@ _GalleryServiceRemoveType = typing_extensions.TypeVar(
     default=grpc.UnaryUnaryMultiCallable[
         twinserve.v1.gallery_service_pb2.RemoveRequest,
         twinserve.v1.gallery_service_pb2.RemoveResponse,
+    ],
+)
+
+_GalleryServiceMoveItemsType = typing_extensions.TypeVar(
+    '_GalleryServiceMoveItemsType',
+    grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.MoveItemsRequest,
+        twinserve.v1.gallery_service_pb2.MoveItemsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.MoveItemsRequest,
+        twinserve.v1.gallery_service_pb2.MoveItemsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.MoveItemsRequest,
+        twinserve.v1.gallery_service_pb2.MoveItemsResponse,
+    ],
+)
+
+_GalleryServiceRenameSubjectType = typing_extensions.TypeVar(
+    '_GalleryServiceRenameSubjectType',
+    grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.RenameSubjectRequest,
+        twinserve.v1.gallery_service_pb2.RenameSubjectResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.RenameSubjectRequest,
+        twinserve.v1.gallery_service_pb2.RenameSubjectResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.RenameSubjectRequest,
+        twinserve.v1.gallery_service_pb2.RenameSubjectResponse,
+    ],
+)
+
+_GalleryServiceCountItemsType = typing_extensions.TypeVar(
+    '_GalleryServiceCountItemsType',
+    grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.CountItemsRequest,
+        twinserve.v1.gallery_service_pb2.CountItemsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.CountItemsRequest,
+        twinserve.v1.gallery_service_pb2.CountItemsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.CountItemsRequest,
+        twinserve.v1.gallery_service_pb2.CountItemsResponse,
     ],
 )
 
@@ -169,6 +249,38 @@ _GalleryServiceListItemsType = typing_extensions.TypeVar(
     ],
 )
 
+_GalleryServiceExportItemsType = typing_extensions.TypeVar(
+    '_GalleryServiceExportItemsType',
+    grpc.UnaryStreamMultiCallable[
+        twinserve.v1.gallery_service_pb2.ExportItemsRequest,
+        twinserve.v1.gallery_service_pb2.ExportItemsResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        twinserve.v1.gallery_service_pb2.ExportItemsRequest,
+        twinserve.v1.gallery_service_pb2.ExportItemsResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        twinserve.v1.gallery_service_pb2.ExportItemsRequest,
+        twinserve.v1.gallery_service_pb2.ExportItemsResponse,
+    ],
+)
+
+_GalleryServiceBackupGalleriesType = typing_extensions.TypeVar(
+    '_GalleryServiceBackupGalleriesType',
+    grpc.UnaryStreamMultiCallable[
+        twinserve.v1.gallery_service_pb2.BackupGalleriesRequest,
+        twinserve.v1.gallery_service_pb2.BackupGalleriesResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        twinserve.v1.gallery_service_pb2.BackupGalleriesRequest,
+        twinserve.v1.gallery_service_pb2.BackupGalleriesResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        twinserve.v1.gallery_service_pb2.BackupGalleriesRequest,
+        twinserve.v1.gallery_service_pb2.BackupGalleriesResponse,
+    ],
+)
+
 _GalleryServiceSearchType = typing_extensions.TypeVar(
     '_GalleryServiceSearchType',
     grpc.UnaryUnaryMultiCallable[
@@ -201,7 +313,7 @@ _GalleryServiceVerifyType = typing_extensions.TypeVar(
     ],
 )
 
-class GalleryServiceStub(typing.Generic[_GalleryServiceCreateGalleryType, _GalleryServiceGetGalleryType, _GalleryServiceListGalleriesType, _GalleryServiceDeleteGalleryType, _GalleryServiceEnrollType, _GalleryServiceEnrollStreamType, _GalleryServiceRemoveType, _GalleryServiceGetItemType, _GalleryServiceListItemsType, _GalleryServiceSearchType, _GalleryServiceVerifyType]):
+class GalleryServiceStub(typing.Generic[_GalleryServiceCreateGalleryType, _GalleryServiceGetGalleryType, _GalleryServiceListGalleriesType, _GalleryServiceDeleteGalleryType, _GalleryServiceEnrollType, _GalleryServiceSetGalleryAliasType, _GalleryServiceDeleteGalleryAliasType, _GalleryServiceEnrollStreamType, _GalleryServiceRemoveType, _GalleryServiceMoveItemsType, _GalleryServiceRenameSubjectType, _GalleryServiceCountItemsType, _GalleryServiceGetItemType, _GalleryServiceListItemsType, _GalleryServiceExportItemsType, _GalleryServiceBackupGalleriesType, _GalleryServiceSearchType, _GalleryServiceVerifyType]):
     """GalleryService keeps galleries. What it has acknowledged is on disk, and every later read of the
     same server sees it.
     """
@@ -228,6 +340,14 @@ class GalleryServiceStub(typing.Generic[_GalleryServiceCreateGalleryType, _Galle
             twinserve.v1.gallery_service_pb2.EnrollRequest,
             twinserve.v1.gallery_service_pb2.EnrollResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            twinserve.v1.gallery_service_pb2.SetGalleryAliasRequest,
+            twinserve.v1.gallery_service_pb2.SetGalleryAliasResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            twinserve.v1.gallery_service_pb2.DeleteGalleryAliasRequest,
+            twinserve.v1.gallery_service_pb2.DeleteGalleryAliasResponse,
+        ],
         grpc.StreamStreamMultiCallable[
             twinserve.v1.gallery_service_pb2.EnrollRequest,
             twinserve.v1.gallery_service_pb2.EnrollResponse,
@@ -237,12 +357,32 @@ class GalleryServiceStub(typing.Generic[_GalleryServiceCreateGalleryType, _Galle
             twinserve.v1.gallery_service_pb2.RemoveResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
+            twinserve.v1.gallery_service_pb2.MoveItemsRequest,
+            twinserve.v1.gallery_service_pb2.MoveItemsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            twinserve.v1.gallery_service_pb2.RenameSubjectRequest,
+            twinserve.v1.gallery_service_pb2.RenameSubjectResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            twinserve.v1.gallery_service_pb2.CountItemsRequest,
+            twinserve.v1.gallery_service_pb2.CountItemsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
             twinserve.v1.gallery_service_pb2.GetItemRequest,
             twinserve.v1.gallery_service_pb2.GetItemResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             twinserve.v1.gallery_service_pb2.ListItemsRequest,
             twinserve.v1.gallery_service_pb2.ListItemsResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            twinserve.v1.gallery_service_pb2.ExportItemsRequest,
+            twinserve.v1.gallery_service_pb2.ExportItemsResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            twinserve.v1.gallery_service_pb2.BackupGalleriesRequest,
+            twinserve.v1.gallery_service_pb2.BackupGalleriesResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             twinserve.v1.gallery_service_pb2.SearchRequest,
@@ -276,6 +416,14 @@ class GalleryServiceStub(typing.Generic[_GalleryServiceCreateGalleryType, _Galle
             twinserve.v1.gallery_service_pb2.EnrollRequest,
             twinserve.v1.gallery_service_pb2.EnrollResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            twinserve.v1.gallery_service_pb2.SetGalleryAliasRequest,
+            twinserve.v1.gallery_service_pb2.SetGalleryAliasResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            twinserve.v1.gallery_service_pb2.DeleteGalleryAliasRequest,
+            twinserve.v1.gallery_service_pb2.DeleteGalleryAliasResponse,
+        ],
         grpc.aio.StreamStreamMultiCallable[
             twinserve.v1.gallery_service_pb2.EnrollRequest,
             twinserve.v1.gallery_service_pb2.EnrollResponse,
@@ -285,12 +433,32 @@ class GalleryServiceStub(typing.Generic[_GalleryServiceCreateGalleryType, _Galle
             twinserve.v1.gallery_service_pb2.RemoveResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            twinserve.v1.gallery_service_pb2.MoveItemsRequest,
+            twinserve.v1.gallery_service_pb2.MoveItemsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            twinserve.v1.gallery_service_pb2.RenameSubjectRequest,
+            twinserve.v1.gallery_service_pb2.RenameSubjectResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            twinserve.v1.gallery_service_pb2.CountItemsRequest,
+            twinserve.v1.gallery_service_pb2.CountItemsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             twinserve.v1.gallery_service_pb2.GetItemRequest,
             twinserve.v1.gallery_service_pb2.GetItemResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             twinserve.v1.gallery_service_pb2.ListItemsRequest,
             twinserve.v1.gallery_service_pb2.ListItemsResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            twinserve.v1.gallery_service_pb2.ExportItemsRequest,
+            twinserve.v1.gallery_service_pb2.ExportItemsResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            twinserve.v1.gallery_service_pb2.BackupGalleriesRequest,
+            twinserve.v1.gallery_service_pb2.BackupGalleriesResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             twinserve.v1.gallery_service_pb2.SearchRequest,
@@ -317,9 +485,18 @@ class GalleryServiceStub(typing.Generic[_GalleryServiceCreateGalleryType, _Galle
     Enroll: _GalleryServiceEnrollType
     """Enroll adds or replaces items; each is acknowledged only once it is on disk."""
 
+    SetGalleryAlias: _GalleryServiceSetGalleryAliasType
+    """SetGalleryAlias lets a name stand for a gallery, from the next call on; calls that are inside go
+    on with the one that they found. The alias may stand for another gallery so far.
+    """
+
+    DeleteGalleryAlias: _GalleryServiceDeleteGalleryAliasType
+    """DeleteGalleryAlias ends an alias; its gallery stays."""
+
     EnrollStream: _GalleryServiceEnrollStreamType
-    """EnrollStream is Enroll in bulk: answers come in order, and the server's window gives
-    back-pressure.
+    """EnrollStream is Enroll in bulk: answers come in order, and a full queue or an index that lags
+    behind makes the stream wait, where Enroll would be refused. A fault of a whole request ends the
+    stream, after the answers of all requests before it.
     buf:lint:ignore RPC_REQUEST_STANDARD_NAME
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
@@ -328,11 +505,31 @@ class GalleryServiceStub(typing.Generic[_GalleryServiceCreateGalleryType, _Galle
     Remove: _GalleryServiceRemoveType
     """Remove deletes items by id, subject or filter."""
 
+    MoveItems: _GalleryServiceMoveItemsType
+    """MoveItems gives items another subject; their embeddings, ids and metadata stay."""
+
+    RenameSubject: _GalleryServiceRenameSubjectType
+    """RenameSubject gives all items of a subject another one, in one step."""
+
+    CountItems: _GalleryServiceCountItemsType
+    """CountItems counts the items that pass a filter, and their subjects."""
+
     GetItem: _GalleryServiceGetItemType
     """GetItem returns one item, and its embedding when asked."""
 
     ListItems: _GalleryServiceListItemsType
     """ListItems lists items by id, page by page, stable while others write."""
+
+    ExportItems: _GalleryServiceExportItemsType
+    """ExportItems reads items with their embeddings, by id, as fast as the client takes them. What was
+    read can be enrolled elsewhere; a broken stream goes on from the last id that arrived.
+    """
+
+    BackupGalleries: _GalleryServiceBackupGalleriesType
+    """BackupGalleries copies galleries into a new folder, while they are read and written. The folder
+    is a data folder of its own, from which a server starts. Progress comes as it goes; the last
+    message says that the copy is whole.
+    """
 
     Search: _GalleryServiceSearchType
     """Search finds the nearest subjects or items of each probe, and decides whether it is one of them."""
@@ -361,6 +558,14 @@ GalleryServiceAsyncStub: typing_extensions.TypeAlias = GalleryServiceStub[
         twinserve.v1.gallery_service_pb2.EnrollRequest,
         twinserve.v1.gallery_service_pb2.EnrollResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.SetGalleryAliasRequest,
+        twinserve.v1.gallery_service_pb2.SetGalleryAliasResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.DeleteGalleryAliasRequest,
+        twinserve.v1.gallery_service_pb2.DeleteGalleryAliasResponse,
+    ],
     grpc.aio.StreamStreamMultiCallable[
         twinserve.v1.gallery_service_pb2.EnrollRequest,
         twinserve.v1.gallery_service_pb2.EnrollResponse,
@@ -370,12 +575,32 @@ GalleryServiceAsyncStub: typing_extensions.TypeAlias = GalleryServiceStub[
         twinserve.v1.gallery_service_pb2.RemoveResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.MoveItemsRequest,
+        twinserve.v1.gallery_service_pb2.MoveItemsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.RenameSubjectRequest,
+        twinserve.v1.gallery_service_pb2.RenameSubjectResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        twinserve.v1.gallery_service_pb2.CountItemsRequest,
+        twinserve.v1.gallery_service_pb2.CountItemsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         twinserve.v1.gallery_service_pb2.GetItemRequest,
         twinserve.v1.gallery_service_pb2.GetItemResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         twinserve.v1.gallery_service_pb2.ListItemsRequest,
         twinserve.v1.gallery_service_pb2.ListItemsResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        twinserve.v1.gallery_service_pb2.ExportItemsRequest,
+        twinserve.v1.gallery_service_pb2.ExportItemsResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        twinserve.v1.gallery_service_pb2.BackupGalleriesRequest,
+        twinserve.v1.gallery_service_pb2.BackupGalleriesResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         twinserve.v1.gallery_service_pb2.SearchRequest,
@@ -433,13 +658,32 @@ class GalleryServiceServicer(metaclass=abc.ABCMeta):
         """Enroll adds or replaces items; each is acknowledged only once it is on disk."""
 
     @abc.abstractmethod
+    def SetGalleryAlias(
+        self,
+        request: twinserve.v1.gallery_service_pb2.SetGalleryAliasRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[twinserve.v1.gallery_service_pb2.SetGalleryAliasResponse, collections.abc.Awaitable[twinserve.v1.gallery_service_pb2.SetGalleryAliasResponse]]:
+        """SetGalleryAlias lets a name stand for a gallery, from the next call on; calls that are inside go
+        on with the one that they found. The alias may stand for another gallery so far.
+        """
+
+    @abc.abstractmethod
+    def DeleteGalleryAlias(
+        self,
+        request: twinserve.v1.gallery_service_pb2.DeleteGalleryAliasRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[twinserve.v1.gallery_service_pb2.DeleteGalleryAliasResponse, collections.abc.Awaitable[twinserve.v1.gallery_service_pb2.DeleteGalleryAliasResponse]]:
+        """DeleteGalleryAlias ends an alias; its gallery stays."""
+
+    @abc.abstractmethod
     def EnrollStream(
         self,
         request_iterator: _MaybeAsyncIterator[twinserve.v1.gallery_service_pb2.EnrollRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[twinserve.v1.gallery_service_pb2.EnrollResponse], collections.abc.AsyncIterator[twinserve.v1.gallery_service_pb2.EnrollResponse]]:
-        """EnrollStream is Enroll in bulk: answers come in order, and the server's window gives
-        back-pressure.
+        """EnrollStream is Enroll in bulk: answers come in order, and a full queue or an index that lags
+        behind makes the stream wait, where Enroll would be refused. A fault of a whole request ends the
+        stream, after the answers of all requests before it.
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
@@ -452,6 +696,30 @@ class GalleryServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[twinserve.v1.gallery_service_pb2.RemoveResponse, collections.abc.Awaitable[twinserve.v1.gallery_service_pb2.RemoveResponse]]:
         """Remove deletes items by id, subject or filter."""
+
+    @abc.abstractmethod
+    def MoveItems(
+        self,
+        request: twinserve.v1.gallery_service_pb2.MoveItemsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[twinserve.v1.gallery_service_pb2.MoveItemsResponse, collections.abc.Awaitable[twinserve.v1.gallery_service_pb2.MoveItemsResponse]]:
+        """MoveItems gives items another subject; their embeddings, ids and metadata stay."""
+
+    @abc.abstractmethod
+    def RenameSubject(
+        self,
+        request: twinserve.v1.gallery_service_pb2.RenameSubjectRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[twinserve.v1.gallery_service_pb2.RenameSubjectResponse, collections.abc.Awaitable[twinserve.v1.gallery_service_pb2.RenameSubjectResponse]]:
+        """RenameSubject gives all items of a subject another one, in one step."""
+
+    @abc.abstractmethod
+    def CountItems(
+        self,
+        request: twinserve.v1.gallery_service_pb2.CountItemsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[twinserve.v1.gallery_service_pb2.CountItemsResponse, collections.abc.Awaitable[twinserve.v1.gallery_service_pb2.CountItemsResponse]]:
+        """CountItems counts the items that pass a filter, and their subjects."""
 
     @abc.abstractmethod
     def GetItem(
@@ -468,6 +736,27 @@ class GalleryServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[twinserve.v1.gallery_service_pb2.ListItemsResponse, collections.abc.Awaitable[twinserve.v1.gallery_service_pb2.ListItemsResponse]]:
         """ListItems lists items by id, page by page, stable while others write."""
+
+    @abc.abstractmethod
+    def ExportItems(
+        self,
+        request: twinserve.v1.gallery_service_pb2.ExportItemsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[twinserve.v1.gallery_service_pb2.ExportItemsResponse], collections.abc.AsyncIterator[twinserve.v1.gallery_service_pb2.ExportItemsResponse]]:
+        """ExportItems reads items with their embeddings, by id, as fast as the client takes them. What was
+        read can be enrolled elsewhere; a broken stream goes on from the last id that arrived.
+        """
+
+    @abc.abstractmethod
+    def BackupGalleries(
+        self,
+        request: twinserve.v1.gallery_service_pb2.BackupGalleriesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[twinserve.v1.gallery_service_pb2.BackupGalleriesResponse], collections.abc.AsyncIterator[twinserve.v1.gallery_service_pb2.BackupGalleriesResponse]]:
+        """BackupGalleries copies galleries into a new folder, while they are read and written. The folder
+        is a data folder of its own, from which a server starts. Progress comes as it goes; the last
+        message says that the copy is whole.
+        """
 
     @abc.abstractmethod
     def Search(

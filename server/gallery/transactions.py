@@ -1,0 +1,290 @@
+"""What a write does to the store, inside one transaction: enrolments and removals.
+
+In: work that was checked before it was queued. Out: the answer, and `Changes`, which say what
+memory has to repeat after the commit. Nothing of memory is read or changed in here, so a
+transaction that fails leaves nothing to undo but the store's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twinserve import errors
+from twinserve.errors import GalleryFull, InvalidInput, ItemNotFound, TwinserveError
+from twinserve.server.gallery import metadata, tokens
+from twinserve.server.gallery.filters import matches
+from twinserve.server.gallery.store import Record, Store
+from twinserve.server.gallery.types import (
+    Change,
+    Enrolled,
+    EnrollOutcome,
+    Filter,
+    NewItem,
+    Removal,
+)
+from twinserve.server.storage.database import now
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A checked item as it will be stored; `vector` None = keep the one there.
+
+    `vector_key` is the digest of the vector's own bytes, by which equal vectors are found.
+    """
+
+    id: str
+    subject: str
+    metadata: str
+    vector: bytes | None
+    digest: bytes
+    vector_key: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class EnrollWork:
+    """An Enroll for the writing thread; errors of single items stand in their places."""
+
+    items: tuple[Prepared | TwinserveError, ...]
+    atomic: bool
+    request_id: str
+    request_digest: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class RemoveWork:
+    """A Remove for the writing thread; exactly one of the three targets is set."""
+
+    ids: tuple[str, ...] | None
+    subject: str | None
+    filter: Filter | None
+    request_id: str
+    request_digest: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Put:
+    """A record that is new or replaces one; `vector` None = the vector stayed."""
+
+    record: Record
+    vector: bytes | None
+    vector_key: bytes
+    replaces: bool
+
+
+@dataclass(eq=False)
+class Changes:
+    """What one request did to the store, to be repeated in memory after the commit."""
+
+    sequence: int = 0
+    put: list[Put] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.put or self.dropped)
+
+
+class Transactions:
+    """Applies work to one gallery's store; only the writing thread calls it."""
+
+    def __init__(
+        self, store: Store, name: str, key: str, max_items: int, replay_seconds: float
+    ) -> None:
+        """Write to `store`; `key` is the gallery's own id, which its tokens carry."""
+        self._store = store
+        self._name = name
+        self._key = key
+        self._max_items = max_items
+        self._replay_microseconds = int(replay_seconds * 1e6)
+        self._answers_purged = 0
+
+    def apply(self, work: EnrollWork | RemoveWork, changes: Changes) -> EnrollOutcome | Removal:
+        """Do the work, or give the answer that its request id had before; note what changed.
+
+        Raises:
+            TwinserveError: nothing of it may stay; the caller's savepoint takes it back.
+        """
+        replayed = self._replay(work)
+        if replayed is not None:
+            return replayed
+        answer: EnrollOutcome | Removal
+        if isinstance(work, EnrollWork):
+            answer = self._enroll(work, changes)
+        else:
+            answer = self._remove(work, changes)
+        if work.request_id:
+            text = json.dumps(_as_json(answer, self._store.sequence))
+            self._store.remember(work.request_id, work.request_digest, text, now())
+        return answer
+
+    def _replay(self, work: EnrollWork | RemoveWork) -> EnrollOutcome | Removal | None:
+        if not work.request_id:
+            return None
+        oldest = now() - self._replay_microseconds
+        stored = self._store.answer(work.request_id, oldest)
+        if stored is None:
+            return None
+        digest, text = stored
+        kind, sequence, content = json.loads(text)
+        same_kind = kind == ("enroll" if isinstance(work, EnrollWork) else "remove")
+        if digest != work.request_digest or not same_kind:
+            raise InvalidInput(
+                f"request id {work.request_id!r} was used for another request within the last "
+                "24 hours; make a new id for every request, and keep it for its retries only",
+                field="request_id",
+            )
+        token = self._token(sequence)
+        if kind == "remove":
+            return Removal(content, token)
+        return EnrollOutcome(tuple(_result_from_json(entry) for entry in content), token)
+
+    def _enroll(self, work: EnrollWork, changes: Changes) -> EnrollOutcome:
+        there = self._store.find([item.id for item in work.items if isinstance(item, Prepared)])
+        room = self._max_items - self._store.count()
+        results: list[Enrolled | TwinserveError] = []
+        new_records: list[Record] = []
+        new_vectors: list[bytes] = []
+        moment = now()
+        for number, item in enumerate(work.items):
+            if isinstance(item, TwinserveError):
+                results.append(item)
+                continue
+            old = there.get(item.id)
+            if old is None:
+                error = self._cannot_create(item, room, number)
+                if error is not None:
+                    results.append(error)
+                    continue
+                assert item.vector is not None
+                room -= 1
+                record = Record(
+                    self._store.next_number,
+                    item.id,
+                    item.subject,
+                    item.metadata,
+                    item.digest,
+                    moment,
+                    moment,
+                )
+                self._store.next_number += 1
+                new_records.append(record)
+                new_vectors.append(item.vector)
+                changes.put.append(Put(record, item.vector, item.vector_key, False))
+                results.append(Enrolled(item.id, Change.CREATED))
+                continue
+            vector = None if item.digest == old.digest else item.vector
+            same = (item.subject, item.metadata) == (old.subject, old.metadata)
+            if vector is None and same:
+                results.append(Enrolled(item.id, Change.UNCHANGED))
+                continue
+            record = Record(
+                old.number,
+                item.id,
+                item.subject,
+                item.metadata,
+                old.digest if vector is None else item.digest,
+                old.created,
+                max(moment, old.updated + 1),
+            )
+            self._store.replace(record, vector)
+            changes.put.append(Put(record, vector, item.vector_key, True))
+            results.append(Enrolled(item.id, Change.REPLACED))
+        if work.atomic:
+            for result in results:
+                if isinstance(result, TwinserveError):
+                    raise result
+        self._store.insert(new_records, new_vectors)
+        if changes:
+            self._store.sequence += 1
+            changes.sequence = self._store.sequence
+        return EnrollOutcome(tuple(results), self._token(self._store.sequence))
+
+    def _cannot_create(self, item: Prepared, room: int, number: int) -> TwinserveError | None:
+        if item.vector is None:
+            return no_item(self._name, item.id).at(f"items[{number}]")
+        if room <= 0:
+            return GalleryFull(
+                f"gallery {self._name!r} holds {self._max_items} items, which is its "
+                "limit; remove some, or make a gallery with a larger max_items",
+                field=f"items[{number}]",
+                resource=("gallery", self._name),
+                retry_after=60.0,
+            )
+        return None
+
+    def _remove(self, work: RemoveWork, changes: Changes) -> Removal:
+        if work.ids is not None:
+            records = list(self._store.find(work.ids).values())
+        elif work.subject is not None:
+            records = self._store.of_subject(work.subject)
+        else:
+            assert work.filter is not None
+            records = [
+                record
+                for record in self._store.every()
+                if matches(work.filter, metadata.decode(record.metadata))
+            ]
+        self._store.delete(records)
+        changes.dropped.extend(record.id for record in records)
+        if changes:
+            self._store.sequence += 1
+            changes.sequence = self._store.sequence
+        return Removal(len(records), self._token(self._store.sequence))
+
+    def purge_answers(self) -> None:
+        """Drop the answers that no retry can ask for any more, now and then."""
+        moment = now()
+        if moment - self._answers_purged > 600_000_000:  # ten minutes
+            self._answers_purged = moment
+            self._store.forget_answers(moment - self._replay_microseconds)
+
+    def _token(self, sequence: int) -> str:
+        return tokens.make_token(self._key, sequence)
+
+
+def no_item(gallery: str, item_id: str) -> ItemNotFound:
+    """Say that a gallery lacks an item."""
+    return ItemNotFound(
+        f"gallery {gallery!r} has no item {item_id[:140]!r}; list its items, or "
+        "enrol it with an input",
+        resource=("item", item_id[:140]),
+    )
+
+
+def digest(data: bytes) -> bytes:
+    """Digest of a vector's bytes, by which equal ones are found."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def digest_of_items(items: Sequence[NewItem]) -> bytes:
+    """Digest of what an Enroll asks for, where its caller gives none."""
+    whole = hashlib.blake2b(digest_size=16)
+    for item in items:
+        vector = b"" if item.embedding is None else item.embedding.tobytes()
+        parts = repr((item.id, item.subject, sorted(item.metadata.items()))).encode()
+        whole.update(b"%d.%d." % (len(parts), len(vector)) + parts + vector + item.digest)
+    return whole.digest()
+
+
+def _as_json(answer: EnrollOutcome | Removal, sequence: int) -> list[Any]:
+    if isinstance(answer, Removal):
+        return ["remove", sequence, answer.removed]
+    return ["enroll", sequence, [_result_as_json(result) for result in answer.results]]
+
+
+def _result_as_json(result: Enrolled | TwinserveError) -> list[Any]:
+    if isinstance(result, Enrolled):
+        return [result.id, result.change.value]
+    facts = {"field": result.field, "retry_after": result.retry_after, "metadata": result.metadata}
+    return [type(result).__name__, result.message, facts, result.resource]
+
+
+def _result_from_json(entry: list[Any]) -> Enrolled | TwinserveError:
+    if len(entry) == 2:
+        return Enrolled(entry[0], Change(entry[1]))
+    name, message, facts, resource = entry
+    kind: type[TwinserveError] = getattr(errors, name, TwinserveError)
+    return kind(message, resource=None if resource is None else tuple(resource), **facts)
