@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinserve.server.gallery.search import View
-from twinserve.server.gallery.segments import Graph, Segment, stitched
+from twinserve.server.gallery.segments import Graph, Segment, keys_of, stitched
 from twinserve.server.gallery.types import HnswSettings
 
 DEAD_SHARE = 0.25
@@ -130,10 +130,11 @@ class Builder:
         new = None
         if len(labels):
             vectors, lengths = stitched(old, labels, view.dimension)
+            keys = keys_of(old, labels)
             graph = None
             if rebuild.with_graph:
                 graph = Graph(view.dimension, view.metric, source.hnsw)
                 if not graph.build(vectors, self._threads, self._stop):
                     return
-            new = Segment(labels, vectors, lengths, graph)
+            new = Segment(labels, keys, vectors, lengths, graph)
         source.offer(old, new)

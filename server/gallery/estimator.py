@@ -25,8 +25,9 @@ from typing import Protocol
 from twinserve import identification
 from twinserve.identification import SearchRate
 from twinserve.server.gallery import impostors
+from twinserve.server.gallery.hash_index import NOTHING
 from twinserve.server.gallery.impostors import Estimate, Pace, seconds_to_measure
-from twinserve.server.gallery.rows import NOTHING, RowsView
+from twinserve.server.gallery.rows import RowsView
 from twinserve.server.gallery.search import View
 
 CHANGED = 0.1  # the share of a gallery that may change before it is measured again
@@ -95,7 +96,7 @@ class Measured:
     """An estimate, and the state that it is of."""
 
     estimate: Estimate
-    ids: list[str]  # whose identity tells one numbering of rows from another
+    generation: object  # whose identity tells one numbering of rows from another
     row_count: int
     sequence: int
 
@@ -103,7 +104,7 @@ class Measured:
         """Whether so much has changed since that it should be measured again."""
         if rows.sequence <= self.sequence:
             return False
-        if rows.ids is not self.ids:
+        if rows.generation is not self.generation:
             return True
         born = rows.count - self.row_count
         died = self.estimate.nearest.items + born - rows.item_count
@@ -111,7 +112,7 @@ class Measured:
             return True
         # A row of a vector that was there before under another subject: moved, or enrolled twice.
         fresh = slice(self.row_count, rows.count)
-        earlier = rows.earlier[fresh]
+        earlier = rows.chains.earlier[fresh]
         again = earlier != NOTHING
         return bool((rows.subject[fresh][again] != rows.subject[earlier[again]]).any())
 
@@ -203,7 +204,7 @@ class Estimator:
         if estimate is None:
             return False
         rows = view.rows
-        self._measured = Measured(estimate, rows.ids, rows.count, rows.sequence)
+        self._measured = Measured(estimate, rows.generation, rows.count, rows.sequence)
         self.measurements += 1
         return True
 

@@ -42,9 +42,9 @@ from twinserve.server.gallery import builder, metadata, tokens
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.estimator import Estimator, Refresher
 from twinserve.server.gallery.filters import check_filter, matches
-from twinserve.server.gallery.rows import NewRow, Rows
+from twinserve.server.gallery.memory import Memory
 from twinserve.server.gallery.search import Question, View, go_on, rescore, search
-from twinserve.server.gallery.segments import Growing, Segment, safe
+from twinserve.server.gallery.segments import Segment
 from twinserve.server.gallery.store import Record, Store, as_twinserve_error
 from twinserve.server.gallery.transactions import (
     Changes,
@@ -122,13 +122,8 @@ class Gallery:
         self._gone = False
         self._failed = False  # memory could not be made to say what the store says
         self._published = threading.Condition()
-        self._rows: Rows
-        self._sealed: list[Segment]
-        self._growing: Growing
-        self._label_of_vector: dict[bytes, int]
-        self._extreme: set[int]  # living labels of vectors that float32 cannot rank
         try:
-            self._load()
+            self._memory = self._loaded()
         except BaseException:
             self._store.close()
             raise
@@ -231,6 +226,7 @@ class Gallery:
         by_subject: bool = True,
         exact: bool = False,
         ef: int | None = None,
+        mean_of: int = 1,
         proceed: Callable[[], None] = go_on,
     ) -> SearchOutcome:
         """The k nearest subjects (or items) of each probe.
@@ -243,6 +239,8 @@ class Gallery:
             by_subject: one hit per subject, its nearest item; else one per item.
             exact: compare with every item, however many.
             ef: breadth of the graph search, instead of the gallery's.
+            mean_of: with `by_subject`, a subject's distance is the mean of so many of its nearest
+                items, of as many as it has; the item named is the nearest.
             proceed: called between pieces of the work; what it raises ends the search.
 
         Raises:
@@ -261,16 +259,34 @@ class Gallery:
             )
         if filter is not None:
             check_filter(filter, self._declared)
-        question = Question(k, by_subject, max_distance, exact, ef or self.settings.hnsw.ef)
+        question = Question(
+            k, by_subject, max_distance, exact, ef or self.settings.hnsw.ef, mean_of
+        )
         view = self.view
         exact_below = self._limits.exact_scan_below
-        hits, items, subjects = search(view, probes, question, filter, exact_below, proceed)
+        found, items, subjects = search(view, probes, question, filter, exact_below, proceed)
+        rows, texts = view.rows, view.rows.texts
+        codes = rows.subject[found.rows]
+        names = [
+            b"" if unnamed else texts.at(handle)
+            for unnamed, handle in zip(
+                rows.unnamed[found.rows].tolist(),
+                rows.subjects.name_at[codes].tolist(),
+                strict=True,
+            )
+        ]
+        sizes = rows.subjects.items[codes].tolist() if by_subject else [1] * len(names)
         return SearchOutcome(
-            tuple(hits),
-            items,
-            subjects,
-            self._token(view.sequence),
-            self.estimator.strangers(view),
+            starts=found.starts.tolist(),
+            ids=[texts.at(handle) for handle in rows.id_at[found.rows].tolist()],
+            subject_names=names,
+            distances=found.distances.tolist(),
+            sizes=sizes,
+            exact=found.exact.tolist(),
+            items=items,
+            subjects=subjects,
+            token=self._token(view.sequence),
+            strangers=self.estimator.strangers(view),
         )
 
     def verify(self, subject: str, probe: NDArray[np.float32]) -> Nearest:
@@ -295,7 +311,7 @@ class Gallery:
             )
         distances = rescore(view, probe, view.rows.label[rows])
         distance, item_id = min(
-            (distance, view.rows.ids[row])
+            (distance, view.rows.id_of(row))
             for distance, row in zip(distances.tolist(), rows.tolist(), strict=True)
         )
         return Nearest(distance, item_id, len(rows), self._token(view.sequence))
@@ -493,18 +509,14 @@ class Gallery:
     # -- memory, after the commit -----------------------------------------------------------------
 
     def _publish(self, all_changes: Sequence[Changes]) -> None:
-        for changes in all_changes:
-            self._put(changes)
-            for item_id in changes.dropped:
-                self._kill(self._rows.row_of(item_id), changes.sequence)
-        self._rows = self._rows.compacted()
+        self._memory.publish(all_changes)
         self._set_view()
         self._builder.consider(self)
         self.estimator.changed()
 
     def _reload(self) -> None:
         try:
-            self._load()
+            self._memory = self._loaded()
             self._set_view()
         except Exception:
             logging.getLogger(__name__).exception(
@@ -519,164 +531,32 @@ class Gallery:
         self._builder.consider(self)
         self.estimator.changed()
 
-    def _put(self, changes: Changes) -> None:
-        if not changes.put:
-            return
-        labels = self._labels(changes.put)
-        new, old = [], []
-        for put, label in zip(changes.put, labels, strict=True):
-            record = put.record
-            if put.replaces:
-                old.append(self._rows.row_of(record.id))
-            if put.vector is None:
-                label = self._rows.label_of(record.id)
-            new.append(
-                NewRow(
-                    record.id,
-                    record.subject,
-                    metadata.decode(record.metadata) if self._declared else {},
-                    label,
-                )
-            )
-        self._rows.append(new)
-        for row in old:
-            self._kill(row, changes.sequence)
-
-    def _labels(self, puts: Sequence[Put]) -> list[int]:
-        """A label per vector, the same for the same bytes; -1 where there is none."""
-        labels: list[int] = []
-        fresh: dict[bytes, list[int]] = {}
-        fresh_bytes: list[bytes] = []
-        for position, put in enumerate(puts):
-            if put.vector is None:
-                labels.append(-1)
-                continue
-            key = put.vector_key
-            known = self._label_of_vector.get(key)
-            labels.append(-1 if known is None else known)
-            if known is None:
-                if key not in fresh:
-                    fresh_bytes.append(put.vector)
-                fresh.setdefault(key, []).append(position)
-        if fresh:
-            array = np.frombuffer(b"".join(fresh_bytes), dtype="<f4")
-            given = self._add_vectors(array.reshape(len(fresh), -1))
-            for (key, positions), label in zip(fresh.items(), given.tolist(), strict=True):
-                self._label_of_vector[key] = label
-                for position in positions:
-                    labels[position] = label
-        return labels
-
-    def _add_vectors(self, vectors: Embeddings) -> NDArray[np.int64]:
-        labels = []
-        start = 0
-        while start < len(vectors):
-            if not self._growing.room:
-                self._seal()
-            stop = start + self._growing.room
-            before = self._growing.count
-            fresh = self._growing.append(vectors[start:stop])
-            labels.append(fresh)
-            lengths = self._growing.lengths[before : self._growing.count]
-            if not safe(lengths, self._metric):
-                self._extreme.update(
-                    label
-                    for label, length in zip(fresh.tolist(), lengths, strict=True)
-                    if not safe(np.array([length]), self._metric)
-                )
-            start = stop
-        return np.concatenate(labels)
-
-    def _seal(self) -> None:
-        next_label = self._growing.next_label
-        if self._growing.count:
-            self._sealed.append(self._growing.segment())
-        self._growing = Growing(next_label, self._limits.segment_rows, self.settings.dimension)
-
-    def _kill(self, row: int, sequence: int) -> None:
-        label = self._rows.kill(row, sequence)
-        if label is not None:
-            # Nobody holds this vector any more: an equal one that comes later is a new label.
-            vector = self._vector(label)
-            self._extreme.discard(label)
-            del self._label_of_vector[digest(vector.astype("<f4", copy=False).tobytes())]
-
-    def _vector(self, label: int) -> NDArray[np.float32]:
-        first = int(self._growing.labels[0])
-        if label >= first:
-            return np.asarray(self._growing.vectors[label - first])
-        for segment in reversed(self._sealed):
-            if label >= segment.labels[0]:
-                local = int(segment.local(np.array([label]))[0])
-                return np.asarray(segment.vectors[local])
-        raise AssertionError(f"no segment holds label {label}")
-
     def _swap(self, work: SwapWork) -> None:
         if self._gone or self._failed:
             return
-        old = work.old
-        first = next((n for n, segment in enumerate(self._sealed) if segment is old[0]), None)
-        # The builder plans again on any publication, also while its last swap still waits here: so
-        # a swap may come for segments that an earlier one took away. All of them, or nothing.
-        if first is not None and _same(self._sealed[first : first + len(old)], old):
-            self._sealed[first : first + len(old)] = [work.new] if work.new else []
+        if self._memory.swap(work.old, work.new):
             self._set_view()
         self._builder.consider(self)
 
     def _set_view(self) -> None:
-        view, sealed = self._make_view(), len(self._sealed)
+        view = self._memory.view(self._store.sequence)
         with self._published:
-            self._view = view
             # One reference, so that the builder never counts one state's segments in another.
-            self._planned = (view, sealed)
+            self._planned = (self._memory, view, self._memory.parts)
+            self._view = view
             self._published.notify_all()
 
-    def _make_view(self) -> View:
-        segments = list(self._sealed)
-        if self._growing.count:
-            segments.append(self._growing.segment())
-        return View(
-            rows=self._rows.view(self._store.sequence),
-            segments=tuple(segments),
-            dimension=self.settings.dimension,
-            metric=self._metric,
-            safe=not self._extreme,
-        )
-
-    def _load(self) -> None:
-        """Make memory anew: everything from disk, as one sealed segment for one graph."""
-        self._rows = Rows(self._declared)
-        self._sealed = []
-        self._growing = Growing(0, self._limits.segment_rows, self.settings.dimension)
-        self._label_of_vector = {}
-        self._extreme = set()
-        embeddings: list[NDArray[np.float32]] = []
-        new: list[NewRow] = []
+    def _loaded(self) -> Memory:
+        """Memory made anew from the store alone."""
+        memory = Memory(self.settings, self._limits.segment_rows)
+        width = 4 * self.settings.dimension
         for loaded in self._store.load(self.settings.dimension):
-            block = np.frombuffer(loaded.embeddings, dtype="<f4")
-            block = block.reshape(-1, self.settings.dimension)
-            fresh = []
-            for position, record in enumerate(loaded.records):
-                key = digest(block[position].tobytes())
-                label = self._label_of_vector.get(key)
-                if label is None:
-                    label = self._label_of_vector[key] = len(self._label_of_vector)
-                    fresh.append(position)
-                values = metadata.decode(record.metadata) if self._declared else {}
-                new.append(NewRow(record.id, record.subject, values, label))
-            embeddings.append(block if len(fresh) == len(block) else block[fresh])
-        if not new:
-            return
-        vectors = np.concatenate(embeddings).astype(np.float32, copy=False)
-        self._growing = Growing(0, max(len(vectors), 1), self.settings.dimension)
-        self._add_vectors(vectors)
-        self._rows.append(new)
-        if len(vectors) >= self._limits.segment_rows:
-            self._seal()
-        else:
-            rest = Growing(0, self._limits.segment_rows, self.settings.dimension)
-            rest.append(vectors)
-            self._growing = rest
+            puts = []
+            for number, record in enumerate(loaded.records):
+                vector = loaded.embeddings[number * width : (number + 1) * width]
+                puts.append(Put(record, vector, digest(vector), False))
+            memory.publish([Changes(self._store.sequence, puts)])
+        return memory
 
     # -- what the builder asks --------------------------------------------------------------------
 
@@ -684,17 +564,14 @@ class Gallery:
         """The next segment worth rebuilding; any thread."""
         if self._gone or self._failed:
             return None
-        view, sealed = self._planned  # what grew when the view was made is not among the sealed
-        alive = [len(self.living([segment])) for segment in view.segments[:sealed]]
-        rebuild = builder.plan(view, sealed, alive, self._limits.exact_scan_below)
+        _, view, parts = self._planned  # what grew when the view was made is not among the sealed
+        alive = [part.alive for part in parts]
+        rebuild = builder.plan(view, len(parts), alive, self._limits.exact_scan_below)
         return None if rebuild is None else (view, rebuild)
 
     def living(self, segments: Sequence[Segment]) -> NDArray[np.int64]:
         """Labels of these segments that an item still holds; any thread."""
-        references = self._rows.references
-        return np.concatenate(
-            [segment.labels[references[segment.labels] > 0] for segment in segments]
-        )
+        return self._planned[0].living(segments)
 
     def offer(self, old: Sequence[Segment], new: Segment | None) -> None:
         """Take in a rebuilt segment; any thread."""
@@ -807,10 +684,6 @@ class Gallery:
             f"gallery {self.settings.name!r} was deleted or closed",
             resource=("gallery", self.settings.name),
         )
-
-
-def _same(some: Sequence[Segment], others: Sequence[Segment]) -> bool:
-    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def _item(record: Record) -> Item:

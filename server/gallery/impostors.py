@@ -356,7 +356,7 @@ class _Scan:
     def _block(self, positions: Indices) -> Segment:
         labels = self._labels[positions]
         vectors, lengths = stitched(self._view.segments, labels, self._view.dimension)
-        return Segment(labels, vectors, lengths)
+        return Segment(labels, np.zeros(len(vectors), dtype=np.uint64), vectors, lengths)
 
     def _units(self, probes: Probes, block: Segment) -> Units:
         if self._view.safe:

@@ -1,16 +1,20 @@
 """Rows: versions of items in memory, append-only, with the declared keys as columns.
 
-A row is one version of one item: its id, subject, filter columns, and the label of its vector. A
-change of subject or metadata is a new row with the same label; a row is never edited, only given
-the sequence at which it died. So a view of the past is a row count and a sequence, and readers
-take no lock: the one writer appends behind every reader's count, and arrays that must grow are
-copied, never resized under a reader.
+A row is one version of one item: its number in the store, its id, subject, filter columns, and the
+label of its vector. A change of subject or metadata is a new row with the same label; a row is
+never edited, only given the sequence at which it died. So a view of the past is a row count and a
+sequence, and readers take no lock: the one writer appends behind every reader's count, and arrays
+that must grow are copied, never resized under a reader.
+
+A million items are a million rows, so everything lies in flat arrays, some 120 bytes an item, and
+nothing here takes time in proportion to the items but what says so.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -19,7 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinserve.server.gallery.hash_index import NOTHING, HashIndex, Keys
 from twinserve.server.gallery.metadata import microseconds
+from twinserve.server.gallery.texts import Texts
 from twinserve.server.gallery.types import (
     All,
     AnyOf,
@@ -37,18 +43,53 @@ Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 ALIVE = np.iinfo(np.int64).max
-NOTHING = -1
 CACHED_FILTERS = 64
+PIECE = 16_384  # rows at a time, so that other threads get their turn in between
+LONGEST_CHAIN = 32  # rows of one label or subject that are followed; beyond, all are scanned
 _COMPACT_ROWS = 10_000
 
 
-def grown(array: NDArray[Any], size: int, fill: int) -> NDArray[Any]:
-    """The array itself if it holds `size` entries, else a copy of at least twice its length."""
+def grown(array: NDArray[Any], size: int) -> NDArray[Any]:
+    """The array itself if it holds `size` entries, else a copy of at least half as many again.
+
+    What lies behind the old end is not set: nobody reads there before it was written.
+    """
     if size <= len(array):
         return array
-    larger = np.full(max(size, 2 * len(array), 64), fill, dtype=array.dtype)
+    larger = np.empty(max(size, len(array) * 3 // 2, 64), dtype=array.dtype)
     larger[: len(array)] = array
     return larger
+
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """Rows on their way into the chains of their targets, such as the labels that they have."""
+
+    earlier: NDArray[np.int32]  # [n] the row before each in its chain, or NOTHING
+    targets: Indices  # [m] the targets
+    newest: NDArray[np.int32]  # [m] the last row of each one's chain
+
+    @classmethod
+    def of(cls, newest: NDArray[np.int32], targets: Indices, rows: NDArray[np.int32]) -> Links:
+        """Hang rows [n], ascending, behind what `newest` [targets] holds for their targets [n]."""
+        if len(targets) == 1:  # by far the most common batch
+            return cls(newest[targets], targets, rows)
+        order = np.argsort(targets, kind="stable")
+        ordered = targets[order]
+        starts = np.ones(len(order), dtype=np.bool_)
+        starts[1:] = ordered[1:] != ordered[:-1]
+        sorted_rows = rows[order]
+        before = np.empty(len(order), dtype=np.int32)
+        before[1:] = sorted_rows[:-1]
+        before[starts] = newest[ordered[starts]]
+        earlier = np.empty_like(before)
+        earlier[order] = before
+        ends = np.roll(starts, -1)
+        return cls(earlier, ordered[ends], sorted_rows[ends])
+
+    def publish(self, newest: NDArray[np.int32]) -> None:
+        """Let readers find the rows, whose `earlier` lie where they belong by now."""
+        newest[self.targets] = self.newest
 
 
 class Column:
@@ -72,12 +113,42 @@ class Column:
     def append(self, start: int, values: list[MetadataValue | None]) -> None:
         """Write rows [start, start + len(values)); None where the key is missing."""
         end = start + len(values)
-        self.values = grown(self.values, end, 0)
-        self.present = grown(self.present, end, 0)
+        self.values = grown(self.values, end)
+        self.present = grown(self.present, end)
+        self.values[start:end] = 0
+        self.present[start:end] = False
         for row, value in enumerate(values, start):
             if value is not None:
                 self.values[row] = self._plain(value)
                 self.present[row] = True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes, about."""
+        some = self.texts[:1_000]
+        each = sum(len(text) + 60 for text in some) // max(1, len(some))
+        texts = each * len(self.texts)
+        return self.values.nbytes + self.present.nbytes + texts
+
+    def saved(self, name: str, rows: Indices) -> dict[str, NDArray[Any]]:
+        """Some rows as arrays."""
+        arrays: dict[str, NDArray[Any]] = {
+            f"{name}.values": self.values[rows],
+            f"{name}.present": self.present[rows],
+        }
+        if self.kind is MetadataType.TEXT:
+            # Texts without NUL, as metadata are checked to be.
+            text = "\0".join(self.texts[: 1 + int(arrays[f"{name}.values"].max(initial=-1))])
+            arrays[f"{name}.texts"] = np.frombuffer(text.encode(), dtype=np.uint8)
+        return arrays
+
+    def restore(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Begin with the rows that `saved` gave."""
+        self.values = arrays[f"{name}.values"].copy()
+        self.present = arrays[f"{name}.present"].copy()
+        if self.kind is MetadataType.TEXT and self.present.any():
+            self.texts = arrays[f"{name}.texts"].tobytes().decode().split("\0")
+            self._codes = {text: code for code, text in enumerate(self.texts)}
 
     def _plain(self, value: MetadataValue) -> int | float:
         if isinstance(value, str):
@@ -161,29 +232,151 @@ class Masks:
         return result
 
 
+class Subjects:
+    """Names by code and back, and how many live items each has. Codes are given in order."""
+
+    def __init__(self, texts: Texts, expected: int = 0) -> None:
+        """Start empty; names are kept in `texts`."""
+        self.texts = texts
+        self.count = 0
+        self.name_at: Indices = np.empty(0, dtype=np.int64)  # [>= count]
+        self.items: NDArray[np.int32] = np.empty(0, dtype=np.int32)  # [>= count] alive now
+        self.newest: NDArray[np.int32] = np.empty(0, dtype=np.int32)  # [>= count] the last row
+        self._index = HashIndex(expected)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take, without the names."""
+        arrays = (self.name_at, self.items, self.newest)
+        return self._index.nbytes + sum(array.nbytes for array in arrays)
+
+    def code_of(self, name: str) -> int | None:
+        """The code of a name, or None; any thread."""
+        text = name.encode()
+        key = _name_key(text)
+        while True:
+            code = int(self._index.get(np.array([key], dtype=np.uint64))[0])
+            if code == NOTHING:
+                return None
+            if self.texts.at(int(self.name_at[code])) == text:
+                return code
+            key = _next_key(key)
+
+    def name_of(self, code: int) -> str:
+        """The name of a code; any thread."""
+        return self.texts.at(int(self.name_at[code])).decode()
+
+    def codes_for(self, names: Sequence[bytes], kept_at: Indices) -> Indices:
+        """Codes [n] of names, new where there is none; only the writing thread calls this.
+
+        `kept_at` [n]: the handle under which a name is kept already, or NOTHING.
+        """
+        keys = np.fromiter((_name_key(name) for name in names), dtype=np.uint64, count=len(names))
+        codes = self._index.get(keys)
+        fresh: dict[bytes, int] = {}
+        taken: dict[int, int] = {}  # key -> code, of this batch
+        where: list[int] = []
+        for position, name in enumerate(names):
+            code = int(codes[position])
+            if code == NOTHING:
+                code = fresh.get(name, NOTHING)
+            elif self.texts.at(int(self.name_at[code])) != name:  # another name with this digest
+                code = fresh.get(name, NOTHING)
+                if code == NOTHING:
+                    known = self.code_of(name.decode())
+                    code = NOTHING if known is None else known
+            if code == NOTHING:
+                key = int(keys[position])
+                while key in taken or self._index.get(np.array([key], np.uint64))[0] != NOTHING:
+                    key = _next_key(key)
+                code = self.count + len(fresh)
+                fresh[name] = taken[key] = code
+                where.append(position)
+            codes[position] = code
+        if fresh:
+            self._add(list(fresh), kept_at[where], np.fromiter(taken, np.uint64, len(taken)))
+        return codes
+
+    def _add(self, names: Sequence[bytes], kept_at: Indices, keys: Keys) -> None:
+        missing = kept_at == NOTHING
+        if missing.any():
+            kept_at[missing] = self.texts.append(
+                [name for name, absent in zip(names, missing.tolist(), strict=True) if absent]
+            )
+        self._extend(kept_at)
+        # The index last: whoever finds a code there finds its name.
+        self._index.put(keys, np.arange(self.count - len(names), self.count))
+
+    def _extend(self, kept_at: Indices) -> None:
+        start, end = self.count, self.count + len(kept_at)
+        self.name_at = grown(self.name_at, end)
+        self.items = grown(self.items, end)
+        self.newest = grown(self.newest, end)
+        self.name_at[start:end] = kept_at
+        self.items[start:end] = 0
+        self.newest[start:end] = NOTHING
+        self.count = end
+
+    def keys(self) -> Keys:
+        """[count] the keys by which the names are found; any thread."""
+        count = self.count
+        keys, codes = self._index.items()
+        within = codes < count  # another thread may be adding some
+        ordered = np.zeros(count, dtype=np.uint64)
+        ordered[codes[within]] = keys[within]
+        return ordered
+
+    @classmethod
+    def restored(cls, texts: Texts, name_at: Indices, keys: Keys) -> Subjects:
+        """Subjects of no items yet, from the handles of their names and from `keys`."""
+        subjects = cls(texts, len(name_at))
+        subjects._extend(name_at)
+        for start in range(0, len(keys), PIECE):
+            end = min(start + PIECE, len(keys))
+            subjects._index.put(keys[start:end], np.arange(start, end))
+        return subjects
+
+
+def _name_key(name: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+
+
+def _next_key(key: int) -> int:
+    return (key * 6_364_136_223_846_793_005 + 1) % 2**64
+
+
+@dataclass(eq=False)
+class Chains:
+    """Which row comes before each; the arrays of now, which views that are older share."""
+
+    earlier: NDArray[np.int32]  # row -> the previous row of the same label, or NOTHING
+    sibling: NDArray[np.int32]  # row -> the previous row of the same subject, or NOTHING
+
+
 @dataclass(frozen=True, eq=False)
 class RowsView:
-    """The rows at one sequence. Everything in it stays as it is while others write."""
+    """The rows at one sequence. What it says of them stays as it is while others write."""
 
     sequence: int
     count: int
     item_count: int
     subject_count: int
     vector_count: int
-    ids: list[str]
+    generation: object  # rows of one generation keep their places
+    texts: Texts
+    id_at: Indices  # [>= count] row -> handle of its id
+    number: Indices  # [>= count] row -> number of its item in the store
     label: Indices  # [>= count] row -> label of its vector
     subject: NDArray[np.int32]  # [>= count] row -> code of its subject
     unnamed: Mask  # [>= count] enrolled without a subject
     died: Indices  # [>= count] sequence, or ALIVE
-    earlier: NDArray[np.int32]  # [>= count] the previous row of the same label, or NOTHING
-    latest: NDArray[np.int32]  # [>= labels] label -> its newest row, or NOTHING
-    names: list[str]
-    codes: Mapping[str, int]
+    chains: Chains
+    subjects: Subjects
     masks: Masks
 
     @cached_property
     def alive(self) -> Mask:
-        """[count] which rows are the present version of an item."""
+        """[count] which rows are the present version of an item. In proportion to the rows."""
         return self.died[: self.count] > self.sequence
 
     @cached_property
@@ -191,10 +384,17 @@ class RowsView:
         """The rows of `alive`, ascending."""
         return np.flatnonzero(self.alive)
 
-    @cached_property
-    def subject_sizes(self) -> Indices:
-        """[codes] how many live items each subject has."""
-        return np.bincount(self.subject[self.live_rows], minlength=len(self.names))
+    def lives(self, rows: Indices) -> Mask:
+        """Which of some rows are the present version of an item."""
+        return np.asarray(self.died[rows] > self.sequence)
+
+    def id_of(self, row: int) -> str:
+        """The id of a row's item."""
+        return self.texts.at(int(self.id_at[row])).decode()
+
+    def subject_of(self, row: int) -> str:
+        """The subject as enrolled."""
+        return "" if self.unnamed[row] else self.subjects.name_of(int(self.subject[row]))
 
     def passing(self, wanted: Filter) -> Mask:
         """[count] which live rows pass a filter."""
@@ -202,183 +402,263 @@ class RowsView:
 
     def count_subjects(self, rows: Indices) -> int:
         """How many subjects these rows have."""
-        seen = np.zeros(len(self.names), dtype=np.bool_)
+        seen = np.zeros(self.subjects.count, dtype=np.bool_)
         seen[self.subject[rows]] = True
-        return int(seen.sum())
+        return int(np.count_nonzero(seen))
 
     def of_subject(self, subject: str) -> Indices:
-        """The live rows of a subject."""
-        code = self.codes.get(subject)
-        if code is None:
-            return np.zeros(0, dtype=np.int64)
-        return np.flatnonzero((self.subject[: self.count] == code) & self.alive)
+        """The live rows of a subject, ascending."""
+        code = self.subjects.code_of(subject)
+        return np.zeros(0, dtype=np.int64) if code is None else self.of_code(code)
 
-    def subject_of(self, row: int) -> str:
-        """The subject as enrolled."""
-        return "" if self.unnamed[row] else self.names[self.subject[row]]
+    def of_code(self, code: int) -> Indices:
+        """The live rows of the subject with this code, ascending."""
+        found: list[int] = []
+        row = int(self.subjects.newest[code])
+        for _ in range(LONGEST_CHAIN):
+            if row == NOTHING:
+                rows = np.array(found[::-1], dtype=np.int64)
+                return rows[self.lives(rows)]
+            if row < self.count:
+                found.append(row)
+            row = int(self.chains.sibling[row])
+        # Of a subject with very many items, scanning beats following its chain.
+        rows = np.flatnonzero(self.subject[: self.count] == code)
+        return rows[self.lives(rows)]
 
-    def of_labels(self, labels: Indices) -> Indices:
-        """All rows, dead ones included, whose vectors have these labels."""
-        found = []
-        rows = self.latest[labels]
-        for _ in range(16):
-            rows = rows[rows != NOTHING]
+    def of_labels(self, newest: NDArray[np.int32], labels: Indices) -> tuple[Indices, Indices]:
+        """All rows, dead ones included, whose vectors have labels [n] with `newest` rows [n].
+
+        Returns rows [m], and [m] which of the n each belongs to.
+        """
+        places = np.flatnonzero(newest != NOTHING)
+        rows = newest[places]
+        found: list[NDArray[np.int32]] = []
+        owners: list[Indices] = []
+        for _ in range(LONGEST_CHAIN):
             if not len(rows):
                 break
-            found.append(rows[rows < self.count])
-            rows = self.earlier[rows]
-        else:  # thousands of items with one vector: scanning beats following the chain
-            return np.flatnonzero(np.isin(self.label[: self.count], labels))
-        return np.concatenate(found).astype(np.int64) if found else np.zeros(0, dtype=np.int64)
+            within = rows < self.count
+            found.append(rows[within])
+            owners.append(places[within])
+            rows = self.chains.earlier[rows]
+            on = rows != NOTHING
+            if not on.any():
+                break
+            rows, places = rows[on], places[on]
+        else:
+            return self._scan_for(labels)
+        if len(found) == 1:
+            return found[0].astype(np.int64), owners[0]
+        if not found:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        return np.concatenate(found).astype(np.int64), np.concatenate(owners)
+
+    def _scan_for(self, labels: Indices) -> tuple[Indices, Indices]:
+        """`of_labels` where one vector is that of very many items."""
+        unique, back = np.unique(labels, return_inverse=True)
+        label = self.label[: self.count]
+        place = np.minimum(np.searchsorted(unique, label), len(unique) - 1)
+        rows = np.flatnonzero(unique[place] == label)
+        place = place[rows]
+        # A label that was asked for several times (by several probes) gets its rows each time.
+        order = np.argsort(place, kind="stable")
+        counts = np.bincount(place, minlength=len(unique))
+        starts = np.cumsum(counts) - counts
+        repeats = counts[back]
+        owners = np.repeat(np.arange(len(labels)), repeats)
+        offsets = np.arange(len(owners)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+        return rows[order[starts[back][owners] + offsets]], owners
 
 
-@dataclass(frozen=True)
-class NewRow:
-    """What `Rows.append` takes; `label` as given by the vectors."""
+@dataclass(frozen=True, eq=False)
+class NewRows:
+    """What `Rows.append` takes: n items, in the order in which they were written."""
 
-    id: str
-    subject: str
-    metadata: Mapping[str, MetadataValue]
-    label: int
+    numbers: Indices  # [n]
+    ids: Sequence[bytes]
+    id_at: Indices  # [n] handles of ids that are kept already, or NOTHING
+    subjects: Sequence[bytes]  # b"" = the item is its own subject
+    labels: Indices  # [n]
+    metadata: Sequence[Mapping[str, MetadataValue]]
 
 
 class Rows:
     """The owner of the arrays; only the writing thread calls it."""
 
-    def __init__(self, declared: Mapping[str, MetadataType], labels: int = 0) -> None:
-        """Start empty, with room for `labels` labels."""
+    def __init__(self, declared: Mapping[str, MetadataType]) -> None:
         self._declared = dict(declared)
         self.count = 0
         self.dead = 0
-        self.vector_count = 0
-        self.references: NDArray[np.int32] = np.zeros(labels, dtype=np.int32)  # live rows by label
-        # Graphs go on naming dead labels until they are rebuilt: those lead to nothing.
-        self._latest: NDArray[np.int32] = np.full(labels, NOTHING, dtype=np.int32)
-        self._row_of: dict[str, int] = {}
-        self._ids: list[str] = []
-        self._names: list[str] = []
-        self._codes: dict[str, int] = {}
-        self._subject_items: list[int] = []
+        self.texts = Texts()
+        self.subjects = Subjects(self.texts)
+        self.chains = Chains(np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32))
+        self._generation = object()
         self._subject_count = 0
         self._columns = {key: Column(kind) for key, kind in self._declared.items()}
         self._masks = Masks(self._columns)
-        self._label: Indices = np.zeros(0, dtype=np.int64)
-        self._subject: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
-        self._unnamed: Mask = np.zeros(0, dtype=np.bool_)
-        self._died: Indices = np.zeros(0, dtype=np.int64)
-        self._earlier: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+        self._number: Indices = np.empty(0, dtype=np.int64)
+        self._id_at: Indices = np.empty(0, dtype=np.int64)
+        self.label: Indices = np.empty(0, dtype=np.int64)
+        self._subject: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self._unnamed: Mask = np.empty(0, dtype=np.bool_)
+        self._died: Indices = np.empty(0, dtype=np.int64)
+        self._row_of = HashIndex()
 
-    def label_of(self, item_id: str) -> int:
-        """The label of a live item's vector."""
-        return int(self._label[self._row_of[item_id]])
+    @property
+    def live(self) -> int:
+        """How many items there are."""
+        return self.count - self.dead
 
-    def append(self, new: list[NewRow]) -> None:
-        """Add rows. A new version of an item is appended first, then its old row is killed, so that
-        a vector that both share never counts as dead in between.
-        """
-        if not new:
-            return
-        start, end = self.count, self.count + len(new)
-        self._label = grown(self._label, end, NOTHING)
-        self._subject = grown(self._subject, end, 0)
-        self._unnamed = grown(self._unnamed, end, 0)
-        self._died = grown(self._died, end, ALIVE)
-        self._earlier = grown(self._earlier, end, NOTHING)
-        labels = max(row.label for row in new) + 1
-        self._latest = grown(self._latest, labels, NOTHING)
-        self.references = grown(self.references, labels, 0)
-        for row, item in enumerate(new, start):
-            code = self._code(item.subject or item.id)
-            self._subject_items[code] += 1
-            self._subject_count += self._subject_items[code] == 1
-            self.vector_count += self.references[item.label] == 0
-            self.references[item.label] += 1
-            self._label[row] = item.label
-            self._subject[row] = code
-            self._unnamed[row] = not item.subject
-            self._died[row] = ALIVE
-            self._earlier[row] = self._latest[item.label]
-            self._latest[item.label] = row
-            self._row_of[item.id] = row
-            self._ids.append(item.id)
-        for key, column in self._columns.items():
-            column.append(start, [item.metadata.get(key) for item in new])
-        self.count = end
-
-    def row_of(self, item_id: str) -> int:
-        """The live row of an item."""
-        return self._row_of[item_id]
-
-    def kill(self, row: int, sequence: int) -> int | None:
-        """End a row at `sequence`; return its label if no live row holds that vector any more."""
-        label, code = int(self._label[row]), int(self._subject[row])
-        self._died[row] = sequence
-        self.dead += 1
-        if self._row_of.get(self._ids[row]) == row:
-            del self._row_of[self._ids[row]]
-        self._subject_items[code] -= 1
-        self._subject_count -= self._subject_items[code] == 0
-        self.references[label] -= 1
-        if self.references[label] == 0:
-            self.vector_count -= 1
-            return label
-        return None
-
-    def compacted(self) -> Rows:
-        """New rows without the dead ones once those are as many as the live, else self.
-
-        Views, and a builder that reads `references`, keep what they hold.
-        """
-        if self.dead < max(_COMPACT_ROWS, self.count - self.dead):
-            return self
-        fresh = Rows(self._declared, labels=len(self.references))
-        fresh.append(
-            [
-                NewRow(
-                    id=self._ids[row],
-                    subject="" if self._unnamed[row] else self._names[self._subject[row]],
-                    metadata=self._values_at(self._columns, row),
-                    label=int(self._label[row]),
-                )
-                for row in np.flatnonzero(self._died[: self.count] == ALIVE).tolist()
-            ]
+    @property
+    def nbytes(self) -> int:
+        """Bytes that everything here takes, about."""
+        arrays = (
+            self._number,
+            self._id_at,
+            self.label,
+            self._subject,
+            self._unnamed,
+            self._died,
+            self.chains.earlier,
+            self.chains.sibling,
         )
-        return fresh
+        columns = sum(column.nbytes for column in self._columns.values())
+        parts = (self.texts.nbytes, self.subjects.nbytes, self._row_of.nbytes, columns)
+        return sum(array.nbytes for array in arrays) + sum(parts)
 
-    @staticmethod
-    def _values_at(columns: Mapping[str, Column], row: int) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key, column in columns.items():
-            if column.present[row]:
-                plain = column.values[row].item()
-                values[key] = column.texts[plain] if column.kind is MetadataType.TEXT else plain
-        return values
+    def rows_of(self, numbers: Indices) -> Indices:
+        """The live rows [n] of items [n], by their numbers in the store; NOTHING for others."""
+        return self._row_of.get(numbers.astype(np.uint64))
 
-    def _code(self, subject: str) -> int:
-        code = self._codes.get(subject)
-        if code is None:
-            code = len(self._names)
-            self._names.append(subject)  # the name first: a reader may look the code up at once
-            self._subject_items.append(0)
-            self._codes[subject] = code
-        return code
+    def id_at(self, rows: Indices) -> Indices:
+        """Handles of the ids of rows."""
+        return self._id_at[rows]
 
-    def view(self, sequence: int) -> RowsView:
+    def append(self, new: NewRows) -> Indices:
+        """Add rows and return their places; `hang` them and `kill` older versions next."""
+        id_at = new.id_at.copy()
+        missing = np.flatnonzero(id_at == NOTHING)
+        if len(missing):
+            id_at[missing] = self.texts.append([new.ids[i] for i in missing.tolist()])
+        unnamed = np.fromiter((not name for name in new.subjects), np.bool_, len(new.subjects))
+        names = [name or item for name, item in zip(new.subjects, new.ids, strict=True)]
+        codes = self.subjects.codes_for(names, np.where(unnamed, id_at, NOTHING))
+        rows = self._write(new.numbers, id_at, codes, unnamed, new.labels)
+        for key, column in self._columns.items():
+            column.append(int(rows[0]), [values.get(key) for values in new.metadata])
+        return rows
+
+    def hang(self, rows: Indices, earlier: NDArray[np.int32]) -> None:
+        """Say which row comes before each of `rows` in the chain of its label."""
+        self.chains.earlier[rows] = earlier
+
+    def kill(self, rows: Indices, sequence: int) -> Indices:
+        """End rows at `sequence`; return their labels [n]."""
+        self._died[rows] = sequence
+        self.dead += len(rows)
+        numbers = self._number[rows].astype(np.uint64)
+        gone = self._row_of.get(numbers) == rows  # not where a newer version took the place
+        self._row_of.drop(numbers[gone])
+        codes, counts = np.unique(self._subject[rows], return_counts=True)
+        self.subjects.items[codes] -= counts.astype(np.int32)
+        self._subject_count -= int(np.count_nonzero(self.subjects.items[codes] == 0))
+        return self.label[rows]
+
+    def _write(
+        self, numbers: Indices, id_at: Indices, codes: Indices, unnamed: Mask, labels: Indices
+    ) -> Indices:
+        start, end = self.count, self.count + len(numbers)
+        rows = np.arange(start, end)
+        self._number = grown(self._number, end)
+        self._id_at = grown(self._id_at, end)
+        self.label = grown(self.label, end)
+        self._subject = grown(self._subject, end)
+        self._unnamed = grown(self._unnamed, end)
+        self._died = grown(self._died, end)
+        self.chains.earlier = grown(self.chains.earlier, end)
+        self.chains.sibling = grown(self.chains.sibling, end)
+        self._number[start:end] = numbers
+        self._id_at[start:end] = id_at
+        self.label[start:end] = labels
+        self._subject[start:end] = codes
+        self._unnamed[start:end] = unnamed
+        self._died[start:end] = ALIVE
+        self.chains.earlier[start:end] = NOTHING
+        links = Links.of(self.subjects.newest, codes, rows.astype(np.int32))
+        self.chains.sibling[start:end] = links.earlier
+        links.publish(self.subjects.newest)
+        touched, counts = np.unique(codes, return_counts=True)
+        self._subject_count += int(np.count_nonzero(self.subjects.items[touched] == 0))
+        self.subjects.items[touched] += counts.astype(np.int32)
+        keys = numbers.astype(np.uint64)
+        self._row_of.drop(keys)  # of the versions before
+        self._row_of.put(keys, rows)
+        self.count = end
+        return rows
+
+    def crowded(self) -> bool:
+        """Whether dead rows are as many as the live, and worth being left behind."""
+        return self.dead >= max(_COMPACT_ROWS, self.live)
+
+    # -- as flat arrays: to leave the dead behind, and to be written to a file ---------------------
+
+    def saved(self, view: RowsView) -> dict[str, NDArray[Any]]:
+        """The live rows of a view, as arrays from which `restored` makes them again; any thread."""
+        live = view.live_rows
+        codes = view.subject[live]
+        used = np.zeros(view.subjects.count, dtype=np.bool_)
+        used[codes] = True
+        kept = np.flatnonzero(used)
+        renumbered = np.cumsum(used) - 1
+        arrays: dict[str, NDArray[Any]] = {
+            "number": view.number[live],
+            "label": view.label[live],
+            "subject": renumbered[codes].astype(np.int32),
+            "unnamed": view.unnamed[live],
+            "subject_key": view.subjects.keys()[kept],
+        }
+        texts, (id_at, name_at) = view.texts.copied(view.id_at[live], view.subjects.name_at[kept])
+        arrays |= {"texts": texts, "id_at": id_at, "name_at": name_at}
+        for key, column in view.masks.columns.items():
+            arrays |= column.saved(f"column.{key}", live)
+        return arrays
+
+    @classmethod
+    def restored(
+        cls, declared: Mapping[str, MetadataType], arrays: Mapping[str, NDArray[Any]]
+    ) -> Rows:
+        """Rows from what `saved` gave; each must be hung into the chain of its label."""
+        rows = cls(declared)
+        rows.texts = Texts(arrays["texts"].tobytes())
+        rows.subjects = Subjects.restored(rows.texts, arrays["name_at"], arrays["subject_key"])
+        names = ("number", "id_at", "subject", "unnamed", "label")
+        for start in range(0, len(arrays["number"]), PIECE):
+            numbers, id_at, codes, unnamed, labels = (
+                arrays[name][start : start + PIECE] for name in names
+            )
+            rows._write(numbers, id_at, codes, unnamed, labels)
+        for key, column in rows._columns.items():
+            column.restore(f"column.{key}", arrays)
+        return rows
+
+    def view(self, sequence: int, vector_count: int) -> RowsView:
         """The rows as they stand, to be read at `sequence`."""
         return RowsView(
             sequence=sequence,
             count=self.count,
-            item_count=len(self._row_of),
-            subject_count=int(self._subject_count),
-            vector_count=int(self.vector_count),
-            ids=self._ids,
-            label=self._label,
+            item_count=self.live,
+            subject_count=self._subject_count,
+            vector_count=vector_count,
+            generation=self._generation,
+            texts=self.texts,
+            id_at=self._id_at,
+            number=self._number,
+            label=self.label,
             subject=self._subject,
             unnamed=self._unnamed,
             died=self._died,
-            earlier=self._earlier,
-            latest=self._latest,
-            names=self._names,
-            codes=self._codes,
+            chains=self.chains,
+            subjects=self.subjects,
             masks=self._masks,
         )

@@ -9,7 +9,7 @@ recomputed in float64 from the vectors as enrolled; float32 only chooses whom to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,12 +18,22 @@ from numpy.typing import NDArray
 from twinserve.distance import Embeddings, FloatArray, Metric, paired
 from twinserve.server.gallery.rows import RowsView
 from twinserve.server.gallery.segments import Probes, Segment, safe, stitched
-from twinserve.server.gallery.types import Filter, Hit, Hits
+from twinserve.server.gallery.types import Filter
 
 Indices = NDArray[np.int64]
 
 CELLS = 1 << 23  # float32 cells of one block of a scan: 32 MB
+REMEMBERED_FILTERS = 64
 NARROW = 0.1  # a filter that keeps less is scanned: exact, and cheaper than the graph
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """What a filter lets through."""
+
+    mask: NDArray[np.bool_]  # [rows]
+    items: int
+    subjects: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +42,11 @@ class View:
 
     rows: RowsView
     segments: tuple[Segment, ...]
+    newest: tuple[NDArray[np.int32], ...]  # by segment, [its vectors] the last row of each
     dimension: int
     metric: Metric
     safe: bool  # every living vector may be ranked in float32; dead ones may not
+    _passed: dict[Filter, Passed] = field(default_factory=dict)
 
     @property
     def sequence(self) -> int:
@@ -47,6 +59,19 @@ class View:
         labels = self.rows.label[self.rows.live_rows]
         return self.rows.live_rows, labels, stretches(self.segments, labels)
 
+    def passed(self, wanted: Filter) -> Passed:
+        """What a filter lets through; worked out once, since searches repeat their filters."""
+        known = self._passed.get(wanted)
+        if known is None:
+            mask = self.rows.passing(wanted)
+            items = int(np.count_nonzero(mask))
+            subjects = self.rows.count_subjects(np.flatnonzero(mask)) if items else 0
+            known = Passed(mask, items, subjects)
+            while len(self._passed) >= REMEMBERED_FILTERS:
+                self._passed.clear()
+            self._passed[wanted] = known
+        return known
+
 
 @dataclass(frozen=True)
 class Question:
@@ -57,10 +82,59 @@ class Question:
     max_distance: float | None = None
     exact: bool = False
     ef: int = 64
+    mean_of: int = 1  # a subject's distance is the mean of so many of its nearest items
 
+    @property
     def limit(self) -> float:
         """The largest distance that may be answered."""
         return np.inf if self.max_distance is None else self.max_distance
+
+    @property
+    def averages(self) -> bool:
+        """Whether a subject's distance is that of several items."""
+        return self.by_subject and self.mean_of > 1
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Hits of n probes, end to end: those of probe i are at starts[i]:starts[i + 1]."""
+
+    starts: Indices  # [n + 1]
+    rows: Indices  # [m] the row that decided
+    distances: FloatArray  # [m]
+    exact: NDArray[np.bool_]  # [n] these are provably the nearest
+
+    @classmethod
+    def joined(cls, parts: Sequence[Found]) -> Found:
+        """One after another."""
+        counts = np.concatenate([np.diff(part.starts) for part in parts])
+        return cls(
+            np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)]),
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.distances for part in parts]),
+            np.concatenate([part.exact for part in parts]),
+        )
+
+    def picked(self, probes: Indices) -> Found:
+        """The hits of some probes."""
+        return Found.joined([self.of(int(probe)) for probe in probes])
+
+    def of(self, probe: int) -> Found:
+        """The hits of one probe."""
+        start, end = int(self.starts[probe]), int(self.starts[probe + 1])
+        return Found(
+            np.array([0, end - start]),
+            self.rows[start:end],
+            self.distances[start:end],
+            self.exact[probe : probe + 1],
+        )
+
+
+def nothing_found(probes: int) -> Found:
+    """No hits, and there are none."""
+    none = np.zeros(0, dtype=np.int64)
+    starts = np.zeros(probes + 1, dtype=np.int64)
+    return Found(starts, none, none.astype(np.float64), np.ones(probes, dtype=np.bool_))
 
 
 def go_on() -> None:
@@ -74,7 +148,8 @@ def search(
     wanted: Filter | None,
     exact_below: int,
     proceed: Callable[[], None] = go_on,
-) -> tuple[list[Hits], int, int]:
+    threads: int = 1,
+) -> tuple[Found, int, int]:
     """Answer each probe; also how many items and subjects were searched.
 
     Args:
@@ -84,18 +159,16 @@ def search(
         wanted: only items that pass are searched.
         exact_below: up to so many live vectors are scanned.
         proceed: called between pieces of the work; what it raises ends the search.
+        threads: of a graph that is asked for many probes.
     """
     proceed()
     rows = view.rows
-    if wanted is None:
-        passing = rows.alive
-        kept, subjects = rows.item_count, rows.subject_count
-    else:
-        passing = rows.passing(wanted)
-        chosen = np.flatnonzero(passing)
-        kept, subjects = len(chosen), rows.count_subjects(chosen)
-    if kept == 0:
-        return [Hits((), True) for _ in probes], 0, 0
+    passed = None if wanted is None else view.passed(wanted)
+    kept, subjects = rows.item_count, rows.subject_count
+    if passed is not None:
+        kept, subjects = passed.items, passed.subjects
+    if kept == 0 or not len(probes):
+        return nothing_found(len(probes)), kept, subjects
     ready = Probes(probes, view.metric)
     scan = (
         question.exact
@@ -105,20 +178,28 @@ def search(
         or not safe(ready.lengths, view.metric)
         or all(segment.graph is None for segment in view.segments)
     )
-    answers: list[Hits | None] = [None] * len(probes)
     enough = min(question.k, subjects if question.by_subject else kept)
-    if not scan:
-        _through_graphs(view, ready, question, passing, enough, answers, proceed)
-    open_probes = [number for number, answer in enumerate(answers) if answer is None]
-    if open_probes:
-        chosen_rows = None if wanted is None else np.flatnonzero(passing)
-        part = (
-            ready if len(open_probes) == len(probes) else Probes(probes[open_probes], view.metric)
-        )
-        scanned = _scan(view, part, question, chosen_rows, enough, proceed)
-        for number, hits in zip(open_probes, scanned, strict=True):
-            answers[number] = hits
-    return [answer for answer in answers if answer is not None], kept, subjects
+    scope = Scope(view, question, passed, enough, proceed)
+    if scan:
+        return _scan(scope, ready), kept, subjects
+    return _through_graphs(scope, ready, kept, threads), kept, subjects
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """One search's question, where it is asked, and how many hits end it."""
+
+    view: View
+    question: Question
+    passed: Passed | None
+    enough: int
+    proceed: Callable[[], None]
+
+    def admits(self, rows: Indices) -> NDArray[np.bool_]:
+        """Which of some rows may be answered."""
+        if self.passed is not None:
+            return self.passed.mask[rows]
+        return self.view.rows.lives(rows)
 
 
 def rescore(view: View, probe: Embeddings, labels: Indices) -> FloatArray:
@@ -183,39 +264,35 @@ def _units(probes: Probes, parts: Sequence[Stretch], count: int) -> NDArray[np.f
     return units
 
 
-def _scan(
-    view: View,
-    probes: Probes,
-    question: Question,
-    rows: Indices | None,
-    enough: int,
-    proceed: Callable[[], None],
-) -> list[Hits]:
-    """Answer exactly over `rows`, or over all live rows where None."""
-    if rows is None:
+def _scan(scope: Scope, probes: Probes) -> Found:
+    """Answer exactly."""
+    view = scope.view
+    if scope.passed is None:
         rows, labels, parts = view.live
     else:
+        rows = np.flatnonzero(scope.passed.mask)
         labels = view.rows.label[rows]
         parts = stretches(view.segments, labels)
     if not (view.safe and safe(probes.lengths, view.metric)):
         slow = []
         for probe in probes.vectors:
-            proceed()
-            slow.append(_hits(view, question, rows, rescore(view, probe, labels), exact=True))
-        return slow
+            scope.proceed()
+            distances = rescore(view, probe, labels)
+            slow.append(_ranked_one(scope, probe, rows, distances, exact=True))
+        return Found.joined(slow)
     errors = probes.error(max(part.longest for part in parts))
     block = max(1, CELLS // len(rows))
-    answers: list[Hits] = []
+    answers: list[Found] = []
     for start in range(0, len(probes.vectors), block):
         some = probes
         if block < len(probes.vectors):
             some = Probes(probes.vectors[start : start + block], probes.metric)
-        proceed()
+        scope.proceed()
         for number, units in enumerate(_units(some, parts, len(rows)), start):
-            proceed()
+            scope.proceed()
             ranked = Ranked(rows, labels, units, float(errors[number]))
-            answers.append(_nearest(view, question, probes.vectors[number], ranked, enough))
-    return answers
+            answers.append(_nearest(scope, probes.vectors[number], ranked))
+    return Found.joined(answers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,26 +305,26 @@ class Ranked:
     error: float
 
 
-def _nearest(
-    view: View, question: Question, probe: Embeddings, ranked: Ranked, enough: int
-) -> Hits:
+def _nearest(scope: Scope, probe: Embeddings, ranked: Ranked) -> Found:
     """Recompute the front-runners, then everybody whom float32 could have wronged."""
+    view, question = scope.view, scope.question
 
-    def recompute(chosen: Indices) -> Hits:
+    def recompute(chosen: Indices) -> Found:
         distances = rescore(view, probe, ranked.labels[chosen])
-        return _hits(view, question, ranked.rows[chosen], distances, exact=True)
+        return _ranked_one(scope, probe, ranked.rows[chosen], distances, exact=True)
 
     total = len(ranked.rows)
     take = 2 * question.k + 16
     while take < total:
         edge = np.partition(ranked.units, take - 1)[take - 1]
-        hits = recompute(np.flatnonzero(ranked.units <= edge))
-        bound = question.limit()
-        if len(hits.hits) >= enough:
-            bound = min(bound, hits.hits[-1].distance)
+        found = recompute(np.flatnonzero(ranked.units <= edge))
+        bound = question.limit
+        if len(found.rows) >= scope.enough:
+            bound = min(bound, float(found.distances[-1]))
         if bound < np.inf:
+            # A mean is at least the distance of its nearest item, so the bound holds for means too.
             reach = _float32_above(_reach(bound, ranked.error, view.metric))
-            return hits if reach <= edge else recompute(np.flatnonzero(ranked.units <= reach))
+            return found if reach <= edge else recompute(np.flatnonzero(ranked.units <= reach))
         take *= 4
     return recompute(np.arange(total))
 
@@ -267,66 +344,67 @@ def _reach(distance: float, error: float, metric: Metric) -> float:
 # -- through the graphs ---------------------------------------------------------------------------
 
 
-def _through_graphs(
-    view: View,
-    probes: Probes,
-    question: Question,
-    passing: NDArray[np.bool_],
-    enough: int,
-    answers: list[Hits | None],
-    proceed: Callable[[], None],
-) -> None:
-    """Fill in the answers that the graphs give; leave None where the exact scan must decide."""
-    rows = view.rows
-    share = max(np.count_nonzero(passing) / max(rows.count, 1), 1e-3)
-    wanted = max(question.ef, int(2 * question.k / share) if share < 0.9 else 2 * question.k)
-    most = rows.vector_count // 4
-    open_probes = list(range(len(answers)))
-    while open_probes and wanted <= most:
+def _through_graphs(scope: Scope, probes: Probes, kept: int, threads: int) -> Found:
+    """Ask the graphs, wider and wider, and scan where too few survive."""
+    view, question = scope.view, scope.question
+    share = max(kept / max(view.rows.count, 1), 1e-3)
+    needed = question.k * question.mean_of if question.averages else question.k
+    wanted = max(question.ef, int(2 * needed / share) if share < 0.9 else 2 * needed)
+    most = view.rows.vector_count // 4
+    count = len(probes.vectors)
+    answers: dict[int, Found] = {}
+    open_probes = np.arange(count)
+    while len(open_probes) and wanted <= most:
         part = probes
-        if len(open_probes) < len(answers):
+        if len(open_probes) < count:
             part = Probes(probes.vectors[open_probes], probes.metric)
-        labels, units = _candidates(view.segments, part, wanted)
-        still_open = []
-        for number, probe in enumerate(open_probes):
-            proceed()
-            vector = probes.vectors[probe]
-            found = rows.of_labels(labels[number])
-            found = found[passing[found]]
-            distances = rescore(view, vector, rows.label[found])
-            hits = _hits(view, question, found, distances, exact=False)
-            farthest = float(units[number].max())
-            covered = question.max_distance is not None and farthest > _reach(
-                question.max_distance, 0.0, view.metric
-            )
-            if len(hits.hits) >= enough or covered:
-                answers[probe] = hits
-            else:
-                still_open.append(probe)
-        open_probes = still_open
+        candidates = _candidates(view, part, wanted, threads)
+        scope.proceed()
+        found = _judge(scope, part, candidates)
+        done = np.diff(found.starts) >= scope.enough
+        if question.max_distance is not None:
+            done |= candidates.farthest > _reach(question.max_distance, 0.0, view.metric)
+        if done.all() and not answers:
+            return found
+        answers |= {int(open_probes[i]): found.of(int(i)) for i in np.flatnonzero(done)}
+        open_probes = open_probes[~done]
         wanted *= 4
+    if len(open_probes):
+        rest = _scan(scope, Probes(probes.vectors[open_probes], probes.metric))
+        answers |= {int(probe): rest.of(i) for i, probe in enumerate(open_probes)}
+    return Found.joined([answers[probe] for probe in range(count)])
 
 
-def _candidates(
-    segments: Sequence[Segment], probes: Probes, wanted: int
-) -> tuple[Indices, FloatArray]:
-    """The `wanted` nearest labels per probe over all segments, as far as the graphs know."""
-    labels: list[Indices] = []
-    units: list[FloatArray] = []
-    for segment in segments:
-        if not len(segment):
-            continue
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Rows that the graphs name, dead ones included, with float32 ranking units."""
+
+    probes: Indices  # [m]
+    rows: Indices  # [m]
+    units: FloatArray  # [m]
+    farthest: FloatArray  # [n] per probe: how far the graphs went
+
+
+def _candidates(view: View, probes: Probes, wanted: int, threads: int) -> Candidates:
+    """The `wanted` nearest of each segment per probe, as far as its graph knows."""
+    all_probes: list[Indices] = []
+    all_rows: list[Indices] = []
+    all_units: list[FloatArray] = []
+    farthest = np.zeros(len(probes.vectors))
+    for segment, newest in zip(view.segments, view.newest, strict=True):
         take = min(wanted, len(segment))
-        found = segment.graph.nearest(probes.vectors, take) if segment.graph else None
-        local, near = found if found is not None else _scan_segment(segment, probes, take)
-        labels.append(segment.labels[local])
-        units.append(near)
-    all_labels, all_units = np.concatenate(labels, axis=1), np.concatenate(units, axis=1)
-    if all_labels.shape[1] > wanted:
-        order = np.argpartition(all_units, wanted - 1, axis=1)[:, :wanted]
-        all_labels = np.take_along_axis(all_labels, order, axis=1)
-        all_units = np.take_along_axis(all_units, order, axis=1)
-    return all_labels, all_units
+        found = segment.graph.nearest(probes.vectors, take, threads) if segment.graph else None
+        local, units = found if found is not None else _scan_segment(segment, probes, take)
+        flat = local.ravel()
+        rows, places = view.rows.of_labels(newest[flat], segment.labels[flat])
+        all_probes.append(places // take)
+        all_rows.append(rows)
+        all_units.append(units.ravel()[places])
+        if take == wanted:
+            np.maximum(farthest, units.max(axis=1), out=farthest)
+    return Candidates(
+        np.concatenate(all_probes), np.concatenate(all_rows), np.concatenate(all_units), farthest
+    )
 
 
 def _scan_segment(segment: Segment, probes: Probes, take: int) -> tuple[Indices, FloatArray]:
@@ -338,33 +416,140 @@ def _scan_segment(segment: Segment, probes: Probes, take: int) -> tuple[Indices,
     return order, np.take_along_axis(units, order, axis=1).astype(np.float64)
 
 
-# -- grouping -------------------------------------------------------------------------------------
+def _judge(scope: Scope, probes: Probes, candidates: Candidates) -> Found:
+    """Rescore the best candidates of each probe exactly, and rank them."""
+    view, question = scope.view, scope.question
+    admitted = scope.admits(candidates.rows)
+    owners, rows = candidates.probes[admitted], candidates.rows[admitted]
+    units = candidates.units[admitted]
+    count = len(probes.vectors)
+    if question.averages:
+        return Found.joined(
+            [
+                _ranked_one(
+                    scope,
+                    probes.vectors[number],
+                    rows[owners == number],
+                    rescore(view, probes.vectors[number], view.rows.label[rows[owners == number]]),
+                    exact=False,
+                )
+                for number in range(count)
+            ]
+        )
+    # float32 ranks well enough to leave out those far behind the k-th: most of the work.
+    front = _front(owners, units, 2 * question.k + 16)
+    while True:
+        some_owners, some_rows = owners[front], rows[front]
+        distances = _rescored(view, probes.vectors, some_owners, some_rows)
+        found = _ranked(scope, count, some_owners, some_rows, distances, exact=False)
+        if len(front) == len(owners) or bool((np.diff(found.starts) >= scope.enough).all()):
+            return found
+        front = np.arange(len(owners))
 
 
-def _hits(
-    view: View, question: Question, rows: Indices, distances: FloatArray, *, exact: bool
-) -> Hits:
-    """Order by (distance, id), keep the first of each subject, cut at k and at the limit."""
-    view_rows = view.rows
-    limit = question.limit()
-    found: list[Hit] = []
-    seen: set[int] = set()
-    ids = view_rows.ids
-    codes = view_rows.subject
-    items = 1
-    ordered = sorted(
-        (distance, ids[row], row)
-        for distance, row in zip(distances.tolist(), rows.tolist(), strict=True)
-        if distance <= limit
-    )
-    for distance, item_id, row in ordered:
-        if question.by_subject:
-            code = int(codes[row])
-            if code in seen:
-                continue
-            seen.add(code)
-            items = int(view_rows.subject_sizes[code])
-        found.append(Hit(item_id, view_rows.subject_of(row), distance, items))
-        if len(found) == question.k:
-            break
-    return Hits(tuple(found), exact)
+def _front(owners: Indices, units: FloatArray, most: int) -> Indices:
+    """Which candidates are among the first `most` of their probe."""
+    if len(owners) <= most:
+        return np.arange(len(owners))
+    order = np.lexsort((units, owners))
+    ordered = owners[order]
+    starts = np.searchsorted(ordered, ordered, side="left")
+    return order[np.arange(len(order)) - starts < most]
+
+
+def _rescored(view: View, probes: Embeddings, owners: Indices, rows: Indices) -> FloatArray:
+    """Exact distances [m] of rows [m] to the probes that they were found for."""
+    if not len(rows):
+        return np.zeros(0)
+    vectors, _ = stitched(view.segments, view.rows.label[rows], view.dimension)
+    return paired(vectors, probes[owners], view.metric)
+
+
+# -- ranking --------------------------------------------------------------------------------------
+
+
+def _ranked_one(
+    scope: Scope, probe: Embeddings, rows: Indices, distances: FloatArray, *, exact: bool
+) -> Found:
+    """Rank one probe's candidates; where subjects have means, with all their other items."""
+    if not scope.question.averages:
+        owners = np.zeros(len(rows), dtype=np.int64)
+        return _ranked(scope, 1, owners, rows, distances, exact=exact)
+    view = scope.view
+    codes = np.unique(view.rows.subject[rows]).tolist()
+    whole = [view.rows.of_code(code) for code in codes]
+    rows = np.concatenate([*whole, np.zeros(0, dtype=np.int64)])
+    rows = rows[scope.admits(rows)]
+    distances = rescore(view, probe, view.rows.label[rows])
+    owners = np.zeros(len(rows), dtype=np.int64)
+    return _ranked(scope, 1, owners, rows, distances, exact=exact)
+
+
+def _ranked(
+    scope: Scope,
+    count: int,
+    owners: Indices,
+    rows: Indices,
+    distances: FloatArray,
+    *,
+    exact: bool,
+) -> Found:
+    """Order by (distance, id), keep one of each subject, cut at k and at the limit.
+
+    owners [m]: which of `count` probes each row was found for.
+    """
+    view, question = scope.view, scope.question
+    order = np.lexsort((distances, owners))
+    owners, rows, distances = owners[order], rows[order], distances[order]
+    _order_ties(view, owners, rows, distances)
+    if question.by_subject:
+        codes = view.rows.subject[rows].astype(np.int64)
+        groups = owners * (int(codes.max(initial=0)) + 1) + codes
+        if question.mean_of > 1:
+            owners, rows, distances = _means(scope, groups, owners, rows, distances)
+        else:
+            firsts = np.sort(np.unique(groups, return_index=True)[1])
+            owners, rows, distances = owners[firsts], rows[firsts], distances[firsts]
+    within = distances <= question.limit
+    if not within.all():
+        owners, rows, distances = owners[within], rows[within], distances[within]
+    ends = np.searchsorted(owners, np.arange(count + 1))
+    ranks = np.arange(len(owners)) - ends[owners]
+    chosen = ranks < question.k
+    counts = np.minimum(np.diff(ends), question.k)
+    starts = np.zeros(count + 1, dtype=np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return Found(starts, rows[chosen], distances[chosen], np.full(count, exact))
+
+
+def _order_ties(view: View, owners: Indices, rows: Indices, distances: FloatArray) -> None:
+    """Put rows of equal distance to one probe into the order of their ids, in place."""
+    same = np.flatnonzero((distances[1:] == distances[:-1]) & (owners[1:] == owners[:-1]))
+    if not len(same):
+        return
+    breaks = np.flatnonzero(np.diff(same) > 1)
+    firsts = same[np.concatenate([[0], breaks + 1])]
+    lasts = same[np.concatenate([breaks, [len(same) - 1]])] + 1
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        rows[first : last + 1] = sorted(rows[first : last + 1].tolist(), key=view.rows.id_of)
+
+
+def _means(
+    scope: Scope, groups: Indices, owners: Indices, rows: Indices, distances: FloatArray
+) -> tuple[Indices, Indices, FloatArray]:
+    """One row per group: its nearest, with the mean distance of its nearest `mean_of`."""
+    view, most = scope.view, scope.question.mean_of
+    order = np.argsort(groups, kind="stable")  # within a group: nearest first, as before
+    ordered = groups[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    if not len(order):
+        return owners, rows, distances
+    ranks = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    near = np.where(ranks < most, distances[order], 0.0)
+    sizes = np.minimum(np.diff(np.append(starts, len(order))), most)
+    means = np.add.reduceat(near, starts) / sizes
+    owners, rows = owners[order][starts], rows[order][starts]
+    again = np.lexsort((means, owners))
+    owners, rows, means = owners[again], rows[again], means[again]
+    _order_ties(view, owners, rows, means)
+    return owners, rows, means

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import hnswlib
 import numpy as np
@@ -29,6 +30,11 @@ BUILD_CHUNK = 2_000  # rows per add_items: the GIL is free within, and a build c
 # Lengths outside this range overflow or vanish in float32 products; such vectors are compared in
 # float64 and never enter a graph.
 SAFE_LENGTHS = (1e-15, 1e15)
+
+
+def _space(metric: Metric) -> str:
+    # Cosine: normalised here in float64, since hnswlib's own norm vanishes for tiny vectors.
+    return "l2" if metric is Metric.EUCLIDEAN else "ip"
 
 
 def lengths_of(vectors: Embeddings) -> FloatArray:
@@ -61,11 +67,9 @@ class Graph:
 
     def build(self, vectors: Embeddings, threads: int, stop: threading.Event) -> bool:
         """Insert all rows; False if `stop` was set before the end."""
-        if vectors.shape[1] != self._dimension or not np.isfinite(vectors).all():
-            raise InternalFault("a vector of a wrong dimension or not finite reached the index")
-        # Cosine: normalised here in float64, since hnswlib's own norm vanishes for tiny vectors.
-        space = "l2" if self._metric is Metric.EUCLIDEAN else "ip"
-        index = hnswlib.Index(space=space, dim=self._dimension)
+        if vectors.shape[1] != self._dimension:
+            raise InternalFault("a vector of a wrong dimension reached the index")
+        index = hnswlib.Index(space=_space(self._metric), dim=self._dimension)
         index.init_index(
             max_elements=len(vectors),
             M=self._settings.m,
@@ -76,6 +80,8 @@ class Graph:
             if stop.is_set():
                 return False
             chunk = self._prepared(vectors[start : start + BUILD_CHUNK])
+            if not np.isfinite(chunk).all():
+                raise InternalFault("a vector that is not finite reached the index")
             index.add_items(chunk, np.arange(start, start + len(chunk)), num_threads=threads)
         # hnswlib searches with max(ef, k): ef is left at its least and never touched again, and
         # whoever wants a wider search asks for that many neighbours. Nothing to race about.
@@ -83,7 +89,53 @@ class Graph:
         self._index, self._count, self._largest = index, len(vectors), len(vectors)
         return True
 
-    def nearest(self, probes: Embeddings, wanted: int) -> tuple[Indices, FloatArray] | None:
+    @classmethod
+    def load(
+        cls, path: Path, count: int, dimension: int, metric: Metric, settings: HnswSettings
+    ) -> Graph:
+        """Read what `save` wrote; the caller has verified the file, hnswlib believes anything.
+
+        It holds the interpreter's lock all the while, so this is for the time before serving.
+
+        Raises:
+            InternalFault: hnswlib cannot read it, or it holds another number of vectors.
+        """
+        graph = cls(dimension, metric, settings)
+        index = hnswlib.Index(space=_space(metric), dim=dimension)
+        try:
+            index.load_index(str(path))
+        except RuntimeError as error:
+            raise InternalFault(f"hnswlib cannot read {path.name}: {error}") from error
+        if index.get_current_count() != count:
+            raise InternalFault(
+                f"{path.name} holds {index.get_current_count()} vectors, not {count}"
+            )
+        index.set_ef(1)  # as in `build`; hnswlib does not keep it
+        graph._index, graph._count, graph._largest = index, count, count
+        return graph
+
+    def save(self, path: Path) -> None:
+        """Write the graph to a file, without a word of whether that worked: see `file_size`.
+
+        It holds the interpreter's lock all the while, so it is for a child process, or for the end.
+        """
+        if self._index is None:
+            raise InternalFault("a graph that was not built cannot be saved")
+        self._index.save_index(str(path))
+
+    @property
+    def file_size(self) -> int:
+        """Bytes that `save` writes, if it can."""
+        return 0 if self._index is None else int(self._index.index_file_size())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, about: the file's, and what hnswlib keeps beside it for each vector."""
+        return self.file_size + 120 * self._count  # a mutex of 40, a label's entry of 60, levels
+
+    def nearest(
+        self, probes: Embeddings, wanted: int, threads: int = 1
+    ) -> tuple[Indices, FloatArray] | None:
         """Rows and ranking units of `wanted` neighbours per probe, or None if it cannot say.
 
         probes: float32 [n, dimension] -> ([n, wanted], [n, wanted]), nearest first.
@@ -97,7 +149,9 @@ class Graph:
         ):
             return None
         try:
-            rows, units = self._index.knn_query(self._prepared(probes), k=wanted, num_threads=1)
+            rows, units = self._index.knn_query(
+                self._prepared(probes), k=wanted, num_threads=threads
+            )
         except RuntimeError:
             # A graph with too few reachable nodes. hnswlib leaks its buffers on this path, so the
             # same question is not put to it again.
@@ -111,14 +165,22 @@ class Graph:
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
+Keys = NDArray[np.uint64]
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Vectors with ascending labels. `graph` None: scanned exactly."""
+    """Vectors with ascending labels. `graph` None: scanned exactly.
+
+    The arrays may lie in a file that is mapped into memory (segment_files.py): `file` names it.
+    """
 
     labels: Indices  # [n]
+    keys: Keys  # [n] digests of the vectors' bytes
     vectors: Embeddings  # [n, d], as enrolled
     lengths: FloatArray  # [n]
     graph: Graph | None = None
+    file: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -163,6 +225,15 @@ def stitched(
         vectors[mine] = segment.vectors[local]
         lengths[mine] = segment.lengths[local]
     return vectors, lengths
+
+
+def keys_of(segments: Sequence[Segment], labels: Indices) -> Keys:
+    """Keys [n] of ascending labels that the segments hold, which ascend too."""
+    parts = []
+    for segment in segments:
+        first, last = np.searchsorted(labels, [segment.labels[0], segment.labels[-1] + 1])
+        parts.append(segment.keys[segment.local(labels[first:last])])
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,9 +291,16 @@ class Growing:
 
     def __init__(self, first_label: int, capacity: int, dimension: int) -> None:
         self.labels = np.arange(first_label, first_label + capacity, dtype=np.int64)
+        self.keys: Keys = np.empty(capacity, dtype=np.uint64)
         self.vectors = np.empty((capacity, dimension), dtype=np.float32)
         self.lengths = np.empty(capacity, dtype=np.float64)
         self.count = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        arrays = (self.labels, self.keys, self.vectors, self.lengths)
+        return sum(array.nbytes for array in arrays)
 
     @property
     def room(self) -> int:
@@ -234,9 +312,10 @@ class Growing:
         """The label that the next vector gets."""
         return int(self.labels[0]) + self.count
 
-    def append(self, vectors: Embeddings) -> Indices:
+    def append(self, vectors: Embeddings, keys: Keys) -> Indices:
         """Add vectors, at most `room`, behind every reader's count; return their labels."""
         end = self.count + len(vectors)
+        self.keys[self.count : end] = keys
         self.vectors[self.count : end] = vectors
         self.lengths[self.count : end] = lengths_of(vectors)
         labels = self.labels[self.count : end]
@@ -245,6 +324,5 @@ class Growing:
 
     def segment(self) -> Segment:
         """What has been appended, as a segment that shares the memory."""
-        return Segment(
-            self.labels[: self.count], self.vectors[: self.count], self.lengths[: self.count]
-        )
+        end = self.count
+        return Segment(self.labels[:end], self.keys[:end], self.vectors[:end], self.lengths[:end])

@@ -81,7 +81,8 @@ class Changes:
 
     sequence: int = 0
     put: list[Put] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    # numbers of items that are gone
+    dropped: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.put or self.dropped)
@@ -228,7 +229,7 @@ class Transactions:
                 if matches(work.filter, metadata.decode(record.metadata))
             ]
         self._store.delete(records)
-        changes.dropped.extend(record.id for record in records)
+        changes.dropped.extend(record.number for record in records)
         if changes:
             self._store.sequence += 1
             changes.sequence = self._store.sequence

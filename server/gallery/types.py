@@ -10,6 +10,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,20 +183,49 @@ class Hits:
     exact: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SearchOutcome:
-    """One `Hits` per probe, of one state.
+    """Hits of n probes, of one state, nearest first, ties by id.
+
+    Those of probe i are at starts[i]:starts[i + 1] of the four lists: ids and subjects as UTF-8
+    (b"" = the item itself), distances, and among how many items each is the nearest (`Hit.items`).
+    `exact[i]`: these are provably the nearest. As objects they are `results`, which costs as much
+    as the search itself.
 
     `items` is the number of items that were searched, those that pass the filter, and `subjects`
     the number of theirs. `token` names the state that was read. `strangers` says how a probe of
     nobody fares in the whole gallery; None where nothing is known of that yet.
     """
 
-    results: tuple[Hits, ...]
+    starts: list[int]  # [n + 1]
+    ids: list[bytes]
+    subject_names: list[bytes]
+    distances: list[float]
+    sizes: list[int]
+    exact: list[bool]  # [n]
     items: int
     subjects: int
     token: str
     strangers: Strangers | None = None
+
+    @cached_property
+    def results(self) -> tuple[Hits, ...]:
+        """One `Hits` per probe."""
+        return tuple(
+            Hits(
+                tuple(
+                    Hit(
+                        self.ids[at].decode(),
+                        self.subject_names[at].decode(),
+                        self.distances[at],
+                        self.sizes[at],
+                    )
+                    for at in range(start, end)
+                ),
+                exact,
+            )
+            for start, end, exact in zip(self.starts, self.starts[1:], self.exact, strict=False)
+        )
 
 
 @dataclass(frozen=True)

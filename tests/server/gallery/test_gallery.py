@@ -523,7 +523,7 @@ def test_memory_that_fails_after_a_commit_is_read_anew(
         gallery.enroll([new(f"i{n}", [n, 0, 0, 0]) for n in range(40)]).result()
         with monkeypatch.context() as patched:
             # In the middle of the publication: the new row is there, the old one not yet dead.
-            patched.setattr(gallery, "_kill", fails)
+            patched.setattr(gallery._memory, "_let_go", fails)
             outcome = gallery.enroll([new("i7", [100, 0, 0, 0]), new("x", [0, 5, 0, 0])]).result()
         assert [result.change for result in outcome.results] == [Change.REPLACED, Change.CREATED]
         gallery.wait_for(outcome.token, 1.0)
@@ -542,8 +542,8 @@ def test_memory_that_cannot_be_read_anew_takes_the_gallery_out_of_service(
         galleries.create(settings("other"))
         gallery = galleries.get("faces")
         with monkeypatch.context() as patched:
-            patched.setattr(gallery, "_put", fails)
-            patched.setattr(gallery, "_load", fails)
+            patched.setattr(gallery._memory, "publish", fails)
+            patched.setattr(gallery, "_loaded", fails)
             gallery.enroll([new("a", [1, 0, 0, 0])]).result()  # committed, so answered
         for refused in (
             gallery.status,

@@ -12,7 +12,7 @@ import pytest
 from tests.server.gallery.folders import new, one_gallery, settings
 from twinserve.distance import Metric
 from twinserve.server.gallery import Gallery, GalleryLimits, HnswSettings
-from twinserve.server.gallery.segments import Graph, Segment, stitched
+from twinserve.server.gallery.segments import Graph, Segment, keys_of, stitched
 
 GRAPHS = GalleryLimits(exact_scan_below=500, segment_rows=1_024)
 
@@ -100,7 +100,7 @@ def test_a_late_rebuild_does_not_throw_away_its_neighbours(quick_folder: Path) -
 
         def joined(*old: Segment) -> Segment:
             labels = gallery.living(old)
-            return Segment(labels, *stitched(old, labels, 2))
+            return Segment(labels, keys_of(old, labels), *stitched(old, labels, 2))
 
         # Both were planned on the same view; the second comes when the first was taken in.
         gallery.offer([second, third], joined(second, third))

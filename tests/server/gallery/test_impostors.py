@@ -63,13 +63,12 @@ def check(gallery: Gallery, known: Mapping[str, Known], metric: Metric) -> Estim
     assert len(probes) == len(found.subject) == min(most, len(known))
     within = []
     for number, row in enumerate(probes):
-        others = by_subject(known, view.rows.ids[row], metric)
-        names = view.rows.names
+        others = by_subject(known, view.rows.id_of(int(row)), metric)
         for rank in (0, 1):
             if rank < len(others):
                 assert found.distance[number, rank] == others[rank][0]
                 tied = {name for value, name in others if value == others[rank][0]}
-                assert names[found.other[number, rank]] in tied
+                assert view.rows.subjects.name_of(int(found.other[number, rank])) in tied
             else:
                 assert found.distance[number, rank] == np.inf
                 assert found.other[number, rank] == -1
