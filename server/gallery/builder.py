@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,8 @@ from twinserve.server.gallery.types import HnswSettings
 DEAD_SHARE = 0.25
 MOST_SEGMENTS = 6
 LARGEST_BUILD = 262_144
+LARGEST_MERGE = 4_194_304
+WORTH_MERGING = 0.1  # of the largest segment: what the others hold together
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,20 @@ class Source(Protocol):
         """Labels of these segments that an item still holds. A dead label never lives again."""
         ...
 
-    def offer(self, old: Sequence[Segment], new: Segment | None) -> None:
-        """Have `old` replaced by `new` (None: nothing in it lived)."""
+    def gathered(self, old: Sequence[Segment], labels: NDArray[np.int64]) -> Segment:
+        """The vectors of labels that `old` hold, in one segment without a graph."""
+        ...
+
+    def offer(self, old: Sequence[Segment], new: Segment | None) -> Future[None] | None:
+        """Have `old` replaced by `new` (None: nothing in it lived); resolves when that is done."""
+        ...
+
+    def pressed(self) -> bool:
+        """Whether so much waits for a graph that merging has to give way."""
+        ...
+
+    def rest(self) -> None:
+        """There is nothing to build."""
         ...
 
     @property
@@ -55,10 +70,13 @@ class Source(Protocol):
         ...
 
 
-def plan(view: View, sealed: int, alive: Sequence[int], exact_below: int) -> Rebuild | None:
+def plan(
+    view: View, sealed: int, alive: Sequence[int], exact_below: int, *, quiet: bool = False
+) -> Rebuild | None:
     """What to rebuild in a view whose first `sealed` segments are closed.
 
-    `alive`: live vectors of each of these. A gallery that is scanned exactly needs no graph.
+    `alive`: live vectors of each of these. A gallery that is scanned exactly needs no graph. One
+    graph is searched in about the time of each of several, so while it is `quiet` they become one.
     """
     segments = view.segments[:sealed]
     indexing = view.safe and view.rows.vector_count > exact_below
@@ -79,7 +97,10 @@ def plan(view: View, sealed: int, alive: Sequence[int], exact_below: int) -> Reb
         pairs = [alive[number] + alive[number + 1] for number in range(len(segments) - 1)]
         first = int(np.argmin(pairs))
         return Rebuild(first, first + 2, indexing)
-    return None
+    total = sum(alive)
+    rest = total - max(alive, default=0)
+    worth_it = 0 < WORTH_MERGING * (total - rest) <= rest and total <= LARGEST_MERGE
+    return Rebuild(0, len(segments), True) if quiet and indexing and worth_it else None
 
 
 class Builder:
@@ -123,18 +144,28 @@ class Builder:
     def _work_on(self, source: Source) -> None:
         planned = source.plan()
         if planned is None:
+            source.rest()
             return
         view, rebuild = planned
         old = view.segments[rebuild.first : rebuild.last]
         labels = source.living(old)
         new = None
-        if len(labels):
+        if len(labels) and rebuild.with_graph:
+            new = source.gathered(old, labels)
+            graph = Graph(view.dimension, view.metric, source.hnsw)
+            merging = all(segment.graph is not None for segment in old)
+
+            def stop() -> bool:
+                return self._stop.is_set() or (merging and source.pressed())
+
+            if not graph.build(new.vectors, self._threads, stop):
+                if not self._stop.is_set():
+                    self.consider(source)
+                return
+            new = new.with_graph(graph)
+        elif len(labels):
             vectors, lengths = stitched(old, labels, view.dimension)
-            keys = keys_of(old, labels)
-            graph = None
-            if rebuild.with_graph:
-                graph = Graph(view.dimension, view.metric, source.hnsw)
-                if not graph.build(vectors, self._threads, self._stop):
-                    return
-            new = Segment(labels, keys, vectors, lengths, graph)
-        source.offer(old, new)
+            new = Segment(labels, keys_of(old, labels), vectors, lengths)
+        done = source.offer(old, new)
+        if done is not None:
+            done.result()  # or the same would be planned again

@@ -219,6 +219,9 @@ class Galleries:
             if self._builder is not None:
                 self._builder.close()
             if self._writer is not None:
+                for gallery, _ in self._open.values():
+                    gallery.finish()
+            if self._writer is not None:
                 self._writer.close()
             for gallery, _ in self._open.values():
                 gallery.close()

@@ -16,6 +16,7 @@ import logging
 import re
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -39,12 +40,14 @@ from twinserve.errors import (
     WrongShape,
 )
 from twinserve.server.gallery import builder, metadata, tokens
+from twinserve.server.gallery.array_file import NotAsWritten
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.estimator import Estimator, Refresher
 from twinserve.server.gallery.filters import check_filter, matches
 from twinserve.server.gallery.memory import Memory
 from twinserve.server.gallery.search import Question, View, go_on, rescore, search
 from twinserve.server.gallery.segments import Segment
+from twinserve.server.gallery.snapshots import Snapshots
 from twinserve.server.gallery.store import Record, Store, as_twinserve_error
 from twinserve.server.gallery.transactions import (
     Changes,
@@ -76,6 +79,11 @@ ITEM_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MAX_REQUEST_ID_BYTES = 128
 RETRY_DEBT_SECONDS = 1.0
 LIST_ROWS = 1_000
+SEAL_WHEN_IDLE = (
+    512  # vectors of the growing segment that are worth a graph once nothing is written
+)
+PRESSED = 4  # full segments that wait for a graph
+SNAPSHOT_SHARE = 0.05  # of the items, those that have to change before another snapshot is worth it
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +130,12 @@ class Gallery:
         self._gone = False
         self._failed = False  # memory could not be made to say what the store says
         self._published = threading.Condition()
+        self._snapshots = Snapshots(folder / "index", settings, self._key)
+        self._changed_rows = 0  # since the snapshot
+        self._snapshot_due = 0.0  # monotonic seconds; not before
+        self._quiet = False  # nothing was written for a while
         try:
-            self._memory = self._loaded()
+            self._memory = self._restored() or self._loaded()
         except BaseException:
             self._store.close()
             raise
@@ -484,9 +496,26 @@ class Gallery:
                 job.future.set_result(answer)
 
     def idle(self) -> None:
-        """Move the log into the file while nothing waits."""
-        if not self._gone:
-            self._store.checkpoint()
+        """Nothing was written for a while: chores that would keep a write waiting."""
+        if self._gone or self._failed:
+            return
+        manifest = self._snapshots.manifest
+        self._store.shorten_log(None if manifest is None else manifest.sequence)
+        self._store.checkpoint()
+        self._quiet = True
+        if self._indexed(self._view) and self._memory.growing >= SEAL_WHEN_IDLE:
+            # Else every search would go on scanning what is too little to fill a segment.
+            self._memory.seal()
+            self._set_view()
+        self._builder.consider(self)
+
+    def finish(self) -> None:
+        """Write a snapshot at the end, when no search waits any more, so that the next start is
+        fast; the builder is at rest, the writer not yet.
+        """
+        if self._gone or self._failed or not self._worth_saving(least=1_000):
+            return
+        self._save_snapshot(aside=False)
 
     def close(self) -> None:
         """Close the store; called on the writing thread, after the last job."""
@@ -509,6 +538,8 @@ class Gallery:
     # -- memory, after the commit -----------------------------------------------------------------
 
     def _publish(self, all_changes: Sequence[Changes]) -> None:
+        self._quiet = False
+        self._changed_rows += sum(len(one.put) + len(one.dropped) for one in all_changes)
         self._memory.publish(all_changes)
         self._set_view()
         self._builder.consider(self)
@@ -516,6 +547,7 @@ class Gallery:
 
     def _reload(self) -> None:
         try:
+            self._snapshots.discard()
             self._memory = self._loaded()
             self._set_view()
         except Exception:
@@ -546,6 +578,38 @@ class Gallery:
             self._view = view
             self._published.notify_all()
 
+    def _restored(self) -> Memory | None:
+        """Memory from the snapshot and what changed since; None where that cannot be had."""
+        store = self._store
+        snapshot = self._snapshots.load(store.snapshots, store.changes_since, store.sequence)
+        if snapshot is None:
+            return None
+        try:
+            memory = Memory.restored(self.settings, self._limits.segment_rows, snapshot)
+            for changed in store.changed_after(snapshot.sequence):
+                there = {record.number for record in changed.records}
+                numbers = np.arange(changed.first, changed.last + 1)
+                known = set(numbers[memory.holds(numbers)].tolist())
+                puts = [
+                    Put(record, vector, digest(vector), record.number in known)
+                    for record, vector in zip(changed.records, changed.embeddings, strict=True)
+                ]
+                self._changed_rows += len(numbers)
+                memory.publish([Changes(store.sequence, puts, sorted(known - there))])
+            if memory.items != store.count():
+                raise NotAsWritten(f"it leads to {memory.items} items of {store.count()}")
+        except (NotAsWritten, LookupError, ValueError, TypeError) as error:
+            logging.getLogger(__name__).warning(
+                "gallery %s: the snapshot of the index is not used (%s: %s); it is built again "
+                "from the store",
+                self.settings.name,
+                type(error).__name__,
+                error,
+            )
+            self._snapshots.discard()
+            return None
+        return memory
+
     def _loaded(self) -> Memory:
         """Memory made anew from the store alone."""
         memory = Memory(self.settings, self._limits.segment_rows)
@@ -566,17 +630,61 @@ class Gallery:
             return None
         _, view, parts = self._planned  # what grew when the view was made is not among the sealed
         alive = [part.alive for part in parts]
-        rebuild = builder.plan(view, len(parts), alive, self._limits.exact_scan_below)
+        rebuild = builder.plan(
+            view, len(parts), alive, self._limits.exact_scan_below, quiet=self._quiet
+        )
         return None if rebuild is None else (view, rebuild)
 
     def living(self, segments: Sequence[Segment]) -> NDArray[np.int64]:
         """Labels of these segments that an item still holds; any thread."""
         return self._planned[0].living(segments)
 
-    def offer(self, old: Sequence[Segment], new: Segment | None) -> None:
-        """Take in a rebuilt segment; any thread."""
-        if not self._gone:
-            self._writer.submit(self, SwapWork(tuple(old), new))
+    def gathered(self, old: Sequence[Segment], labels: NDArray[np.int64]) -> Segment:
+        """The vectors of labels in one segment, for a graph to be built; the builder's thread."""
+        return self._snapshots.write_segment(old, labels)
+
+    def offer(self, old: Sequence[Segment], new: Segment | None) -> Future[None] | None:
+        """Take in a rebuilt segment; any thread. The future resolves when that is done."""
+        if self._gone:
+            return None
+        return self._writer.submit(self, SwapWork(tuple(old), new))
+
+    def pressed(self) -> bool:
+        """Whether so much waits to be indexed that merging has to give way; any thread."""
+        return self._debt(self._view) > PRESSED * self._limits.segment_rows
+
+    def rest(self) -> None:
+        """Nothing is left to build: the moment for a snapshot; the builder's thread."""
+        if self._gone or self._failed:
+            return
+        due = time.monotonic() >= self._snapshot_due
+        if due and self._worth_saving(self._limits.snapshot_rows):
+            began = time.monotonic()
+            self._save_snapshot(aside=True)
+            # At most a tenth of the time, however often the index changes.
+            self._snapshot_due = time.monotonic() + 9 * (time.monotonic() - began)
+        self._snapshots.tidy([part.segment for part in self._planned[2]])
+
+    def _worth_saving(self, least: int) -> bool:
+        _, view, parts = self._planned
+        graphs = {part.segment.file for part in parts if part.segment.graph is not None}
+        if not graphs or "" in graphs:
+            return False  # too small for a graph, or a disk that had no room for it
+        manifest = self._snapshots.manifest
+        if manifest is None or manifest.graphs != graphs:
+            return True
+        return self._changed_rows >= max(least, int(SNAPSHOT_SHARE * view.rows.item_count))
+
+    def _save_snapshot(self, *, aside: bool) -> None:
+        changed, view = self._changed_rows, self._planned[1]
+
+        def note(snapshot: int) -> None:
+            self._store.note_snapshot(snapshot)
+            self._changed_rows -= changed  # what changed since counts on
+
+        self._snapshots.save(
+            view, lambda snapshot: self._writer.call(lambda: note(snapshot)).result(), aside=aside
+        )
 
     # -- checks -----------------------------------------------------------------------------------
 
@@ -584,8 +692,12 @@ class Gallery:
     def _metric(self) -> Any:
         return self.settings.metric
 
+    def _indexed(self, view: View) -> bool:
+        """Whether the gallery is searched through graphs."""
+        return view.safe and view.rows.vector_count > self._limits.exact_scan_below
+
     def _debt(self, view: View) -> int:
-        if not view.safe or view.rows.vector_count <= self._limits.exact_scan_below:
+        if not self._indexed(view):
             return 0  # scanned exactly, so nothing waits for a graph
         return sum(len(segment) for segment in view.segments if segment.graph is None)
 

@@ -62,7 +62,7 @@ class Snapshot:
 
     sequence: int
     segments: tuple[Segment, ...]
-    rows: Mapping[str, NDArray[Any]]  # as `Rows.saved` gives them
+    rows: Mapping[str, NDArray[Any]]  # as `RowsView.saved` gives them
 
 
 class Memory:
@@ -124,6 +124,15 @@ class Memory:
         """Vectors that lie in a segment although no item has them any more."""
         growing = self._growing_holders.dead
         return growing + sum(part.holders.dead for part in self.parts)
+
+    @property
+    def items(self) -> int:
+        """How many items there are."""
+        return self._rows.live
+
+    def holds(self, numbers: Indices) -> NDArray[np.bool_]:
+        """Which of some items, by their numbers in the store, are there."""
+        return np.asarray(self._rows.rows_of(numbers) != NOTHING)
 
     @property
     def growing(self) -> int:
@@ -278,7 +287,7 @@ class Memory:
     def _leave_the_dead(self) -> None:
         """New rows without the dead ones. Views keep what they hold."""
         rows = self._rows
-        saved = rows.saved(rows.view(ALIVE - 1, 0))
+        saved = rows.view(ALIVE - 1, 0).saved()
         self._rows = Rows.restored(self._declared, saved)
         self.parts = tuple(
             Part(part.segment, Holders(*_nobody(len(part.segment)), part.holders.dead))

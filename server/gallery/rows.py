@@ -406,6 +406,27 @@ class RowsView:
         seen[self.subject[rows]] = True
         return int(np.count_nonzero(seen))
 
+    def saved(self) -> dict[str, NDArray[Any]]:
+        """The live rows as flat arrays, from which `Rows.restored` makes them again."""
+        live = self.live_rows
+        codes = self.subject[live]
+        used = np.zeros(self.subjects.count, dtype=np.bool_)
+        used[codes] = True
+        kept = np.flatnonzero(used)
+        renumbered = np.cumsum(used) - 1
+        arrays: dict[str, NDArray[Any]] = {
+            "number": self.number[live],
+            "label": self.label[live],
+            "subject": renumbered[codes].astype(np.int32),
+            "unnamed": self.unnamed[live],
+            "subject_key": self.subjects.keys()[kept],
+        }
+        texts, (id_at, name_at) = self.texts.copied(self.id_at[live], self.subjects.name_at[kept])
+        arrays |= {"texts": texts, "id_at": id_at, "name_at": name_at}
+        for key, column in self.masks.columns.items():
+            arrays |= column.saved(f"column.{key}", live)
+        return arrays
+
     def of_subject(self, subject: str) -> Indices:
         """The live rows of a subject, ascending."""
         code = self.subjects.code_of(subject)
@@ -601,34 +622,11 @@ class Rows:
         """Whether dead rows are as many as the live, and worth being left behind."""
         return self.dead >= max(_COMPACT_ROWS, self.live)
 
-    # -- as flat arrays: to leave the dead behind, and to be written to a file ---------------------
-
-    def saved(self, view: RowsView) -> dict[str, NDArray[Any]]:
-        """The live rows of a view, as arrays from which `restored` makes them again; any thread."""
-        live = view.live_rows
-        codes = view.subject[live]
-        used = np.zeros(view.subjects.count, dtype=np.bool_)
-        used[codes] = True
-        kept = np.flatnonzero(used)
-        renumbered = np.cumsum(used) - 1
-        arrays: dict[str, NDArray[Any]] = {
-            "number": view.number[live],
-            "label": view.label[live],
-            "subject": renumbered[codes].astype(np.int32),
-            "unnamed": view.unnamed[live],
-            "subject_key": view.subjects.keys()[kept],
-        }
-        texts, (id_at, name_at) = view.texts.copied(view.id_at[live], view.subjects.name_at[kept])
-        arrays |= {"texts": texts, "id_at": id_at, "name_at": name_at}
-        for key, column in view.masks.columns.items():
-            arrays |= column.saved(f"column.{key}", live)
-        return arrays
-
     @classmethod
     def restored(
         cls, declared: Mapping[str, MetadataType], arrays: Mapping[str, NDArray[Any]]
     ) -> Rows:
-        """Rows from what `saved` gave; each must be hung into the chain of its label."""
+        """Rows from what `RowsView.saved` gave; each must be hung into the chain of its label."""
         rows = cls(declared)
         rows.texts = Texts(arrays["texts"].tobytes())
         rows.subjects = Subjects.restored(rows.texts, arrays["name_at"], arrays["subject_key"])

@@ -10,8 +10,9 @@ Within this module distances are in *ranking units*: squared euclidean, or 1 - c
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -65,8 +66,8 @@ class Graph:
         self._count = 0
         self._largest = 0  # largest number of neighbours that can be asked for
 
-    def build(self, vectors: Embeddings, threads: int, stop: threading.Event) -> bool:
-        """Insert all rows; False if `stop` was set before the end."""
+    def build(self, vectors: Embeddings, threads: int, stop: Callable[[], bool]) -> bool:
+        """Insert all rows; False if `stop` said so before the end."""
         if vectors.shape[1] != self._dimension:
             raise InternalFault("a vector of a wrong dimension reached the index")
         index = hnswlib.Index(space=_space(self._metric), dim=self._dimension)
@@ -77,7 +78,7 @@ class Graph:
         )
         index.set_num_threads(threads)
         for start in range(0, len(vectors), BUILD_CHUNK):
-            if stop.is_set():
+            if stop():
                 return False
             chunk = self._prepared(vectors[start : start + BUILD_CHUNK])
             if not np.isfinite(chunk).all():
@@ -93,7 +94,7 @@ class Graph:
     def load(
         cls, path: Path, count: int, dimension: int, metric: Metric, settings: HnswSettings
     ) -> Graph:
-        """Read what `save` wrote; the caller has verified the file, hnswlib believes anything.
+        """Read what `saving` wrote; the caller has verified the file, hnswlib believes anything.
 
         It holds the interpreter's lock all the while, so this is for the time before serving.
 
@@ -114,18 +115,17 @@ class Graph:
         graph._index, graph._count, graph._largest = index, count, count
         return graph
 
-    def save(self, path: Path) -> None:
-        """Write the graph to a file, without a word of whether that worked: see `file_size`.
-
-        It holds the interpreter's lock all the while, so it is for a child process, or for the end.
+    def saving(self, path: Path) -> Callable[[], object]:
+        """The call that writes the graph to a file, with no word of whether it could: compare
+        `file_size`. It stops every thread of the process that it is made in.
         """
         if self._index is None:
             raise InternalFault("a graph that was not built cannot be saved")
-        self._index.save_index(str(path))
+        return functools.partial(self._index.save_index, str(path))
 
     @property
     def file_size(self) -> int:
-        """Bytes that `save` writes, if it can."""
+        """Bytes that `saving` writes, if it can."""
         return 0 if self._index is None else int(self._index.index_file_size())
 
     @property
@@ -196,6 +196,13 @@ class Segment:
         """Squared lengths in float32, for ranking."""
         with np.errstate(over="ignore", under="ignore"):
             return (self.lengths**2).astype(np.float32)
+
+    def with_graph(self, graph: Graph) -> Segment:
+        """This segment, searched through a graph from now on."""
+        found = dataclasses.replace(self, graph=graph)
+        if self.file:  # these are mapped like the others, and need not be worked out
+            found.__dict__.update(scale=self.scale, squares=self.squares)
+        return found
 
     def local(self, labels: Indices) -> Indices:
         """Positions of labels that this segment holds."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from twinserve.errors import GalleryNotFound, StoreDamaged, TwinserveError
 from twinserve.server.storage import database
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE items(
@@ -41,6 +41,14 @@ CREATE TABLE requests(
 CREATE INDEX requests_by_time ON requests(at);
 INSERT INTO state VALUES ('sequence', 0), ('next_number', 1);
 """
+# Which items, from the first to the last number, each request changed; complete for all requests
+# after `changes_since`. And the ids of the last two snapshots of the index.
+_SINCE_1 = """
+CREATE TABLE changes(sequence INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL);
+INSERT INTO state SELECT 'changes_since', value FROM state WHERE key = 'sequence';
+INSERT INTO state VALUES ('snapshot', 0), ('snapshot_before', 0);
+"""
+MOST_CHANGES = 50_000  # rows of the log that are kept without a snapshot that wants them
 _ITEM_COLUMNS = "number, id, subject, metadata, digest, created, updated, checksum"
 
 
@@ -63,6 +71,16 @@ class Loaded:
 
     records: list[Record]
     embeddings: bytes
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Of the items `first` to `last`, some of which changed: those that are there, with vectors."""
+
+    first: int
+    last: int
+    records: list[Record]
+    embeddings: list[bytes]
 
 
 def never_used(path: Path) -> bool:
@@ -109,10 +127,13 @@ class Store:
         with database.refusing_damage(path):
             self._connection = database.connect(path)
             try:
+                self._bring_up_to_date()
                 database.check_file(self._connection, path, SCHEMA_VERSION)
                 state = dict(self._connection.execute("SELECT key, value FROM state"))
                 self.sequence: int = state["sequence"]
                 self.next_number: int = state["next_number"]
+                self.changes_since: int = state["changes_since"]
+                self.snapshots: tuple[int, int] = (state["snapshot"], state["snapshot_before"])
                 self._count = int(
                     self._connection.execute("SELECT count(*) FROM items").fetchone()[0]
                 )
@@ -120,6 +141,11 @@ class Store:
                 self._connection.close()
                 raise
         self._committed = self._position()
+
+    def _bring_up_to_date(self) -> None:
+        if self._connection.execute("PRAGMA user_version").fetchone()[0] == 1:
+            database.check_file(self._connection, self.path, 1)
+            self._connection.executescript(f"BEGIN; {_SINCE_1} PRAGMA user_version = 2; COMMIT;")
 
     def _position(self) -> tuple[int, int, int]:
         return self.sequence, self.next_number, self._count
@@ -132,7 +158,7 @@ class Store:
         """Make an empty file and open it."""
         connection = database.connect(path)
         connection.executescript(
-            f"PRAGMA application_id = {database.APPLICATION_ID}; BEGIN; {_SCHEMA}"
+            f"PRAGMA application_id = {database.APPLICATION_ID}; BEGIN; {_SCHEMA} {_SINCE_1}"
             f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
         connection.close()
@@ -257,6 +283,79 @@ class Store:
         self._connection.executemany("DELETE FROM vectors WHERE number = ?", numbers)
         self._count -= len(numbers)
 
+    def log(self, sequence: int, numbers: Iterable[int]) -> None:
+        """Note which items the request of this sequence added, changed or removed."""
+        self._connection.executemany(
+            "INSERT INTO changes VALUES (?,?,?)",
+            [(sequence, first, last) for first, last in _stretches(sorted(numbers))],
+        )
+
+    def changed_after(self, sequence: int, rows: int = 8_192) -> Iterator[Changed]:
+        """What later requests changed, as it stands now, verifying checksums.
+
+        Raises:
+            StoreDamaged: a checksum is wrong, or a vector is missing.
+        """
+        with database.refusing_damage(self.path):
+            logged = self._connection.execute(
+                "SELECT first, last FROM changes WHERE sequence > ? ORDER BY first", (sequence,)
+            ).fetchall()
+            for first, last in _joined(logged, rows):
+                found = self._connection.execute(
+                    "SELECT i.number, i.id, i.subject, i.metadata, i.digest, i.created, i.updated,"
+                    " i.checksum, v.embedding, v.checksum FROM items i LEFT JOIN vectors v"
+                    " ON v.number = i.number WHERE i.number BETWEEN ? AND ? ORDER BY i.number",
+                    (first, last),
+                ).fetchall()
+                records = [_record(row[:8]) for row in found]
+                for record, row in zip(records, found, strict=True):
+                    if row[8] is None or zlib.crc32(row[8], record.number & 0xFFFFFFFF) != row[9]:
+                        raise StoreDamaged(f"the vector of item {record.id!r} is not as written")
+                yield Changed(first, last, records, [row[8] for row in found])
+
+    def note_snapshot(self, snapshot: int) -> None:
+        """Know a snapshot by its id, beside the one before; a transaction of its own."""
+        ids = (snapshot, self.snapshots[0])
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._connection.executemany(
+                "UPDATE state SET value = ? WHERE key = ?",
+                [(ids[0], "snapshot"), (ids[1], "snapshot_before")],
+            )
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        self.snapshots = ids
+
+    def shorten_log(self, wanted_after: int | None) -> None:
+        """Drop what no snapshot needs of the log of changes; for idle moments.
+
+        wanted_after: the sequence of the snapshot that is there, or None: then the log goes once
+        it is long, since a start without a snapshot reads everything anyway.
+        """
+        keep_after = wanted_after
+        if keep_after is None:
+            rows = self._connection.execute("SELECT count(*) FROM changes").fetchone()[0]
+            if rows < MOST_CHANGES:
+                return
+            keep_after = self.sequence
+        if keep_after <= self.changes_since:
+            return
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("DELETE FROM changes WHERE sequence <= ?", (keep_after,))
+            self._connection.execute(
+                "UPDATE state SET value = ? WHERE key = 'changes_since'", (keep_after,)
+            )
+            self._connection.execute("COMMIT")
+            self.changes_since = keep_after
+        except sqlite3.Error as error:  # only a chore
+            logging.getLogger(__name__).warning("shortening the log of %s: %s", self.name, error)
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
     def answer(self, request_id: str, not_before: int) -> tuple[bytes, str] | None:
         """Digest and stored answer of a request since `not_before` (microseconds), or None."""
         row = self._connection.execute(
@@ -358,6 +457,31 @@ class Reader:
                 (item_id, limit),
             )
         ]
+
+
+def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as (first, last) of each stretch without a gap."""
+    first = last = None
+    for number in numbers:
+        if first is None or last is None or number > last + 1:
+            if first is not None and last is not None:
+                yield first, last
+            first = number
+        last = number
+    if first is not None and last is not None:
+        yield first, last
+
+
+def _joined(logged: Sequence[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """Overlapping stretches, ordered by their first, as disjoint ones of at most `most` numbers."""
+    reached = -1
+    for first, last in logged:
+        start = max(first, reached + 1)
+        while start <= last:
+            end = min(last, start + most - 1)
+            yield start, end
+            start = end + 1
+        reached = max(reached, last)
 
 
 def _find(connection: sqlite3.Connection, ids: Sequence[str]) -> Iterator[Record]:

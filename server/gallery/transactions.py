@@ -116,6 +116,9 @@ class Transactions:
             answer = self._enroll(work, changes)
         else:
             answer = self._remove(work, changes)
+        if changes:
+            numbers = [put.record.number for put in changes.put] + changes.dropped
+            self._store.log(changes.sequence, numbers)
         if work.request_id:
             text = json.dumps(_as_json(answer, self._store.sequence))
             self._store.remember(work.request_id, work.request_digest, text, now())

@@ -65,6 +65,7 @@ class GalleryLimits:
     Below `exact_scan_below` live vectors a gallery is scanned exactly and has no HNSW at all.
     `segment_rows` is the size at which the growing segment is sealed. `max_index_debt` counts
     vectors that wait for HNSW; beyond it Enroll is refused until the index has caught up.
+    `snapshot_rows` is how many rows have to change before the index is written to disk again.
     How strangers fare is measured by the search that needs it where that takes at most
     `measure_inline_seconds`, else in the background, `measure_rest_seconds` apart at least.
     """
@@ -81,6 +82,7 @@ class GalleryLimits:
     max_index_debt: int = 500_000
     max_waiting_rows: int = 200_000
     build_threads: int = 1
+    snapshot_rows: int = 20_000
     replay_seconds: float = 86_400.0
     measure_inline_seconds: float = 0.02
     measure_rest_seconds: float = 1.0

@@ -175,7 +175,7 @@ def test_a_graph_refuses_what_would_crash_hnswlib() -> None:
     probe = np.ones((1, 4), dtype=np.float32)
     assert graph.nearest(probe, 1) is None  # not built
     vectors = np.random.default_rng(3).normal(size=(50, 4)).astype(np.float32)
-    assert graph.build(vectors, 1, threading.Event())
+    assert graph.build(vectors, 1, lambda: False)
     assert graph.nearest(probe, 1) is not None
     for bad, wanted in ((probe[:, :3], 1), (probe, 0), (probe, 51), (probe * np.nan, 1)):
         assert graph.nearest(bad, wanted) is None
