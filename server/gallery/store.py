@@ -245,6 +245,15 @@ class Store:
             for row in self._connection.execute(query, (subject,))
         ]
 
+    def has_subject(self, subject: str) -> bool:
+        """Whether `of_subject` would give any."""
+        row = self._connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM items WHERE subject = ?1 AND subject != '')"
+            " OR EXISTS (SELECT 1 FROM items WHERE id = ?1 AND subject = '')",
+            (subject,),
+        ).fetchone()
+        return bool(row[0])
+
     def every(self) -> Iterator[Record]:
         """All items by id, as the writer sees them."""
         for row in self._connection.execute(f"SELECT {_ITEM_COLUMNS} FROM items ORDER BY id"):
@@ -356,6 +365,19 @@ class Reader:
             for row in self._connection.execute(
                 f"SELECT {_ITEM_COLUMNS} FROM items WHERE id > ? ORDER BY id LIMIT ?",
                 (item_id, limit),
+            )
+        ]
+
+    def of_subject_after(self, subject: str, item_id: str, limit: int) -> list[Record]:
+        """The next items of a subject by id, bytewise; as `Store.of_subject`, of one snapshot."""
+        return [
+            _record(row)
+            for row in self._connection.execute(
+                f"SELECT {_ITEM_COLUMNS} FROM items"
+                " WHERE subject = ?1 AND subject != '' AND id > ?2"
+                f" UNION ALL SELECT {_ITEM_COLUMNS} FROM items"
+                " WHERE id = ?1 AND subject = '' AND id > ?2 ORDER BY id LIMIT ?3",
+                (subject, item_id, limit),
             )
         ]
 
