@@ -1,7 +1,7 @@
 """Galleries: named sets of items of one space, durable on disk and searched in memory.
 
-In: embeddings with ids, subjects and metadata (`Gallery.enroll`, `remove`, `move`, `rename`: futures
-that resolve once the change is on disk and visible) and probes (`search`, `verify`, plain blocking
+In: embeddings with ids, subjects and metadata (`Gallery.enroll`, `remove`, `move`, `rename`, whose
+futures resolve once the change is on disk and visible) and probes (`search`, `verify`, blocking
 reads for threads). Out: frozen values of `types`. `Galleries` owns the folder and is the door.
 
 Truth is on disk (`store`, SQLite), the index in memory is derived from it (`rows`, `segments`);

@@ -89,11 +89,11 @@ def test_an_alias_is_on_disk_before_it_is_used(quick_folder: Path) -> None:
 
 def test_a_name_is_that_of_a_gallery_or_an_alias_and_never_of_both(quick_folder: Path) -> None:
     with closing(two(quick_folder)) as galleries:
-        with pytest.raises(AlreadyExists, match="'live' is an alias, which stands for gallery"):
+        with pytest.raises(AlreadyExists, match=r"'live' is an alias, which stands for gallery"):
             galleries.create(settings("live"))
         with pytest.raises(AlreadyExists, match="name of a gallery"):
             galleries.set_alias("two", "one")
-        with pytest.raises(FailedPrecondition, match="'live' is an alias.*'one'"):
+        with pytest.raises(FailedPrecondition, match=r"'live' is an alias.*'one'"):
             galleries.set_alias("other", "live")
         for name in ("", "Live", "a/b", "x" * 64):
             with pytest.raises(InvalidInput, match="alias"):
@@ -108,7 +108,7 @@ def test_a_gallery_goes_only_once_nothing_stands_for_it(quick_folder: Path) -> N
         with pytest.raises(FailedPrecondition, match="best, live") as caught:
             galleries.delete("one")
         assert caught.value.metadata == {"aliases": "best,live"}
-        with pytest.raises(FailedPrecondition, match="'live' is an alias.*'one'"):
+        with pytest.raises(FailedPrecondition, match=r"'live' is an alias.*'one'"):
             galleries.delete("live")
         galleries.get("one").enroll([new("a", [1, 0, 0, 0])]).result()
         galleries.set_alias("live", "two")

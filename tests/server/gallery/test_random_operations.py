@@ -172,8 +172,7 @@ def test_random_operations_agree_with_brute_force(
         if old == other:
             return
         held, there = (
-            {i for i, item in known.items() if (item.subject or i) == name}
-            for name in (old, other)
+            {i for i, item in known.items() if (item.subject or i) == name} for name in (old, other)
         )
         merge = dice.below(2) == 0
         renaming = gallery.rename(old, other, merge=merge)
