@@ -15,6 +15,7 @@ from tests import twins
 from tests.conftest import RunningServer
 from tests.server import wire
 from tests.server.wire import Refused, Stubs
+from twinserve.client import Client, EnrollItem
 from twinserve.v1 import gallery_pb2, shared_pb2
 from twinserve.v1 import gallery_service_pb2 as pb
 
@@ -280,3 +281,31 @@ def test_moves_renames_and_aliases_outlive_a_kill_and_a_stop_ends_streams(
         go_on.set()
         stopper.join(30)
     assert stopped == [0]
+
+
+def test_bulk_enrolment_resumes_on_a_server_that_was_killed_and_enrols_nothing_twice(
+    start_server: Callable[..., RunningServer], twin_file: Path, tmp_path: Path
+) -> None:
+    flags = ("--model", twin_file, "--data-dir", tmp_path)
+    running = start_server(*flags)
+    lives = [running]
+
+    def kill_and_start() -> None:
+        lives[0].kill()
+        lives.append(start_server(*flags, "--grpc-port", str(running.grpc_port)))
+
+    with Client(running.target) as client:
+        client.create_gallery("faces")
+        # Ids made by the server: an item that is enrolled twice is there twice.
+        pictures = (EnrollItem(PIXELS[n % len(PIXELS)], subject=f"s{n}") for n in range(600))
+        found = []
+        restart = threading.Thread(target=kill_and_start)
+        for number, part in enumerate(client.enroll_stream("faces", pictures, batch=4)):
+            found += part.checked()
+            if number == 20:
+                restart.start()
+        restart.join()
+        assert len(lives) == 2
+        assert [one.change for one in found] == ["created"] * 600
+        kept = {item.id: item.subject for item in client.list_items("faces")}
+        assert kept == {one.id: f"s{n}" for n, one in enumerate(found)}
