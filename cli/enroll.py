@@ -11,7 +11,7 @@ import csv
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from twinserve.cli import connection, inputs
@@ -19,7 +19,7 @@ from twinserve.cli.exit_codes import FAULT, NO, OK
 from twinserve.cli.output import complain, plain, print_json
 from twinserve.cli.progress import Progress
 from twinserve.errors import AlreadyExists, DataError, TwinserveError
-from twinserve.messages import Enrolled, EnrollItem, Results
+from twinserve.messages import EnrollItem
 
 DESCRIPTION = (
     "Put pictures (or texts) into a gallery. Of a folder, each subfolder is a subject. Each item "
@@ -70,11 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
                 if arguments.model:
                     raise
 
-        def enroll(batch: Sequence[EnrollItem]) -> Results[Enrolled]:
-            return client.enroll(arguments.gallery, batch, prompt=arguments.prompt)
-
-        for batch in inputs.batches(items, arguments.batch):
-            answers = inputs.answers(enroll, batch)
+        replies = client.enroll_stream(
+            arguments.gallery, items, prompt=arguments.prompt, batch=arguments.batch
+        )
+        for batch, answers in zip(inputs.batches(items, arguments.batch), replies, strict=True):
             for item, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, TwinserveError):
                     failed.append((item.id or item.subject, answer))

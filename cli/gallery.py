@@ -1,4 +1,4 @@
-"""`twinserve gallery`: create, list, show, empty and delete galleries."""
+"""`twinserve gallery`: create, list, show, change and delete galleries, and their aliases."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from twinserve.cli.output import print_fields, print_json, print_table
 from twinserve.client import Client, Gallery
 from twinserve.errors import ConfigError
 
-DESCRIPTION = "Create, list, show, empty and delete galleries."
+DESCRIPTION = (
+    "Create, list, show and delete galleries, remove and relabel their items, and let aliases "
+    "stand for them."
+)
 EXAMPLES = """
   twinserve gallery create people --key site=text --key age=integer
   twinserve gallery list
-  twinserve gallery items people
+  twinserve gallery items people --subject alice
+  twinserve gallery count people --subject alice
+  twinserve gallery move people a1 a2 --to bob
+  twinserve gallery rename people bob robert
   twinserve gallery remove people --subject alice
+  twinserve gallery alias live people            # calls may say live from now on
+  twinserve gallery alias live --delete
   twinserve gallery delete people --yes
 """
 
@@ -49,14 +57,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="all galleries, by name")
     show = actions.add_parser("show", help="one gallery")
     items = actions.add_parser("items", help="the items of a gallery, by id")
+    count = actions.add_parser("count", help="how many items there are, of how many subjects")
     remove = actions.add_parser("remove", help="delete items by id, or all of a subject")
+    move = actions.add_parser("move", help="give items another subject")
+    rename = actions.add_parser("rename", help="give all items of a subject another one")
     delete = actions.add_parser("delete", help="delete a gallery with all its items")
-    for action in (show, items, remove, delete):
+    alias = actions.add_parser("alias", help="let a name stand for a gallery, or end that")
+    for action in (show, items, count, remove, move, rename, delete):
         action.add_argument("name", metavar="NAME")
+    items.add_argument("--subject", default="", help="only the items of this one")
+    count.add_argument("--subject", default="", help="only the items of this one")
     remove.add_argument("ids", nargs="*", metavar="ID")
     remove.add_argument("--subject")
+    move.add_argument("ids", nargs="+", metavar="ID")
+    move.add_argument(
+        "--to", required=True, metavar="SUBJECT", help="empty makes each item its own subject"
+    )
+    rename.add_argument("old", metavar="OLD")
+    rename.add_argument("new", metavar="NEW")
+    rename.add_argument(
+        "--merge", action="store_true", help="also where NEW has items: both become one"
+    )
+    alias.add_argument("alias", metavar="ALIAS")
+    alias.add_argument("gallery", nargs="?", metavar="GALLERY", help="that it is to stand for")
+    alias.add_argument("--delete", action="store_true", help="end the alias; its gallery stays")
     delete.add_argument("--yes", action="store_true", help="do not ask")
-    for action in (create, listing, show, items, remove, delete):
+    for action in (create, listing, show, items, count, remove, move, rename, delete, alias):
         connection.add_arguments(action)
 
 
@@ -80,8 +106,21 @@ def run(arguments: argparse.Namespace) -> int:
                 _show(client.get_gallery(arguments.name), arguments.json)
             case "items":
                 _items(client, arguments)
+            case "count":
+                _count(client, arguments)
             case "remove":
                 _remove(client, arguments)
+            case "move":
+                moved = client.move_items(arguments.name, arguments.to, arguments.ids).moved
+                whose = f"subject {arguments.to}" if arguments.to else "subjects of their own"
+                _say_moved(moved, f"to {whose}", arguments.json)
+            case "rename":
+                moved = client.rename_subject(
+                    arguments.name, arguments.old, arguments.new, merge=arguments.merge
+                ).moved
+                _say_moved(moved, f"from {arguments.old} to {arguments.new}", arguments.json)
+            case "alias":
+                _alias(client, arguments)
             case "delete":
                 return _delete(client, arguments)
     return OK
@@ -135,13 +174,14 @@ def _show(gallery: Gallery, as_json: bool) -> None:
             ("most items", gallery.max_items or None),
             ("index debt", gallery.index_debt),
             ("metadata keys", keys or None),
+            ("aliases", ", ".join(gallery.aliases) or None),
             ("created", gallery.create_time),
         ]
     )
 
 
 def _items(client: Client, arguments: argparse.Namespace) -> None:
-    items = list(client.list_items(arguments.name, full=True))
+    items = list(client.list_items(arguments.name, subject=arguments.subject, full=True))
     if arguments.json:
         print_json(items)
         return
@@ -168,7 +208,46 @@ def _remove(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"removed": removed})
     else:
-        print(f"{removed} {'item' if removed == 1 else 'items'} removed from {arguments.name}")
+        print(f"{_items_of(removed)} removed from {arguments.name}")
+
+
+def _count(client: Client, arguments: argparse.Namespace) -> None:
+    count = client.count_items(arguments.name, subject=arguments.subject)
+    if arguments.json:
+        print_json({"items": count.items, "subjects": count.subjects})
+    else:
+        subjects = f"{count.subjects} {'subject' if count.subjects == 1 else 'subjects'}"
+        print(f"{_items_of(count.items)} of {subjects} in {arguments.name}")
+
+
+def _say_moved(moved: int, where: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"moved": moved})
+    else:
+        print(f"{_items_of(moved)} moved {where}")
+
+
+def _items_of(count: int) -> str:
+    return f"{count} {'item' if count == 1 else 'items'}"
+
+
+def _alias(client: Client, arguments: argparse.Namespace) -> None:
+    alias, gallery = arguments.alias, arguments.gallery
+    if arguments.delete == (gallery is not None):
+        raise ConfigError("alias takes a GALLERY to stand for, or --delete; give one of the two")
+    if arguments.delete:
+        client.delete_gallery_alias(alias)
+        if arguments.json:
+            print_json({"deleted": alias})
+        else:
+            print(f"{alias} stands for nothing any more")
+        return
+    previous = client.set_gallery_alias(alias, gallery)
+    if arguments.json:
+        print_json({"alias": alias, "gallery": gallery, "previous": previous})
+    else:
+        before = f", and no longer for {previous}" if previous not in ("", gallery) else ""
+        print(f"{alias} stands for {gallery}{before}")
 
 
 def _delete(client: Client, arguments: argparse.Namespace) -> int:

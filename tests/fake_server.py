@@ -29,7 +29,7 @@ _METHODS = {
 
 
 class FakeServer(grpc.GenericRpcHandler):
-    """Answers unary calls from a script."""
+    """Answers calls from a script, and each message of a stream like a call."""
 
     def __init__(self, address: str = "127.0.0.1:0") -> None:
         self.requests: list[tuple[str, Any]] = []
@@ -55,10 +55,15 @@ class FakeServer(grpc.GenericRpcHandler):
         method = _METHODS.get(handler_call_details.method)
         if method is None:
             return None
-        return grpc.unary_unary_rpc_method_handler(
-            self._answer(method.name),
-            request_deserializer=method.input_type._concrete_class.FromString,
-            response_serializer=lambda message: message.SerializeToString(),
+        codecs = {
+            "request_deserializer": method.input_type._concrete_class.FromString,
+            "response_serializer": lambda message: message.SerializeToString(),
+        }
+        answer = self._answer(method.name)
+        if not method.client_streaming:
+            return grpc.unary_unary_rpc_method_handler(answer, **codecs)
+        return grpc.stream_stream_rpc_method_handler(
+            lambda requests, context: (answer(request, context) for request in requests), **codecs
         )
 
     def _answer(self, name: str) -> Callable[[Any, grpc.ServicerContext], Any]:

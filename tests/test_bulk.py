@@ -15,12 +15,14 @@ from tests.fake_server import status
 from twinserve import bulk, messages
 from twinserve.errors import (
     DeadlineExceeded,
+    DiskFull,
     ModelNotFound,
     TwinserveError,
     Unavailable,
     UndecodableImage,
 )
 from twinserve.v1 import embedding_service_pb2 as pb
+from twinserve.v1 import gallery_service_pb2 as gallery_pb
 from twinserve.v1 import shared_pb2
 
 Answer = Callable[[pb.EmbedRequest], pb.EmbedStreamResponse]
@@ -199,3 +201,73 @@ def test_a_reply_that_does_not_come_ends_the_wait() -> None:
 
     with pytest.raises(DeadlineExceeded, match="no reply"):
         list(run(lambda sent: Silent(sent, value_of), requests(2), patience=0.2))
+
+
+def enrolments(count: int) -> Iterator[gallery_pb.EnrollRequest]:
+    for i in range(count):
+        item = gallery_pb.EnrollItem(item=shared_pb2.Item(id=str(i)))
+        yield gallery_pb.EnrollRequest(items=[item], request_id=f"r{i}")
+
+
+class Enrolments:
+    """A server that keeps what it is sent, and is lost right after having kept its third."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, str] = {}  # item by request_id
+        self.sent: list[str] = []
+
+    def open(self, sent: Iterator[gallery_pb.EnrollRequest]) -> Iterator[Any]:
+        return self.Stream(self, sent)
+
+    class Stream:
+        def __init__(self, server: Enrolments, sent: Iterator[gallery_pb.EnrollRequest]) -> None:
+            self._server, self._sent, self._answered = server, sent, 0
+
+        def __next__(self) -> gallery_pb.EnrollResponse:
+            request = next(self._sent)
+            self._server.sent.append(request.request_id)
+            again = request.request_id in self._server.kept
+            self._server.kept[request.request_id] = request.items[0].item.id
+            self._answered += 1
+            if self._answered == 3 and not again:
+                raise Lost
+            done = gallery_pb.Enrolled(id=request.items[0].item.id)
+            return gallery_pb.EnrollResponse(results=[gallery_pb.EnrollResult(enrolled=done)])
+
+        def cancel(self) -> None:
+            pass
+
+
+def test_enrolments_without_an_answer_are_sent_again_under_their_own_request_id() -> None:
+    server = Enrolments()
+    found = bulk.answers(
+        server.open,
+        enrolments(8),
+        lambda sent, reply: (sent.request_id, reply.results[0].enrolled.id),
+        30.0,
+        lambda failure: Unavailable("lost"),
+        lambda error, attempt, elapsed: 0.0,
+        4,
+    )
+    assert list(found) == [(f"r{i}", str(i)) for i in range(8)]
+    assert server.kept == {f"r{i}": str(i) for i in range(8)}
+    assert server.sent.count("r2") == 2, "kept, and lost before it was answered"
+
+
+def test_a_server_that_stays_full_is_waited_for_only_so_long() -> None:
+    def answer(request: pb.EmbedRequest) -> pb.EmbedStreamResponse:
+        raise Lost
+
+    def run_out() -> None:
+        list(
+            bulk.embed_stream(
+                lambda sent: FakeStream(sent, answer),
+                requests(1),
+                0.3,
+                lambda failure: DiskFull("no room on the disk", retry_after=0.1),
+                lambda error, attempt, elapsed: error.retry_after,
+            )
+        )
+
+    with pytest.raises(DiskFull):
+        run_out()

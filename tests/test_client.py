@@ -662,6 +662,93 @@ class TestErrors:
             client.get_gallery("people", timeout=0.1)
 
 
+class TestGalleryChanges:
+    def test_moves_renames_and_counts_say_what_is_meant(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        server.on(
+            "MoveItems", gallery_service_pb2.MoveItemsResponse(moved=2, consistency_token="t")
+        )
+        server.on("RenameSubject", gallery_service_pb2.RenameSubjectResponse(moved=3))
+        server.on(
+            "CountItems", gallery_service_pb2.CountItemsResponse(item_count=5, subject_count=4)
+        )
+        server.on("ListItems", gallery_service_pb2.ListItemsResponse())
+        moved = client.move_items("people", "bob", ["a", "b"])
+        assert (moved.moved, moved.consistency_token) == (2, "t")
+        client.move_items("people", "", filter={"site": "north"})
+        assert client.rename_subject("people", "bob", "robert", merge=True).moved == 3
+        count = client.count_items("people", subject="bob", filter={"age": 3}, at_least="t")
+        assert (count.items, count.subjects) == (5, 4)
+        assert list(client.list_items("people", subject="bob")) == []
+        by_ids, by_filter = server.asked("MoveItems")
+        assert (list(by_ids.ids.ids), by_ids.subject) == (["a", "b"], "bob")
+        assert (by_filter.WhichOneof("source"), by_filter.subject) == ("filter", "")
+        (renamed,) = server.asked("RenameSubject")
+        assert (renamed.subject, renamed.new_subject, renamed.merge) == ("bob", "robert", True)
+        ids = {one.request_id for one in (by_ids, by_filter, renamed)}
+        assert len(ids) == 3
+        assert all(ids)
+        (counted,) = server.asked("CountItems")
+        assert (counted.subject, counted.at_least) == ("bob", "t")
+        assert counted.filter.all.filters[0].clause.equals.integer == 3
+        assert server.asked("ListItems")[0].subject == "bob"
+
+    def test_a_move_takes_ids_or_a_filter_and_no_ids_are_no_filter(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        for choice in ({}, {"ids": ["a"], "filter": {"x": 1}}):
+            with pytest.raises(errors.InvalidInput, match="exactly one"):
+                client.move_items("people", "bob", **choice)  # type: ignore[arg-type]
+        assert server.requests == []
+        server.on("MoveItems", gallery_service_pb2.MoveItemsResponse())
+        client.move_items("people", "bob", [])
+        assert server.asked("MoveItems")[0].WhichOneof("source") == "ids"
+
+    def test_an_alias_says_what_it_stood_for_and_a_gallery_what_stands_for_it(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        server.on("SetGalleryAlias", gallery_service_pb2.SetGalleryAliasResponse(previous="one"))
+        server.on("DeleteGalleryAlias", gallery_service_pb2.DeleteGalleryAliasResponse())
+        described = gallery_pb2.Gallery(name="two", aliases=["best", "live"])
+        server.on("GetGallery", gallery_service_pb2.GetGalleryResponse(gallery=described))
+        assert client.set_gallery_alias("live", "two") == "one"
+        client.delete_gallery_alias("live")
+        assert server.asked("DeleteGalleryAlias")[0].alias == "live"
+        assert client.get_gallery("live").aliases == ("best", "live")
+
+    def test_any_number_of_items_is_enrolled_batch_by_batch_over_one_stream(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        def answer(request: Any) -> Any:
+            response = gallery_service_pb2.EnrollResponse()
+            for item in request.items:
+                response.results.extend(enrolled(item.item.id).results)
+            return response
+
+        server.on("EnrollStream", answer)
+        items = (EnrollItem(b"x", id=f"i{n}") for n in range(7))
+        found = [
+            [one.id for one in part.checked()]
+            for part in client.enroll_stream("people", items, batch=3)
+        ]
+        assert found == [["i0", "i1", "i2"], ["i3", "i4", "i5"], ["i6"]]
+        ids = [request.request_id for request in server.asked("EnrollStream")]
+        assert len(set(ids)) == 3
+        assert all(ids)
+
+    def test_a_stream_that_is_sent_elsewhere_goes_on_with_the_same_request_ids(
+        self, server: FakeServer, client: Client
+    ) -> None:
+        server.on("EnrollStream", enrolled("a"), UNAVAILABLE, enrolled("b"))
+        items = [EnrollItem(b"x", id="a"), EnrollItem(b"y", id="b")]
+        parts = list(client.enroll_stream("people", items, batch=1))
+        assert [part.checked()[0].id for part in parts] == ["a", "b"]
+        first, second, again = server.asked("EnrollStream")
+        assert again == second
+        assert again.request_id != first.request_id
+
+
 class TestRetries:
     def test_a_write_is_retried_with_the_request_id_it_began_with(
         self, server: FakeServer, client: Client

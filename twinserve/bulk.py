@@ -1,8 +1,9 @@
-"""Many inputs over one stream: batches out, their embeddings in, in order, over lost connections.
+"""Many inputs over one stream: batches out, their answers in, in order, over lost connections.
 
 A bounded number of batches is under way; inputs are taken from their iterator as replies come. When
 a server stops or is lost, the batches that it did not answer go to the next one, so each input has
-exactly one answer. Embedding has no effect, so sending a batch twice does no harm.
+exactly one answer. Sending a batch twice does no harm: embedding has no effect, and an enrolment
+carries a request_id by which the server knows it again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
 import numpy as np
@@ -23,6 +24,9 @@ from twinserve import messages
 from twinserve.errors import DeadlineExceeded, Exhausted, TwinserveError, Unavailable
 from twinserve.messages import Embeddings, Timing
 from twinserve.v1 import embedding_service_pb2 as pb
+
+Sent = TypeVar("Sent")
+Answer = TypeVar("Answer")
 
 # Batches under way on one stream.
 WINDOW = 16
@@ -41,23 +45,59 @@ def embed_stream(
     Args:
         open_stream: opens EmbedStream.
         requests: each with some inputs; their request_id is set here.
-        patience: seconds for which a reply may be waited for.
-        read_error: makes our error of gRPC's.
-        pause: seconds to wait before the stream is opened again after an error, the attempts and
-            seconds since the last reply; None where it is not to be.
-        window: requests under way.
+        patience: as for `answers`.
+        read_error: as for `answers`.
+        pause: as for `answers`.
+        window: as for `answers`.
 
     Raises:
         TwinserveError: what no retry helps against, such as an unknown model.
         DeadlineExceeded: no reply came for `patience` seconds.
     """
+
+    def numbered() -> Iterator[pb.EmbedStreamRequest]:
+        for number, request in enumerate(requests):
+            request.request_id = str(number)
+            yield pb.EmbedStreamRequest(request=request)
+
+    def read(sent: pb.EmbedStreamRequest, reply: pb.EmbedStreamResponse) -> Embeddings:
+        return _read(reply, len(sent.request.inputs))
+
+    return answers(open_stream, numbered(), read, patience, read_error, pause, window)
+
+
+def answers(
+    open_stream: Callable[[Iterator[Sent]], Any],
+    requests: Iterable[Sent],
+    read: Callable[[Sent, Any], Answer],
+    patience: float,
+    read_error: Callable[[grpc.RpcError], TwinserveError],
+    pause: Callable[[TwinserveError, int, float], float | None],
+    window: int = WINDOW,
+) -> Iterator[Answer]:
+    """Send messages over a stream that answers in order, and give the answer of each.
+
+    Args:
+        open_stream: opens the stream.
+        requests: the messages; each may come to be sent again.
+        read: makes the answer of a message and its reply; Unavailable or Exhausted, raised there,
+            have the message and those after it sent again.
+        patience: seconds for which a reply may be waited for, attempts included.
+        read_error: makes our error of gRPC's.
+        pause: seconds to wait before the stream is opened again after an error, the attempts and
+            seconds since the last reply; None where it is not to be.
+        window: messages under way.
+
+    Raises:
+        TwinserveError: what no retry helps against.
+        DeadlineExceeded: no reply came for `patience` seconds.
+    """
     source = iter(requests)
-    unanswered: deque[pb.EmbedRequest] = deque()
-    sent = 0
+    unanswered: deque[Sent] = deque()
     attempt, since = 0, time.monotonic()
     done = False
     while not (done and not unanswered):
-        stream = _Stream(open_stream, patience)
+        stream = _Stream[Sent](open_stream, patience)
         try:
             for request in unanswered:
                 stream.send(request)
@@ -67,14 +107,11 @@ def embed_stream(
                     if request_ is None:
                         done = True
                         break
-                    request_.request_id = str(sent)
-                    sent += 1
                     unanswered.append(request_)
                     stream.send(request_)
                 if not unanswered:
                     return
-                reply = stream.receive()
-                found = _read(reply, len(unanswered[0].inputs))
+                found = read(unanswered[0], stream.receive())
                 unanswered.popleft()
                 attempt = 0
                 yield found
@@ -82,12 +119,12 @@ def embed_stream(
         except grpc.RpcError as failure:
             error = _late(patience) if stream.late else read_error(failure)
             seconds = pause(error, attempt, time.monotonic() - since)
-            if seconds is None:
+            if seconds is None or time.monotonic() - since + seconds > patience:
                 raise error from failure
         except (Unavailable, Exhausted) as error:
             # One message was refused: it and those after it are sent again.
             seconds = pause(error, attempt, time.monotonic() - since)
-            if seconds is None:
+            if seconds is None or time.monotonic() - since + seconds > patience:
                 raise
         finally:
             stream.close()
@@ -95,25 +132,25 @@ def embed_stream(
         attempt += 1
 
 
-class _Stream:
+class _Stream(Generic[Sent]):
     """One opened stream, and the watch over its replies."""
 
     def __init__(self, open_stream: Callable[..., Any], patience: float) -> None:
         self.late = False
         self._patience = patience
-        self._outbox: queue.SimpleQueue[pb.EmbedStreamRequest | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Sent | None] = queue.SimpleQueue()
         self._replies = open_stream(iter(self._outbox.get, None))
         self._waits_since: float | None = None
         self._closed = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def send(self, request: pb.EmbedRequest) -> None:
-        self._outbox.put(pb.EmbedStreamRequest(request=request))
+    def send(self, request: Sent) -> None:
+        self._outbox.put(request)
 
-    def receive(self) -> pb.EmbedStreamResponse:
+    def receive(self) -> Any:
         self._waits_since = time.monotonic()
         try:
-            reply: pb.EmbedStreamResponse | None = next(self._replies, None)
+            reply = next(self._replies, None)
         finally:
             self._waits_since = None
         if reply is None:

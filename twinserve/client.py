@@ -42,8 +42,10 @@ from twinserve.messages import (
     Hits,
     InputLike,
     Item,
+    ItemCount,
     MetadataValue,
     Model,
+    Moved,
     Removed,
     Results,
     Shadow,
@@ -75,7 +77,9 @@ __all__ = [
     "Hit",
     "Hits",
     "Item",
+    "ItemCount",
     "Model",
+    "Moved",
     "Removed",
     "Results",
     "Shadow",
@@ -91,6 +95,8 @@ Filter = Mapping[str, MetadataValue | Sequence[MetadataValue]] | shared_pb2.Filt
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds between attempts on UNAVAILABLE
 # A large twin takes a minute to load and to warm.
 LOAD_SECONDS = 600.0
+# A stream of enrolments is held back, and not refused, while an index catches up.
+ENROLL_SECONDS = 300.0
 _OPTIONS = [
     # The limit on a message is the server's to set; a client that refuses replies is of no use.
     ("grpc.max_send_message_length", -1),
@@ -381,9 +387,40 @@ class Client:
         Raises:
             GalleryNotFound: no such gallery; also when the connection broke after the server had
                 deleted it, and a retry asked again.
+            FailedPrecondition: aliases stand for it, or the name is an alias itself.
         """
         request = gallery_service_pb2.DeleteGalleryRequest(name=name)
         self._call(self._gallery.DeleteGallery, request, timeout)
+
+    def set_gallery_alias(self, alias: str, gallery: str, *, timeout: float | None = None) -> str:
+        """Let a name stand for a gallery from the next call on; every call but create and delete
+        takes it in place of the gallery's own.
+
+        Args:
+            alias: new, or standing for another gallery so far; no gallery's name.
+            gallery: by its own name.
+            timeout: seconds, in place of the client's own.
+
+        Returns:
+            The gallery that it stood for before; "" where it is new. After a broken connection a
+            retry may find its own work: then that is `gallery`.
+
+        Raises:
+            AlreadyExists: a gallery has this name.
+            FailedPrecondition: the alias stands for a gallery of another metric, or (SpaceMismatch)
+                of another space; delete the alias first.
+        """
+        request = gallery_service_pb2.SetGalleryAliasRequest(alias=alias, gallery=gallery)
+        return self._call(self._gallery.SetGalleryAlias, request, timeout).previous
+
+    def delete_gallery_alias(self, alias: str, *, timeout: float | None = None) -> None:
+        """End an alias of a gallery, which stays.
+
+        Raises:
+            NotFound: there is none of this name; also when a retry asked again.
+        """
+        request = gallery_service_pb2.DeleteGalleryAliasRequest(alias=alias)
+        self._call(self._gallery.DeleteGalleryAlias, request, timeout)
 
     def enroll(
         self,
@@ -417,6 +454,52 @@ class Client:
         results = messages.from_enroll_response(self._call(self._gallery.Enroll, request, timeout))
         return _checked(results, raise_for_errors)
 
+    def enroll_stream(
+        self,
+        gallery: str,
+        items: Iterable[EnrollItem],
+        *,
+        prompt: str | None = None,
+        batch: int = 32,
+        timeout: float | None = None,
+    ) -> Iterator[Results[Enrolled]]:
+        """Enrol any number of items over one stream, and give their results batch by batch.
+
+        The batches come in the order of the items, which are taken from their iterator no faster
+        than the server has them on disk; a server that is full, or whose index lags behind, is
+        waited for. A failed item has its error in its place. After a lost connection, the batches
+        without an answer are sent again under the same request_id, so that none is done twice.
+
+        Args:
+            gallery: name or alias.
+            items: any number; each id at most once in a batch.
+            prompt: as for `embed`.
+            batch: items of one message.
+            timeout: seconds that one reply may take, retries included; None is the client's own,
+                and at least 300.
+
+        Raises:
+            TwinserveError: a fault of a whole batch, such as an unknown gallery. The batches
+                before it were given; of those after it, some may be enrolled.
+        """
+        source = iter(items)
+        parts = iter(lambda: list(itertools.islice(source, batch)), [])
+        return bulk.answers(
+            lambda sent: self._gallery.EnrollStream(sent, metadata=self._metadata),
+            (
+                gallery_service_pb2.EnrollRequest(
+                    gallery=gallery,
+                    items=[messages.to_enroll_item(item, prompt) for item in part],
+                    request_id=_new_id(),
+                )
+                for part in parts
+            ),
+            lambda _, reply: messages.from_enroll_response(reply),
+            max(self._timeout, ENROLL_SECONDS) if timeout is None else timeout,
+            self._error,
+            self._pause,
+        )
+
     def remove(
         self,
         gallery: str,
@@ -445,6 +528,84 @@ class Client:
         response = self._call(self._gallery.Remove, request, timeout)
         return Removed(response.removed, response.consistency_token)
 
+    def move_items(
+        self,
+        gallery: str,
+        subject: str,
+        ids: Sequence[str] | None = None,
+        *,
+        filter: Filter | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Moved:
+        """Give items another subject, chosen by ids or by filter; "" makes each its own.
+
+        Their embeddings stay; those that have the subject already are not counted.
+
+        Raises:
+            ItemNotFound: an id is not there; nothing was moved.
+        """
+        if (ids is None) == (filter is None):
+            raise InvalidInput("move_items takes exactly one of ids and filter")
+        request = gallery_service_pb2.MoveItemsRequest(
+            gallery=gallery, subject=subject, request_id=request_id or _new_id()
+        )
+        if ids is not None:
+            request.ids.SetInParent()
+            request.ids.ids.extend(ids)
+        else:
+            request.filter.CopyFrom(messages.to_filter(filter) or shared_pb2.Filter())
+        response = self._call(self._gallery.MoveItems, request, timeout)
+        return Moved(response.moved, response.consistency_token)
+
+    def rename_subject(
+        self,
+        gallery: str,
+        subject: str,
+        new_subject: str,
+        *,
+        merge: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Moved:
+        """Give all items of a subject another one, in one step.
+
+        Raises:
+            SubjectNotFound: nobody of that name in the gallery.
+            AlreadyExists: the new name has items already, and `merge` is False.
+        """
+        request = gallery_service_pb2.RenameSubjectRequest(
+            gallery=gallery,
+            subject=subject,
+            new_subject=new_subject,
+            merge=merge,
+            request_id=request_id or _new_id(),
+        )
+        response = self._call(self._gallery.RenameSubject, request, timeout)
+        return Moved(response.moved, response.consistency_token)
+
+    def count_items(
+        self,
+        gallery: str,
+        *,
+        filter: Filter | None = None,
+        subject: str = "",
+        at_least: str = "",
+        timeout: float | None = None,
+    ) -> ItemCount:
+        """Count the items that pass a filter, of one subject or ("") of all, in one state.
+
+        `at_least` is a consistency token; the read waits for that state, up to its deadline.
+        """
+        request = gallery_service_pb2.CountItemsRequest(
+            gallery=gallery,
+            filter=messages.to_filter(filter),
+            subject=subject,
+            at_least=at_least,
+        )
+        response = self._call(self._gallery.CountItems, request, timeout)
+        return ItemCount(response.item_count, response.subject_count, response.consistency_token)
+
     def get_item(
         self,
         gallery: str,
@@ -470,6 +631,7 @@ class Client:
         gallery: str,
         *,
         filter: Filter | None = None,
+        subject: str = "",
         full: bool = False,
         at_least: str = "",
         page_size: int = 0,
@@ -477,8 +639,8 @@ class Client:
     ) -> Iterator[Item]:
         """Iterate over all items by id, fetching page after page (0: the server's size).
 
-        Writes meanwhile neither repeat nor skip an item that they do not touch. `full` adds
-        metadata and times.
+        Where a subject is named, over its items only. Writes meanwhile neither repeat nor skip an
+        item that they do not touch. `full` adds metadata and times.
         """
         token = ""
         while True:
@@ -489,6 +651,7 @@ class Client:
                 filter=messages.to_filter(filter),
                 view=_view(full),
                 at_least=at_least,
+                subject=subject,
             )
             page = self._call(self._gallery.ListItems, request, timeout)
             yield from map(messages.from_item, page.items)

@@ -489,6 +489,23 @@ class Removed:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """The number of items that have another subject now, and the state in which they do."""
+
+    moved: int
+    consistency_token: str
+
+
+@dataclass(frozen=True)
+class ItemCount:
+    """The number of items, of their subjects, and the state that was read."""
+
+    items: int
+    subjects: int
+    consistency_token: str
+
+
+@dataclass(frozen=True)
 class Gallery:
     """A gallery as it is now."""
 
@@ -503,6 +520,7 @@ class Gallery:
     subject_count: int
     index_debt: int  # rows not yet in the index; they are scanned exactly
     create_time: datetime | None
+    aliases: tuple[str, ...] = ()  # that stand for it now, by name
 
 
 class Health(enum.StrEnum):
@@ -697,6 +715,7 @@ def from_gallery(gallery: gallery_pb2.Gallery) -> Gallery:
         subject_count=gallery.subject_count,
         index_debt=gallery.index_debt,
         create_time=_moment(gallery.create_time) if gallery.HasField("create_time") else None,
+        aliases=tuple(gallery.aliases),
     )
 
 

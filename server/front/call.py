@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 CROWDED = 0.1
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Value = TypeVar("Value")
 
 
 def driven(method: Function) -> Function:
@@ -481,6 +482,43 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
         self._on_loop(lambda: owner.loop.call_later(seconds, passed))
         return over
+
+    def as_task(self, work: Coroutine[Any, Any, Value]) -> Completion[Value]:
+        """Run a coroutine as a task of asyncio's loop, and return what is complete with it.
+
+        For driven methods, a part of whose work awaits what only the loop ends. Who gives up
+        waiting cancels the task.
+        """
+        task: asyncio.Task[Value] | None = None
+
+        def cancel() -> None:
+            if task is not None:
+                task.cancel()
+
+        found: Completion[Value] = Completion(lambda: self._on_loop(cancel))
+
+        def ended(task: asyncio.Task[Value]) -> None:
+            if task.cancelled():
+                found.abandon()
+            elif (error := task.exception()) is not None:
+                found.set_error(error)
+            else:
+                found.set_result(task.result())
+
+        def start() -> None:
+            nonlocal task
+            if found.done:
+                work.close()
+                return
+            task = self._owner.loop.create_task(work)
+            task.add_done_callback(ended)
+
+        try:
+            self._owner.loop.call_soon_threadsafe(start)
+        except RuntimeError:  # the loop is closed: the server has stopped
+            work.close()
+            found.abandon()
+        return found
 
     async def write(self, message: Any) -> None:
         """Send one message; returns once the core took it, which a slow reader delays."""

@@ -1,7 +1,7 @@
 """Galleries: named sets of items of one space, durable on disk and searched in memory.
 
-In: embeddings with ids, subjects and metadata (`Gallery.enroll`, `Gallery.remove`, futures that
-resolve once the change is on disk and visible) and probes (`search`, `verify`, plain blocking
+In: embeddings with ids, subjects and metadata (`Gallery.enroll`, `remove`, `move`, `rename`, whose
+futures resolve once the change is on disk and visible) and probes (`search`, `verify`, blocking
 reads for threads). Out: frozen values of `types`. `Galleries` owns the folder and is the door.
 
 Truth is on disk (`store`, SQLite), the index in memory is derived from it (`rows`, `segments`);
@@ -29,8 +29,10 @@ from twinserve.server.gallery.types import (
     HnswSettings,
     InRange,
     Item,
+    ItemCount,
     MetadataType,
     MetadataValue,
+    Moved,
     Nearest,
     NewItem,
     Not,
@@ -60,8 +62,10 @@ __all__ = [
     "HnswSettings",
     "InRange",
     "Item",
+    "ItemCount",
     "MetadataType",
     "MetadataValue",
+    "Moved",
     "Nearest",
     "NewItem",
     "Not",

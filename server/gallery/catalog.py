@@ -1,4 +1,6 @@
-"""Which galleries there are: rows of catalog.db. A gallery exists exactly as long as its row does.
+"""Which galleries there are, and their aliases: rows of catalog.db.
+
+A gallery exists exactly as long as its row does, and an alias too.
 
 Creating makes the folder first and the row last. Deleting moves the row's folder into the list of
 deleted ones, in one transaction, and removes the folder afterwards. A crash in between leaves a
@@ -66,6 +68,22 @@ class Catalog:
         with self._file.changing() as connection:
             connection.execute("DELETE FROM galleries WHERE folder = ?", (entry.folder,))
             connection.execute("INSERT OR IGNORE INTO deleted VALUES (?)", (entry.folder,))
+
+    def aliases(self) -> dict[str, str]:
+        """The gallery that each alias stands for."""
+        return dict(self._file.read("SELECT alias, gallery FROM gallery_aliases ORDER BY alias"))
+
+    def set_alias(self, alias: str, gallery: str) -> None:
+        """Let an alias, new or not, stand for a gallery; durable when this returns."""
+        with self._file.changing() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO gallery_aliases VALUES (?,?)", (alias, gallery)
+            )
+
+    def drop_alias(self, alias: str) -> None:
+        """End an alias; durable when this returns."""
+        with self._file.changing() as connection:
+            connection.execute("DELETE FROM gallery_aliases WHERE alias = ?", (alias,))
 
     def deleted(self) -> list[str]:
         """Folders of deleted galleries that may still be there."""

@@ -1,6 +1,6 @@
 """The folder of galleries: one catalogue, writer, builder and refresher, many galleries.
 
-    data_dir/lock, catalog.db          data_folder.py; the catalogue's rows of galleries: catalog.py
+    data_dir/lock, catalog.db          data_folder.py; its rows of galleries, aliases: catalog.py
     data_dir/galleries/<folder>/store.db   one gallery's truth (store.py)
     data_dir/trash/<folder>            deleted, to be removed
 
@@ -22,15 +22,18 @@ import shutil
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from twinserve.errors import (
     AlreadyExists,
+    FailedPrecondition,
     GalleryFull,
     GalleryNotFound,
     InvalidInput,
     LimitExceeded,
+    NotFound,
+    SpaceMismatch,
     StoreDamaged,
     TwinserveError,
     Unavailable,
@@ -71,6 +74,8 @@ class Galleries:
         self._open: dict[str, tuple[Gallery, Entry]] = {}
         # Those whose store is damaged or missing: refused one by one, while the others serve.
         self._refused: dict[str, tuple[StoreDamaged, Entry]] = {}
+        # Names of galleries by alias. Never changed, only replaced: readers take no lock.
+        self._aliases: Mapping[str, str] = {}
         self._own_folder: DataFolder | None = None
         self._catalog: Catalog | None = None
         self._writer: Writer | None = None
@@ -100,6 +105,7 @@ class Galleries:
             self._refresher = Refresher(self._limits.measure_rest_seconds)
             entries = self._catalog.entries()
             self._sweep(self._catalog, {entry.folder for entry in entries})
+            self._aliases = self._catalog.aliases()
             for entry in entries:
                 try:
                     self._open[entry.settings.name] = (self._opened(entry), entry)
@@ -117,7 +123,8 @@ class Galleries:
 
         Raises:
             InvalidInput: a setting is out of range, or the request id was used for other ones.
-            AlreadyExists: a gallery of this name has other settings; the message names them.
+            AlreadyExists: a gallery of this name has other settings; the message names them. Or
+                the name is an alias.
             GalleryFull: as many galleries as the server may hold.
             DiskFull: it could not be written.
             StoreDamaged: the gallery of this name is there, and damaged.
@@ -147,9 +154,16 @@ class Galleries:
                 _check_same(entry.settings, settings)
                 if request_id and answer is None:
                     catalog.remember(request_id, entry.settings, entry.created)
-                return gallery.status()
+                return self._with_aliases(gallery.status())
             if answer is not None:  # the first answer, though the gallery was deleted since
                 return GalleryStatus(settings, 0, 0, 0, metadata.moment(answer[1]))
+            if settings.name in self._aliases:
+                raise AlreadyExists(
+                    f"{self._alias_and_gallery(settings.name)}; use another name, or delete the "
+                    "alias first",
+                    field="gallery.name",
+                    resource=("alias", settings.name),
+                )
             held = len(self._open) + len(self._refused)
             if held >= self._limits.max_galleries:
                 raise GalleryFull(
@@ -159,20 +173,29 @@ class Galleries:
             return self._create(catalog, settings, request_id)
 
     def get(self, name: str) -> Gallery:
-        """The gallery of this name.
+        """The gallery of this name, or that an alias of this name stands for now.
 
         Raises:
             GalleryNotFound: there is none.
             StoreDamaged: its store was damaged or missing at the start.
         """
-        found = self._open.get(name)
-        if found is None:
-            self._check_not_refused(name)
-            raise GalleryNotFound(
-                f"there is no gallery {name[:80]!r}; create it, or list the galleries there are",
-                resource=("gallery", name[:80]),
-            )
-        return found[0]
+        while True:
+            meant = self._aliases.get(name, name)
+            found = self._open.get(meant)
+            if found is not None:
+                return found[0]
+            # An alias may have moved in between, and the gallery that it left have gone.
+            if self._aliases.get(name, name) == meant:
+                break
+        self._check_not_refused(meant)
+        raise GalleryNotFound(
+            f"there is no gallery {name[:80]!r}; create it, or list the galleries there are",
+            resource=("gallery", name[:80]),
+        )
+
+    def status(self, name: str) -> GalleryStatus:
+        """The gallery of this name or alias as it stands, with its aliases; raises as `get`."""
+        return self._with_aliases(self.get(name).status())
 
     def list(self, after: str = "", limit: int = 1_000) -> list[GalleryStatus]:
         """Up to `limit` galleries whose name is greater than `after`, by name; refused ones not,
@@ -182,7 +205,74 @@ class Galleries:
         names = sorted(
             name for name in opened if name > after and not opened[name][0].out_of_service
         )
-        return [opened[name][0].status() for name in names[:limit]]
+        return [self._with_aliases(opened[name][0].status()) for name in names[:limit]]
+
+    def set_alias(self, alias: str, gallery: str) -> str:
+        """Let an alias stand for a gallery from now on; it is on disk when this returns.
+
+        Who asked `get` before goes on with what it was given.
+
+        Returns:
+            The gallery that it stood for before; "" where it is new.
+
+        Raises:
+            InvalidInput: no name that an alias can have.
+            AlreadyExists: a gallery has this name.
+            FailedPrecondition: `gallery` is an alias itself, or has another metric than the one
+                that the alias stands for; SpaceMismatch: another space.
+            GalleryNotFound, StoreDamaged: as `get`.
+            GalleryFull: as many aliases as the server may hold.
+        """
+        if not NAME.fullmatch(alias):
+            raise InvalidInput(
+                f"alias {alias[:80]!r} is not 1 to 63 of a-z 0-9 . _ -, beginning with a letter or "
+                "digit",
+                field="alias",
+            )
+        with self._lock, self._wording(gallery):
+            catalog = self._running()
+            if alias in self._open or alias in self._refused:
+                raise AlreadyExists(
+                    f"{alias!r} is the name of a gallery; give the alias another name",
+                    field="alias",
+                    resource=("gallery", alias),
+                )
+            self._check_no_alias(gallery, "gallery")
+            wanted = self.get(gallery).settings
+            previous = self._aliases.get(alias, "")
+            if previous == gallery:
+                return previous
+            there = self._open.get(previous) or self._refused.get(previous)
+            if there is not None:
+                self._check_comparable(alias, there[1].settings, wanted)
+            elif len(self._aliases) >= self._limits.max_galleries:
+                raise GalleryFull(
+                    f"the server holds {len(self._aliases)} aliases of galleries, which is its "
+                    "limit; delete one",
+                    retry_after=60.0,
+                )
+            catalog.set_alias(alias, gallery)
+            self._aliases = {**self._aliases, alias: gallery}
+            return previous
+
+    def delete_alias(self, alias: str) -> None:
+        """End an alias; its gallery stays.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        with self._lock, self._wording(alias):
+            catalog = self._running()
+            if alias not in self._aliases:
+                known = alias in self._open or alias in self._refused
+                raise NotFound(
+                    f"there is no alias {alias[:80]!r}"
+                    + ("; a gallery has this name" if known else "; it may be deleted already"),
+                    field="alias",
+                    resource=("alias", alias[:80]),
+                )
+            catalog.drop_alias(alias)
+            self._aliases = {one: name for one, name in self._aliases.items() if one != alias}
 
     def settings(self) -> tuple[GallerySettings, ...]:
         """What every gallery was made with, the refused ones too."""
@@ -194,9 +284,21 @@ class Galleries:
 
         Raises:
             GalleryNotFound: there is none.
+            FailedPrecondition: aliases stand for it, or the name is an alias itself.
         """
         with self._lock, self._wording(name):
             catalog = self._running()
+            self._check_no_alias(name, "name")
+            aliases = self._aliases_of(name)
+            if aliases:
+                raise FailedPrecondition(
+                    f"gallery {name!r} is what the {'alias' if len(aliases) == 1 else 'aliases'} "
+                    f"{', '.join(aliases)} stand{'s' if len(aliases) == 1 else ''} for; let "
+                    "another gallery take its place there, or delete the alias, then delete the "
+                    "gallery",
+                    resource=("gallery", name),
+                    metadata={"aliases": ",".join(aliases)},
+                )
             if name in self._refused:
                 entry = self._refused[name][1]
                 catalog.drop(entry)
@@ -227,6 +329,7 @@ class Galleries:
                 gallery.close()
             self._open = {}
             self._refused = {}
+            self._aliases = {}
             self._builder = self._refresher = self._writer = self._catalog = None
             if self._own_folder is not None:
                 self._own_folder.close()
@@ -264,7 +367,7 @@ class Galleries:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         self._open[settings.name] = (gallery, entry)
-        return gallery.status()
+        return self._with_aliases(gallery.status())
 
     def _opened(self, entry: Entry) -> Gallery:
         assert self._writer is not None
@@ -280,6 +383,46 @@ class Galleries:
             self._builder,
             self._refresher,
         )
+
+    def _aliases_of(self, name: str) -> tuple[str, ...]:
+        return tuple(sorted(alias for alias, meant in self._aliases.items() if meant == name))
+
+    def _with_aliases(self, status: GalleryStatus) -> GalleryStatus:
+        return dataclasses.replace(status, aliases=self._aliases_of(status.settings.name))
+
+    def _alias_and_gallery(self, alias: str) -> str:
+        return f"{alias!r} is an alias, which stands for gallery {self._aliases[alias]!r}"
+
+    def _check_no_alias(self, name: str, field: str) -> None:
+        if name in self._aliases:
+            raise FailedPrecondition(
+                f"{self._alias_and_gallery(name)}; here galleries are named by their own names, so "
+                "name that",
+                field=field,
+                resource=("alias", name),
+            )
+
+    @staticmethod
+    def _check_comparable(alias: str, there: GallerySettings, wanted: GallerySettings) -> None:
+        """Refuse to let calls through an alias compare other distances from one to the next."""
+        advice = "delete the alias first, and calls through it fail until it is set again"
+        if wanted.space_id != there.space_id:
+            raise SpaceMismatch(
+                f"alias {alias!r} stands for gallery {there.name!r} of space {there.space_id}, and "
+                f"gallery {wanted.name!r} is of space {wanted.space_id}: vectors that fit the one "
+                f"mean nothing in the other; {advice}",
+                field="gallery",
+                resource=("alias", alias),
+                metadata={"space_id": wanted.space_id, "wanted_space_id": there.space_id},
+            )
+        if wanted.metric is not there.metric:
+            raise FailedPrecondition(
+                f"alias {alias!r} stands for gallery {there.name!r} with {there.metric.value} "
+                f"distances, and gallery {wanted.name!r} has {wanted.metric.value} ones: a "
+                f"threshold for the one means nothing in the other; {advice}",
+                field="gallery",
+                resource=("alias", alias),
+            )
 
     def _check_not_refused(self, name: str) -> None:
         refused = self._refused.get(name)

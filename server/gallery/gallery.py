@@ -34,7 +34,6 @@ from twinserve.errors import (
     IndexDebtTooHigh,
     InvalidInput,
     LimitExceeded,
-    SubjectNotFound,
     TwinserveError,
     Unavailable,
     WrongShape,
@@ -52,13 +51,16 @@ from twinserve.server.gallery.store import Record, Store, as_twinserve_error
 from twinserve.server.gallery.transactions import (
     Changes,
     EnrollWork,
+    MoveWork,
     Prepared,
     Put,
     RemoveWork,
+    RenameWork,
     Transactions,
     digest,
     digest_of_items,
     no_item,
+    no_subject,
 )
 from twinserve.server.gallery.types import (
     EnrollOutcome,
@@ -68,6 +70,8 @@ from twinserve.server.gallery.types import (
     GalleryStatus,
     HnswSettings,
     Item,
+    ItemCount,
+    Moved,
     Nearest,
     NewItem,
     Removal,
@@ -147,6 +151,11 @@ class Gallery:
     # -- reading ----------------------------------------------------------------------------------
 
     @property
+    def key(self) -> str:
+        """What tells this gallery from every other, one of the same name before or after it too."""
+        return self._key
+
+    @property
     def hnsw(self) -> HnswSettings:
         """Parameters of the graph index."""
         return self.settings.hnsw
@@ -198,13 +207,33 @@ class Gallery:
             found = {record.id: record for record in reader.items(ids)}
         return [_item(found[item_id]) for item_id in ids if item_id in found]
 
+    def count(self, *, filter: Filter | None = None, subject: str = "") -> ItemCount:
+        """How many items pass the filter and are of the subject ("" = of any), in one state.
+
+        Raises:
+            UndeclaredKey, InvalidInput: the filter cannot be answered.
+        """
+        if filter is not None:
+            check_filter(filter, self._declared)
+        view = self.view
+        rows, token = view.rows, self._token(view.sequence)
+        if subject:
+            chosen = rows.of_subject(subject)
+            if filter is not None:
+                chosen = chosen[rows.passing(filter)[chosen]]
+        elif filter is not None:
+            chosen = np.flatnonzero(rows.passing(filter))
+        else:
+            return ItemCount(rows.item_count, rows.subject_count, token)
+        return ItemCount(len(chosen), rows.count_subjects(chosen), token)
+
     def list_items(
-        self, *, after: str = "", limit: int, filter: Filter | None = None
+        self, *, after: str = "", limit: int, filter: Filter | None = None, subject: str = ""
     ) -> tuple[list[Item], str]:
         """Up to `limit` items whose id is greater than `after`, ordered by id, bytewise.
 
-        Fewer than `limit` means that there are no more. Also the token of a state that holds
-        what was listed.
+        Only those of the subject, where one is named. Fewer than `limit` means that there are no
+        more. Also the token of a state that holds what was listed.
 
         Raises:
             UndeclaredKey, InvalidInput: the filter cannot be answered.
@@ -216,7 +245,11 @@ class Gallery:
         with self._store.reading() as reader:
             while len(found) < limit:
                 rows = limit - len(found) if filter is None else max(limit, LIST_ROWS)
-                records = reader.after(after, rows)
+                records = (
+                    reader.of_subject_after(subject, after, rows)
+                    if subject
+                    else reader.after(after, rows)
+                )
                 for record in records:
                     item = _item(record)
                     if filter is None or matches(filter, item.metadata):
@@ -316,11 +349,7 @@ class Gallery:
         view = self.view
         rows = view.rows.of_subject(subject)
         if not len(rows):
-            raise SubjectNotFound(
-                f"gallery {self.settings.name!r} has no subject {subject!r}; enrol an item of it "
-                "first",
-                resource=("subject", subject),
-            )
+            raise no_subject(self.settings.name, subject)
         distances = rescore(view, probe, view.rows.label[rows])
         distance, item_id = min(
             (distance, view.rows.id_of(row))
@@ -437,6 +466,72 @@ class Gallery:
         work = RemoveWork(
             None if ids is None else tuple(ids), subject, filter, request_id, request_digest
         )
+        return self._writer.submit(self, work, rows=1)
+
+    def move(
+        self,
+        subject: str,
+        *,
+        ids: Sequence[str] | None = None,
+        filter: Filter | None = None,
+        request_id: str = "",
+        request_digest: bytes = b"",
+    ) -> Future[Moved]:
+        """Give items another subject, chosen by ids or by filter; "" makes each its own.
+
+        Their embeddings stay. An id that is not there fails the whole move, as the future's
+        ItemNotFound. An item that has the subject already is left as it is, and not counted.
+
+        Raises:
+            InvalidInput: not exactly one of ids and filter, or a filter that cannot be answered.
+            LimitExceeded: the subject is too long.
+        """
+        self._check_request_id(request_id)
+        if (ids is None) == (filter is None):
+            raise InvalidInput(
+                "say what to move: ids or a filter, exactly one of them", field="source"
+            )
+        self._check_subject(subject, "subject")
+        if filter is not None:
+            check_filter(filter, self._declared)
+        if not request_digest and request_id:
+            request_digest = hashlib.blake2b(repr((ids, filter, subject)).encode()).digest()
+        chosen = None if ids is None else tuple(ids)
+        work = MoveWork(chosen, filter, subject, request_id, request_digest)
+        return self._writer.submit(self, work, rows=max(1, len(chosen or ())))
+
+    def rename(
+        self,
+        subject: str,
+        new_subject: str,
+        *,
+        merge: bool = False,
+        request_id: str = "",
+        request_digest: bytes = b"",
+    ) -> Future[Moved]:
+        """Give all items of a subject another one, in one step.
+
+        The future raises SubjectNotFound where the subject has no item, and AlreadyExists where
+        the new one has some and `merge` is False.
+
+        Raises:
+            InvalidInput: a subject is empty, or both are one.
+            LimitExceeded: the new subject is too long.
+        """
+        self._check_request_id(request_id)
+        for value, name in ((subject, "subject"), (new_subject, "new_subject")):
+            if not value:
+                raise InvalidInput(f"{name} is empty; name a subject", field=name)
+        if subject == new_subject:
+            raise InvalidInput(
+                f"subject and new_subject are both {subject[:140]!r}; give another new name",
+                field="new_subject",
+            )
+        self._check_subject(new_subject, "new_subject")
+        if not request_digest and request_id:
+            body = repr((subject, new_subject, merge)).encode()
+            request_digest = hashlib.blake2b(body).digest()
+        work = RenameWork(subject, new_subject, merge, request_id, request_digest)
         return self._writer.submit(self, work, rows=1)
 
     # -- the writing thread -----------------------------------------------------------------------
@@ -745,12 +840,7 @@ class Gallery:
                 f"item id {item.id[:140]!r} is not 1 to 128 of the characters A-Z a-z 0-9 . _ : -",
                 field="item.id",
             )
-        size = len(metadata.encode_text(item.subject, "the subject"))
-        if size > self._limits.max_subject_bytes:
-            raise LimitExceeded(
-                f"the subject takes {size} bytes; use at most {self._limits.max_subject_bytes}",
-                field="item.subject",
-            )
+        self._check_subject(item.subject, "item.subject")
         try:
             text = metadata.encode(item.metadata, self._declared, self._limits)
         except TwinserveError as error:
@@ -779,6 +869,17 @@ class Gallery:
         return Prepared(
             item.id or uuid.uuid4().hex, item.subject, text, vector, item.digest or key, key
         )
+
+    def _check_subject(self, subject: str, field: str) -> None:
+        try:
+            size = len(metadata.encode_text(subject, "the subject"))
+        except InvalidInput as error:
+            raise error.at(field) from None
+        if size > self._limits.max_subject_bytes:
+            raise LimitExceeded(
+                f"the subject takes {size} bytes; use at most {self._limits.max_subject_bytes}",
+                field=field,
+            )
 
     def _check_serving(self) -> None:
         if self._failed:

@@ -42,11 +42,14 @@ CREATE INDEX requests_by_time ON requests(at);
 INSERT INTO state VALUES ('sequence', 0), ('next_number', 1);
 """
 # Which items, from the first to the last number, each request changed; complete for all requests
-# after `changes_since`. And the ids of the last two snapshots of the index.
+# after `changes_since`. And the ids of the last two snapshots of the index. Items of a subject come
+# by id without sorting.
 _SINCE_1 = """
 CREATE TABLE changes(sequence INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL);
 INSERT INTO state SELECT 'changes_since', value FROM state WHERE key = 'sequence';
 INSERT INTO state VALUES ('snapshot', 0), ('snapshot_before', 0);
+DROP INDEX items_by_subject;
+CREATE INDEX items_by_subject ON items(subject, id) WHERE subject != '';
 """
 MOST_CHANGES = 50_000  # rows of the log that are kept without a snapshot that wants them
 _ITEM_COLUMNS = "number, id, subject, metadata, digest, created, updated, checksum"
@@ -271,6 +274,15 @@ class Store:
             for row in self._connection.execute(query, (subject,))
         ]
 
+    def has_subject(self, subject: str) -> bool:
+        """Whether `of_subject` would give any."""
+        row = self._connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM items WHERE subject = ?1 AND subject != '')"
+            " OR EXISTS (SELECT 1 FROM items WHERE id = ?1 AND subject = '')",
+            (subject,),
+        ).fetchone()
+        return bool(row[0])
+
     def every(self) -> Iterator[Record]:
         """All items by id, as the writer sees them."""
         for row in self._connection.execute(f"SELECT {_ITEM_COLUMNS} FROM items ORDER BY id"):
@@ -455,6 +467,19 @@ class Reader:
             for row in self._connection.execute(
                 f"SELECT {_ITEM_COLUMNS} FROM items WHERE id > ? ORDER BY id LIMIT ?",
                 (item_id, limit),
+            )
+        ]
+
+    def of_subject_after(self, subject: str, item_id: str, limit: int) -> list[Record]:
+        """The next items of a subject by id, bytewise; as `Store.of_subject`, of one snapshot."""
+        return [
+            _record(row)
+            for row in self._connection.execute(
+                f"SELECT {_ITEM_COLUMNS} FROM items"
+                " WHERE subject = ?1 AND subject != '' AND id > ?2"
+                f" UNION ALL SELECT {_ITEM_COLUMNS} FROM items"
+                " WHERE id = ?1 AND subject = '' AND id > ?2 ORDER BY id LIMIT ?3",
+                (subject, item_id, limit),
             )
         ]
 

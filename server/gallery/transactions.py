@@ -1,4 +1,4 @@
-"""What a write does to the store, inside one transaction: enrolments and removals.
+"""What a write does to the store, inside one transaction: enrolments, removals, moves.
 
 In: work that was checked before it was queued. Out: the answer, and `Changes`, which say what
 memory has to repeat after the commit. Nothing of memory is read or changed in here, so a
@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twinserve import errors
-from twinserve.errors import GalleryFull, InvalidInput, ItemNotFound, TwinserveError
+from twinserve.errors import (
+    AlreadyExists,
+    GalleryFull,
+    InvalidInput,
+    ItemNotFound,
+    SubjectNotFound,
+    TwinserveError,
+)
 from twinserve.server.gallery import metadata, tokens
 from twinserve.server.gallery.filters import matches
 from twinserve.server.gallery.store import Record, Store
@@ -23,6 +30,7 @@ from twinserve.server.gallery.types import (
     Enrolled,
     EnrollOutcome,
     Filter,
+    Moved,
     NewItem,
     Removal,
 )
@@ -66,6 +74,39 @@ class RemoveWork:
 
 
 @dataclass(frozen=True, eq=False)
+class MoveWork:
+    """A MoveItems for the writing thread; exactly one of `ids` and `filter` is set."""
+
+    ids: tuple[str, ...] | None
+    filter: Filter | None
+    subject: str
+    request_id: str
+    request_digest: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class RenameWork:
+    """A RenameSubject for the writing thread."""
+
+    subject: str
+    new_subject: str
+    merge: bool
+    request_id: str
+    request_digest: bytes
+
+
+Work = EnrollWork | RemoveWork | MoveWork | RenameWork
+Answer = EnrollOutcome | Removal | Moved
+# What a kept answer says of the request that it answers.
+_KINDS: dict[type[Work], str] = {
+    EnrollWork: "enroll",
+    RemoveWork: "remove",
+    MoveWork: "move",
+    RenameWork: "rename",
+}
+
+
+@dataclass(frozen=True, eq=False)
 class Put:
     """A record that is new or replaces one; `vector` None = the vector stayed."""
 
@@ -102,7 +143,7 @@ class Transactions:
         self._replay_microseconds = int(replay_seconds * 1e6)
         self._answers_purged = 0
 
-    def apply(self, work: EnrollWork | RemoveWork, changes: Changes) -> EnrollOutcome | Removal:
+    def apply(self, work: Work, changes: Changes) -> Answer:
         """Do the work, or give the answer that its request id had before; note what changed.
 
         Raises:
@@ -111,20 +152,24 @@ class Transactions:
         replayed = self._replay(work)
         if replayed is not None:
             return replayed
-        answer: EnrollOutcome | Removal
+        answer: Answer
         if isinstance(work, EnrollWork):
             answer = self._enroll(work, changes)
-        else:
+        elif isinstance(work, RemoveWork):
             answer = self._remove(work, changes)
+        elif isinstance(work, MoveWork):
+            answer = self._move(work, changes)
+        else:
+            answer = self._rename(work, changes)
         if changes:
             numbers = [put.record.number for put in changes.put] + changes.dropped
             self._store.log(changes.sequence, numbers)
         if work.request_id:
-            text = json.dumps(_as_json(answer, self._store.sequence))
-            self._store.remember(work.request_id, work.request_digest, text, now())
+            kept = [_KINDS[type(work)], self._store.sequence, _content(answer)]
+            self._store.remember(work.request_id, work.request_digest, json.dumps(kept), now())
         return answer
 
-    def _replay(self, work: EnrollWork | RemoveWork) -> EnrollOutcome | Removal | None:
+    def _replay(self, work: Work) -> Answer | None:
         if not work.request_id:
             return None
         oldest = now() - self._replay_microseconds
@@ -133,17 +178,16 @@ class Transactions:
             return None
         digest, text = stored
         kind, sequence, content = json.loads(text)
-        same_kind = kind == ("enroll" if isinstance(work, EnrollWork) else "remove")
-        if digest != work.request_digest or not same_kind:
+        if digest != work.request_digest or kind != _KINDS[type(work)]:
             raise InvalidInput(
                 f"request id {work.request_id!r} was used for another request within the last "
                 "24 hours; make a new id for every request, and keep it for its retries only",
                 field="request_id",
             )
         token = self._token(sequence)
-        if kind == "remove":
-            return Removal(content, token)
-        return EnrollOutcome(tuple(_result_from_json(entry) for entry in content), token)
+        if kind == "enroll":
+            return EnrollOutcome(tuple(_result_from_json(entry) for entry in content), token)
+        return Removal(content, token) if kind == "remove" else Moved(content, token)
 
     def _enroll(self, work: EnrollWork, changes: Changes) -> EnrollOutcome:
         there = self._store.find([item.id for item in work.items if isinstance(item, Prepared)])
@@ -201,10 +245,7 @@ class Transactions:
                 if isinstance(result, TwinserveError):
                     raise result
         self._store.insert(new_records, new_vectors)
-        if changes:
-            self._store.sequence += 1
-            changes.sequence = self._store.sequence
-        return EnrollOutcome(tuple(results), self._token(self._store.sequence))
+        return EnrollOutcome(tuple(results), self._state_after(changes))
 
     def _cannot_create(self, item: Prepared, room: int, number: int) -> TwinserveError | None:
         if item.vector is None:
@@ -226,17 +267,60 @@ class Transactions:
             records = self._store.of_subject(work.subject)
         else:
             assert work.filter is not None
-            records = [
-                record
-                for record in self._store.every()
-                if matches(work.filter, metadata.decode(record.metadata))
-            ]
+            records = self._passing(work.filter)
         self._store.delete(records)
         changes.dropped.extend(record.number for record in records)
+        return Removal(len(records), self._state_after(changes))
+
+    def _move(self, work: MoveWork, changes: Changes) -> Moved:
+        if work.ids is not None:
+            there = self._store.find(work.ids)
+            for place, item_id in enumerate(work.ids):
+                if item_id not in there:
+                    raise no_item(self._name, item_id).at(f"ids.ids[{place}]")
+            records = list(there.values())
+        else:
+            assert work.filter is not None
+            records = self._passing(work.filter)
+        moving = [record for record in records if record.subject != work.subject]
+        self._relabel(moving, work.subject, changes)
+        return Moved(len(moving), self._state_after(changes))
+
+    def _rename(self, work: RenameWork, changes: Changes) -> Moved:
+        records = self._store.of_subject(work.subject)
+        if not records:
+            raise no_subject(self._name, work.subject)
+        if not work.merge and self._store.has_subject(work.new_subject):
+            raise AlreadyExists(
+                f"gallery {self._name!r} has items of subject {work.new_subject[:140]!r}; choose "
+                "another name, or set merge to make both one subject",
+                field="new_subject",
+                resource=("subject", work.new_subject[:140]),
+            )
+        self._relabel(records, work.new_subject, changes)
+        return Moved(len(records), self._state_after(changes))
+
+    def _passing(self, wanted: Filter) -> list[Record]:
+        return [
+            record
+            for record in self._store.every()
+            if matches(wanted, metadata.decode(record.metadata))
+        ]
+
+    def _relabel(self, records: Iterable[Record], subject: str, changes: Changes) -> None:
+        """Give items another subject; their vectors stay where they are, on disk and in memory."""
+        moment = now()
+        for old in records:
+            record = replace(old, subject=subject, updated=max(moment, old.updated + 1))
+            self._store.replace(record, None)
+            changes.put.append(Put(record, None, b"", True))
+
+    def _state_after(self, changes: Changes) -> str:
+        """Count one state more where the request changed anything; return the token of it."""
         if changes:
             self._store.sequence += 1
             changes.sequence = self._store.sequence
-        return Removal(len(records), self._token(self._store.sequence))
+        return self._token(self._store.sequence)
 
     def purge_answers(self) -> None:
         """Drop the answers that no retry can ask for any more, now and then."""
@@ -258,6 +342,14 @@ def no_item(gallery: str, item_id: str) -> ItemNotFound:
     )
 
 
+def no_subject(gallery: str, subject: str) -> SubjectNotFound:
+    """Say that a gallery has no item of a subject."""
+    return SubjectNotFound(
+        f"gallery {gallery!r} has no subject {subject[:140]!r}; enrol an item of it first",
+        resource=("subject", subject[:140]),
+    )
+
+
 def digest(data: bytes) -> bytes:
     """Digest of a vector's bytes, by which equal ones are found."""
     return hashlib.blake2b(data, digest_size=16).digest()
@@ -273,10 +365,11 @@ def digest_of_items(items: Sequence[NewItem]) -> bytes:
     return whole.digest()
 
 
-def _as_json(answer: EnrollOutcome | Removal, sequence: int) -> list[Any]:
-    if isinstance(answer, Removal):
-        return ["remove", sequence, answer.removed]
-    return ["enroll", sequence, [_result_as_json(result) for result in answer.results]]
+def _content(answer: Answer) -> int | list[Any]:
+    """What is kept of an answer, beside its state."""
+    if isinstance(answer, EnrollOutcome):
+        return [_result_as_json(result) for result in answer.results]
+    return answer.removed if isinstance(answer, Removal) else answer.moved
 
 
 def _result_as_json(result: Enrolled | TwinserveError) -> list[Any]:

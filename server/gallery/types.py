@@ -90,13 +90,17 @@ class GalleryLimits:
 
 @dataclass(frozen=True)
 class GalleryStatus:
-    """A gallery as it stands; `index_debt`: live vectors that HNSW does not hold yet."""
+    """A gallery as it stands; `index_debt`: live vectors that HNSW does not hold yet.
+
+    `aliases` that stand for it now are known to `Galleries` only.
+    """
 
     settings: GallerySettings
     item_count: int
     subject_count: int
     index_debt: int
     create_time: datetime
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,23 @@ class Removal:
     """How many items went, and the state without them."""
 
     removed: int
+    token: str
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How many items have another subject now, and the state in which they do."""
+
+    moved: int
+    token: str
+
+
+@dataclass(frozen=True)
+class ItemCount:
+    """How many items were chosen, of how many subjects, in the state that `token` names."""
+
+    items: int
+    subjects: int
     token: str
 
 

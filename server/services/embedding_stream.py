@@ -189,11 +189,12 @@ class Window(Generic[Request]):
         if error is None:
             written.set_result(None)
             return
-        # Nothing makes room any more, so the reader must not wait for it.
-        self._call.stop_reading()
+        # First the reason: a reader that waits for a message is stopped in this very thread.
         with self._lock:
             self._failed = error
             room, self._room = self._room, None
+        # Nothing makes room any more, so the reader must not wait for it.
+        self._call.stop_reading()
         written.set_error(error)
         if room is not None:
             room.abandon()

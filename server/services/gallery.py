@@ -8,8 +8,8 @@ import copy
 import hashlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -29,15 +29,17 @@ from twinserve.server.batching.admission import Admission
 from twinserve.server.callers import Caller
 from twinserve.server.config import Limits
 from twinserve.server.engine import Embedded, Engine
-from twinserve.server.gallery import GallerySettings, Hits, NewItem
+from twinserve.server.front import Call, driven
+from twinserve.server.gallery import EnrollOutcome, GallerySettings, Hits, NewItem
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.gate import Gate
 from twinserve.server.inputs import Ready, Vector
 from twinserve.server.models.holding import Models
-from twinserve.server.services import codec, gallery_codec
+from twinserve.server.services import codec, enroll_stream, gallery_codec
 from twinserve.server.services.calls import (
     Context,
+    abort,
     caller_of,
     check_items,
     count_errors,
@@ -126,7 +128,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         self, request: pb.GetGalleryRequest, context: Context
     ) -> pb.GetGalleryResponse:
         name = codec.required(request.name, "name")
-        status = await self._read(lambda: self.galleries.get(name).status())
+        status = await self._read(lambda: self.galleries.status(name))
         return pb.GetGalleryResponse(gallery=gallery_codec.gallery_message(status))
 
     @unary
@@ -152,16 +154,66 @@ class GalleryService(rpc.GalleryServiceServicer):
         return pb.DeleteGalleryResponse()
 
     @unary
+    async def SetGalleryAlias(
+        self, request: pb.SetGalleryAliasRequest, context: Context
+    ) -> pb.SetGalleryAliasResponse:
+        alias = codec.required(request.alias, "alias")
+        gallery = codec.required(request.gallery, "gallery")
+        previous = await self._change(lambda: self.galleries.set_alias(alias, gallery))
+        return pb.SetGalleryAliasResponse(previous=previous)
+
+    @unary
+    async def DeleteGalleryAlias(
+        self, request: pb.DeleteGalleryAliasRequest, context: Context
+    ) -> pb.DeleteGalleryAliasResponse:
+        alias = codec.required(request.alias, "alias")
+        await self._change(lambda: self.galleries.delete_alias(alias))
+        return pb.DeleteGalleryAliasResponse()
+
+    @unary
     async def Enroll(self, request: pb.EnrollRequest, context: Context) -> pb.EnrollResponse:
+        return await self._enroll(request, caller_of(context))
+
+    @driven
+    async def EnrollStream(  # type: ignore[override]
+        self, request_iterator: object, context: Context
+    ) -> None:
+        # The front passes calls of its own, which drive themselves.
+        assert isinstance(context, Call)
+        try:
+            caller = caller_of(context)
+        except TwinserveError as error:
+            await abort(context, status_of(error))
+        await enroll_stream.serve(
+            self, context, caller.deadline, lambda one, place: self._enroll(one, caller, place)
+        )
+
+    async def _enroll(
+        self, request: pb.EnrollRequest, caller: Caller, place: enroll_stream.Place | None = None
+    ) -> pb.EnrollResponse:
+        """Answer one request.
+
+        Args:
+            request: the request.
+            caller: whose it is.
+            place: in its stream, which waits for room and goes on where all items of a request
+                failed; None for a call of its own, which is refused.
+        """
         codec.check_count(len(request.items), "items", self.limits)
         gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        attempt = _once if place is None else place.attempt
+
+        def check() -> None:
+            if place is None or request.atomic:
+                check_items(errors, len(request.items), atomic=request.atomic)
+
         places = [i for i, item in enumerate(request.items) if item.HasField("input")]
         messages = [(f"items[{i}].input", request.items[i].input) for i in places]
         with self._engine(gallery, messages) as engine:
             readings = await self._read_inputs(engine, messages, digests=True)
-            embedded = await self._embed(gallery, engine, readings, caller_of(context))
+            embedded = await attempt(lambda: self._embed(gallery, engine, readings, caller))
         errors = {places[i]: error for i, error in embedded.errors.items()}
-        check_items(errors, len(request.items), atomic=request.atomic)
+        check()
         given = {
             places[i]: (outcome, _content_digest(gallery, readings[i]))
             for i, outcome in enumerate(embedded.outcomes)
@@ -181,17 +233,20 @@ class GalleryService(rpc.GalleryServiceServicer):
                 )
             except TwinserveError as error:
                 errors[i] = error
-        check_items(errors, len(request.items), atomic=request.atomic)
+        check()
         began = time.perf_counter()
-        # Checking and digesting a thousand items takes a while, so not on the loop.
-        writing = await self._read(
-            lambda: gallery.enroll(
+
+        def submit() -> Future[EnrollOutcome]:
+            return gallery.enroll(
                 list(items.values()),
                 atomic=request.atomic,
                 request_id=request.request_id,
                 request_digest=_body_digest(request),
             )
-        )
+
+        async with place or contextlib.nullcontext():
+            # Checking and digesting a thousand items takes a while, so not on the loop.
+            writing = await attempt(lambda: self._read(submit))
         outcome = await asyncio.wrap_future(writing)
         seconds = time.perf_counter() - began
         self.metrics.search.labels("Enroll", gallery.settings.model).observe(seconds)
@@ -205,7 +260,7 @@ class GalleryService(rpc.GalleryServiceServicer):
                 # The gallery counts the items that it was given, the caller those that were sent.
                 part = result.field.partition("].")[2] or "item"
                 errors[i] = result.at(f"items[{i}].{part}")
-        check_items(errors, len(request.items), atomic=request.atomic)
+        check()
         count_errors(self.metrics, errors)
         for i in range(len(request.items)):
             answer = response.results.add()
@@ -217,13 +272,6 @@ class GalleryService(rpc.GalleryServiceServicer):
             answer.enrolled.id = enrolled.id
             answer.enrolled.change = _CHANGES[enrolled.change.value]
         return response
-
-    async def EnrollStream(
-        self, request_iterator: AsyncIterator[pb.EnrollRequest], context: Context
-    ) -> AsyncIterator[pb.EnrollResponse]:
-        await not_built(context, "EnrollStream", "send calls of Enroll with many items each")
-        return
-        yield  # makes this the asynchronous generator that grpc expects
 
     @unary
     async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveResponse:
@@ -253,34 +301,56 @@ class GalleryService(rpc.GalleryServiceServicer):
         removal = await asyncio.wrap_future(removing)
         return pb.RemoveResponse(removed=removal.removed, consistency_token=removal.token)
 
+    @unary
     async def MoveItems(
         self, request: pb.MoveItemsRequest, context: Context
     ) -> pb.MoveItemsResponse:
-        await not_built(
-            context, "MoveItems", "enrol the items again, with their new subject and no input"
+        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        source = request.WhichOneof("source")
+        ids, chosen = None, None
+        if source == "ids":
+            codec.check_count(len(request.ids.ids), "ids.ids", self.limits)
+            ids = list(request.ids.ids)
+        elif source == "filter":
+            chosen = gallery_codec.filter_of(request.filter)
+        else:
+            raise EmptyInput("nothing is named to move; set ids or filter", field="source")
+        moving = gallery.move(
+            request.subject,
+            ids=ids,
+            filter=chosen,
+            request_id=request.request_id,
+            request_digest=_body_digest(request),
         )
+        moved = await asyncio.wrap_future(moving)
+        return pb.MoveItemsResponse(moved=moved.moved, consistency_token=moved.token)
 
+    @unary
     async def RenameSubject(
         self, request: pb.RenameSubjectRequest, context: Context
     ) -> pb.RenameSubjectResponse:
-        await not_built(
-            context, "RenameSubject", "enrol its items again, with their new subject and no input"
+        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        renaming = gallery.rename(
+            codec.required(request.subject, "subject"),
+            codec.required(request.new_subject, "new_subject"),
+            merge=request.merge,
+            request_id=request.request_id,
+            request_digest=_body_digest(request),
         )
+        moved = await asyncio.wrap_future(renaming)
+        return pb.RenameSubjectResponse(moved=moved.moved, consistency_token=moved.token)
 
+    @unary
     async def CountItems(
         self, request: pb.CountItemsRequest, context: Context
     ) -> pb.CountItemsResponse:
-        await not_built(context, "CountItems", "list the items")
-
-    async def SetGalleryAlias(
-        self, request: pb.SetGalleryAliasRequest, context: Context
-    ) -> pb.SetGalleryAliasResponse:
-        await not_built(context, "SetGalleryAlias", "name the gallery itself")
-
-    async def DeleteGalleryAlias(
-        self, request: pb.DeleteGalleryAliasRequest, context: Context
-    ) -> pb.DeleteGalleryAliasResponse:
-        await not_built(context, "DeleteGalleryAlias", "name the gallery itself")
+        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        chosen = gallery_codec.filter_of(request.filter) if request.HasField("filter") else None
+        await self._wait_for(gallery, request.at_least, context)
+        count = await self._read(lambda: gallery.count(filter=chosen, subject=request.subject))
+        return pb.CountItemsResponse(
+            item_count=count.items, subject_count=count.subjects, consistency_token=count.token
+        )
 
     async def ExportItems(
         self, request: pb.ExportItemsRequest, context: Context
@@ -314,7 +384,9 @@ class GalleryService(rpc.GalleryServiceServicer):
         gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
         size = paging.size(request.page_size, 100, 10_000)
         codec.check_enum(request.view, pb.ItemView.values(), "view")
-        binding = b"items\0" + request.gallery.encode() + b"\0"
+        # The gallery's key, not the name in the request: that may be an alias, which moves.
+        subject = request.subject.encode()
+        binding = b"items\0%s\0%d\0%s" % (gallery.key.encode(), len(subject), subject)
         chosen = None
         if request.HasField("filter"):
             binding += request.filter.SerializeToString(deterministic=True)
@@ -322,7 +394,9 @@ class GalleryService(rpc.GalleryServiceServicer):
         after = paging.decode(request.page_token, binding)
         await self._wait_for(gallery, request.at_least, context)
         found, token = await self._read(
-            lambda: gallery.list_items(after=after, limit=size + 1, filter=chosen)
+            lambda: gallery.list_items(
+                after=after, limit=size + 1, filter=chosen, subject=request.subject
+            )
         )
         full = request.view == pb.ITEM_VIEW_FULL
         response = pb.ListItemsResponse(
@@ -587,7 +661,14 @@ def _checked(
         return error
 
 
-def _body_digest(request: pb.EnrollRequest | pb.RemoveRequest) -> bytes:
+async def _once(work: Callable[[], Awaitable[Result]]) -> Result:
+    """Do work for which nobody waits until there is room."""
+    return await work()
+
+
+def _body_digest(
+    request: pb.EnrollRequest | pb.RemoveRequest | pb.MoveItemsRequest | pb.RenameSubjectRequest,
+) -> bytes:
     """Digest a request without its id, to tell a retry from another request under the same id."""
     if not request.request_id:
         return b""

@@ -102,6 +102,7 @@ def gallery_message(status: GalleryStatus) -> gallery_pb2.Gallery:
         subject_count=status.subject_count,
         index_debt=status.index_debt,
         create_time=_timestamp(status.create_time),
+        aliases=status.aliases,
     )
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 from twinserve.errors import ConfigError, FailedPrecondition
 from twinserve.server.storage import database
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _GALLERIES = """
 CREATE TABLE galleries(
     name TEXT PRIMARY KEY, folder TEXT NOT NULL UNIQUE, settings TEXT NOT NULL,
@@ -37,6 +37,11 @@ CREATE TABLE models(
 CREATE TABLE aliases(
     alias TEXT PRIMARY KEY, name TEXT NOT NULL, version TEXT NOT NULL) WITHOUT ROWID;
 """
+_SINCE_2 = """
+CREATE TABLE gallery_aliases(alias TEXT PRIMARY KEY, gallery TEXT NOT NULL) WITHOUT ROWID;
+"""
+# What brings a file of an older version up to this one, in one transaction.
+_UPGRADES = {1: _SINCE_1 + _SINCE_2, 2: _SINCE_2}
 
 
 class Catalog:
@@ -60,12 +65,13 @@ class Catalog:
                 if fresh or (version == 0 and tables[0] == 0):
                     self._connection.executescript(
                         f"PRAGMA application_id = {database.APPLICATION_ID}; BEGIN; {_GALLERIES}"
-                        f"{_SINCE_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                        f"{_UPGRADES[1]} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                     )
-                elif version == 1:
-                    database.check_file(self._connection, path, 1)
+                elif version in _UPGRADES:
+                    database.check_file(self._connection, path, version)
                     self._connection.executescript(
-                        f"BEGIN; {_SINCE_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                        f"BEGIN; {_UPGRADES[version]} PRAGMA user_version = {SCHEMA_VERSION};"
+                        "COMMIT;"
                     )
                 database.check_file(self._connection, path, SCHEMA_VERSION)
             except BaseException:

@@ -435,11 +435,11 @@ class TestEnroll:
     def test_a_folder_gives_subjects_and_ids_that_stay_the_same(
         self, run: Run, fake: FakeServer, pictures: Path
     ) -> None:
-        fake.on("Enroll", enrol_all)
+        fake.on("EnrollStream", enrol_all)
         code, out, err = run("enroll", "people", pictures)
         assert (code, out, err) == (0, "people: 4 created\n", "")
         run("enroll", "people", pictures)
-        first, again = fake.asked("Enroll")
+        first, again = fake.asked("EnrollStream")
         items = {item.item.id: (item.item.subject, item.input.image) for item in first.items}
         assert items == {
             "alice:1.png": ("alice", b"alice/1.png"),
@@ -454,15 +454,15 @@ class TestEnroll:
         self, run: Run, fake: FakeServer, pictures: Path
     ) -> None:
         fake.on("CreateGallery", gallery_service_pb2.CreateGalleryResponse())
-        fake.on("Enroll", enrol_all)
+        fake.on("EnrollStream", enrol_all)
         run("enroll", "people", pictures / "stray.png", "--create", "--subject", "carol")
-        assert [name for name, _ in fake.requests] == ["CreateGallery", "Enroll"]
-        assert fake.asked("Enroll")[0].items[0].item.subject == "carol"
+        assert [name for name, _ in fake.requests] == ["CreateGallery", "EnrollStream"]
+        assert fake.asked("EnrollStream")[0].items[0].item.subject == "carol"
 
     def test_a_csv_gives_subject_id_and_metadata(
         self, run: Run, fake: FakeServer, pictures: Path
     ) -> None:
-        fake.on("Enroll", enrol_all)
+        fake.on("EnrollStream", enrol_all)
         table = pictures / "people.csv"
         table.write_text(
             "path,subject,id,site\nalice/1.png,alice,a1,north\nbob/1.png,bob,,\n",
@@ -470,7 +470,7 @@ class TestEnroll:
         )
         code, _, _ = run("enroll", "people", "--csv", table)
         assert code == 0
-        one, two = fake.asked("Enroll")[0].items
+        one, two = fake.asked("EnrollStream")[0].items
         assert (one.item.id, one.item.subject, one.item.metadata["site"].text) == (
             "a1",
             "alice",
@@ -516,7 +516,7 @@ class TestEnroll:
             )
             return response
 
-        fake.on("Enroll", answer)
+        fake.on("EnrollStream", answer)
         code, out, err = run("enroll", "people", pictures)
         assert code == 1
         assert out == "people: 3 created, 1 failed\n"
@@ -531,7 +531,9 @@ class TestEnroll:
             reason="IMAGE_UNDECODABLE",
             field="items[0].input.image",
         )
-        fake.on("Enroll", broken, enrol_all)
+        failed = gallery_service_pb2.EnrollResult(error=broken)
+        response = gallery_service_pb2.EnrollResponse(results=[failed])
+        fake.on("EnrollStream", response, enrol_all)
         code, out, _ = run("enroll", "people", pictures, "--batch", "1", "--json")
         document = json.loads(out)
         assert code == 1
@@ -542,10 +544,10 @@ class TestEnroll:
         self, run: Run, fake: FakeServer, pictures: Path
     ) -> None:
         missing = status(grpc.StatusCode.NOT_FOUND, "no gallery", reason="GALLERY_NOT_FOUND")
-        fake.on("Enroll", missing)
+        fake.on("EnrollStream", missing)
         code, out, err = run("enroll", "people", pictures, "--batch", "1")
         assert (code, out, err) == (2, "", "twinserve: no gallery\n")
-        assert len(fake.asked("Enroll")) == 1
+        assert len(fake.asked("EnrollStream")) == 1, "the stream has ended"
 
     def test_two_files_of_one_name_are_refused_before_one_replaces_the_other(
         self, run: Run, fake: FakeServer, pictures: Path
@@ -701,6 +703,59 @@ class TestGalleries:
         assert code == 2
         assert "--subject" in err
 
+    def test_items_move_to_a_subject_or_to_none(self, run: Run, fake: FakeServer) -> None:
+        fake.on("MoveItems", gallery_service_pb2.MoveItemsResponse(moved=2))
+        code, out, _ = run("gallery", "move", "people", "a", "b", "--to", "bob")
+        assert (code, out) == (0, "2 items moved to subject bob\n")
+        assert "of their own" in run("gallery", "move", "people", "a", "b", "--to", "")[1]
+        assert json.loads(run("gallery", "move", "people", "a", "--to", "x", "--json")[1]) == {
+            "moved": 2
+        }
+        asked = fake.asked("MoveItems")
+        assert [(list(one.ids.ids), one.subject) for one in asked] == [
+            (["a", "b"], "bob"),
+            (["a", "b"], ""),
+            (["a"], "x"),
+        ]
+
+    def test_a_subject_is_renamed_and_merged_when_asked(self, run: Run, fake: FakeServer) -> None:
+        fake.on("RenameSubject", gallery_service_pb2.RenameSubjectResponse(moved=1))
+        code, out, _ = run("gallery", "rename", "people", "bob", "robert")
+        assert (code, out) == (0, "1 item moved from bob to robert\n")
+        run("gallery", "rename", "people", "bob", "robert", "--merge")
+        assert [one.merge for one in fake.asked("RenameSubject")] == [False, True]
+
+    def test_items_are_counted_and_listed_by_subject(self, run: Run, fake: FakeServer) -> None:
+        counted = gallery_service_pb2.CountItemsResponse(item_count=3, subject_count=1)
+        fake.on("CountItems", counted)
+        fake.on("ListItems", gallery_service_pb2.ListItemsResponse())
+        code, out, _ = run("gallery", "count", "people", "--subject", "bob")
+        assert (code, out) == (0, "3 items of 1 subject in people\n")
+        assert json.loads(run("gallery", "count", "people", "--json")[1]) == {
+            "items": 3,
+            "subjects": 1,
+        }
+        run("gallery", "items", "people", "--subject", "bob")
+        assert [one.subject for one in fake.asked("CountItems")] == ["bob", ""]
+        assert fake.asked("ListItems")[0].subject == "bob"
+
+    def test_an_alias_is_set_moved_and_deleted(self, run: Run, fake: FakeServer) -> None:
+        fake.on(
+            "SetGalleryAlias",
+            gallery_service_pb2.SetGalleryAliasResponse(),
+            gallery_service_pb2.SetGalleryAliasResponse(previous="one"),
+        )
+        fake.on("DeleteGalleryAlias", gallery_service_pb2.DeleteGalleryAliasResponse())
+        assert run("gallery", "alias", "live", "one")[1] == "live stands for one\n"
+        out = run("gallery", "alias", "live", "two")[1]
+        assert out == "live stands for two, and no longer for one\n"
+        assert run("gallery", "alias", "live", "--delete")[0] == 0
+        assert fake.asked("DeleteGalleryAlias")[0].alias == "live"
+        for words in (("live",), ("live", "one", "--delete")):
+            code, _, err = run("gallery", "alias", *words)
+            assert code == 2
+            assert "--delete" in err
+
 
 class TestHealth:
     @pytest.mark.parametrize(("name", "code"), [("SERVING", 0), ("NOT_SERVING", 1)])
@@ -780,7 +835,7 @@ class TestPrompts:
         enrolled = gallery_service_pb2.EnrollResult(
             enrolled=gallery_service_pb2.Enrolled(id="a", change=1)
         )
-        fake.on("Enroll", gallery_service_pb2.EnrollResponse(results=[enrolled]))
+        fake.on("EnrollStream", gallery_service_pb2.EnrollResponse(results=[enrolled]))
         fake.on("Embed", self.embedded(False))
         flags = ("--text", "--prompt", "query")
         run("embed", "hello", *flags)
@@ -792,7 +847,7 @@ class TestPrompts:
         sent = [
             fake.asked("Embed")[0].inputs[0],
             *(pair.first, pair.second),
-            fake.asked("Enroll")[0].items[0].input,
+            fake.asked("EnrollStream")[0].items[0].input,
             fake.asked("Search")[0].probes[0],
             fake.asked("Verify")[0].probe,
         ]

@@ -130,7 +130,10 @@ def send(
 def status_of(
     channel: grpc.Channel, method: MethodDescriptor, request: Message, timeout: float = 60
 ) -> status_pb2.Status:
-    """Make a call and return the status it ends with: code 0 is OK, a stream's is its reply's."""
+    """Make a call and return the status it ends with: code 0 is OK, a stream's is its reply's.
+
+    A stream goes on where all items of a message fail; then it is the first item's.
+    """
     try:
         reply: Any = send(channel, method, request, timeout)
     except grpc.RpcError as error:
@@ -139,10 +142,12 @@ def status_of(
             code = error.code()
             return status_pb2.Status(code=code.value[0], message=str(error.details()))
         return status
-    if method.server_streaming and reply.HasField("error"):
-        streamed: status_pb2.Status = reply.error
-        return streamed
-    return status_pb2.Status()
+    failed: list[status_pb2.Status] = []
+    if "error" in reply.DESCRIPTOR.fields_by_name:
+        failed = [reply.error] if reply.HasField("error") else []
+    elif method.server_streaming and all(one.HasField("error") for one in reply.results):
+        failed = [reply.results[0].error]
+    return failed[0] if failed else status_pb2.Status()
 
 
 def is_built(status: status_pb2.Status) -> bool:

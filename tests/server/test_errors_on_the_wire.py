@@ -20,7 +20,6 @@ from twinserve.v1 import (
 )
 from twinserve.v1 import (
     gallery_pb2,
-    gallery_service_pb2,
     model_service_pb2,
     shared_pb2,
 )
@@ -99,6 +98,27 @@ def test_empty_and_oversized_calls_are_refused(stubs: Stubs) -> None:
         ),
         (lambda: stubs.gallery.Remove(pb.RemoveRequest(gallery="cosine")), "EMPTY_INPUT", ""),
         (
+            lambda: stubs.gallery.MoveItems(
+                pb.MoveItemsRequest(gallery="cosine", ids=pb.IdList(), subject="a")
+            ),
+            "EMPTY_INPUT",
+            "ids.ids",
+        ),
+        (
+            lambda: stubs.gallery.MoveItems(
+                pb.MoveItemsRequest(gallery="cosine", ids=pb.IdList(ids=["a"] * 1025))
+            ),
+            "LIMIT_EXCEEDED",
+            "ids.ids",
+        ),
+        (
+            lambda: stubs.gallery.RenameSubject(
+                pb.RenameSubjectRequest(gallery="cosine", subject="a", new_subject="x" * 257)
+            ),
+            "LIMIT_EXCEEDED",
+            "new_subject",
+        ),
+        (
             lambda: stubs.gallery.Verify(pb.VerifyRequest(gallery="cosine", probe=good)),
             "EMPTY_INPUT",
             "subject",
@@ -127,6 +147,36 @@ def test_required_names_that_are_empty_are_refused_with_their_field(stubs: Stubs
         ),
         (lambda: stubs.gallery.Remove(pb.RemoveRequest(subject="a")), "gallery"),
         (lambda: stubs.gallery.Remove(pb.RemoveRequest(gallery="cosine")), "target"),
+        (lambda: stubs.gallery.MoveItems(pb.MoveItemsRequest(subject="a")), "gallery"),
+        (lambda: stubs.gallery.MoveItems(pb.MoveItemsRequest(gallery="cosine")), "source"),
+        (lambda: stubs.gallery.RenameSubject(pb.RenameSubjectRequest(subject="a")), "gallery"),
+        (
+            lambda: stubs.gallery.RenameSubject(
+                pb.RenameSubjectRequest(gallery="cosine", new_subject="a")
+            ),
+            "subject",
+        ),
+        (
+            lambda: stubs.gallery.RenameSubject(
+                pb.RenameSubjectRequest(gallery="cosine", subject="a")
+            ),
+            "new_subject",
+        ),
+        (lambda: stubs.gallery.CountItems(pb.CountItemsRequest()), "gallery"),
+        (lambda: stubs.gallery.SetGalleryAlias(pb.SetGalleryAliasRequest(alias="a")), "gallery"),
+        (
+            lambda: stubs.gallery.SetGalleryAlias(pb.SetGalleryAliasRequest(gallery="cosine")),
+            "alias",
+        ),
+        (lambda: stubs.gallery.DeleteGalleryAlias(pb.DeleteGalleryAliasRequest()), "alias"),
+        (
+            lambda: list(
+                stubs.gallery.EnrollStream(
+                    iter([pb.EnrollRequest(items=[pb.EnrollItem(input=good)])])
+                )
+            ),
+            "gallery",
+        ),
     ]
     for call, field in calls:
         with Refused(CODE.INVALID_ARGUMENT) as refused:
@@ -285,6 +335,37 @@ def test_what_is_not_there_is_named(stubs: Stubs) -> None:
             ),
             "ITEM_NOT_FOUND",
         ),
+        (
+            lambda: stubs.gallery.MoveItems(
+                pb.MoveItemsRequest(gallery="cosine", ids=pb.IdList(ids=["none"]), subject="a")
+            ),
+            "ITEM_NOT_FOUND",
+        ),
+        (
+            lambda: stubs.gallery.RenameSubject(
+                pb.RenameSubjectRequest(gallery="cosine", subject="nobody", new_subject="a")
+            ),
+            "SUBJECT_NOT_FOUND",
+        ),
+        *(
+            (call, "GALLERY_NOT_FOUND")
+            for call in (
+                lambda: stubs.gallery.MoveItems(
+                    pb.MoveItemsRequest(gallery="x", ids=pb.IdList(ids=["a"]))
+                ),
+                lambda: stubs.gallery.RenameSubject(
+                    pb.RenameSubjectRequest(gallery="x", subject="a", new_subject="b")
+                ),
+                lambda: stubs.gallery.CountItems(pb.CountItemsRequest(gallery="x")),
+                lambda: stubs.gallery.SetGalleryAlias(
+                    pb.SetGalleryAliasRequest(alias="a", gallery="x")
+                ),
+            )
+        ),
+        (
+            lambda: stubs.gallery.DeleteGalleryAlias(pb.DeleteGalleryAliasRequest(alias="x")),
+            "NOT_FOUND",
+        ),
     ]
     for call, reason in calls:
         with Refused(CODE.NOT_FOUND) as refused:
@@ -307,7 +388,8 @@ def test_a_gallery_name_outside_the_pattern_is_refused(stubs: Stubs, name: str) 
 
 def test_calls_of_later_releases_answer_unimplemented_with_a_sentence(stubs: Stubs) -> None:
     calls: list[Callable[[], object]] = [
-        lambda: list(stubs.gallery.EnrollStream(iter([gallery_service_pb2.EnrollRequest()]))),
+        lambda: list(stubs.gallery.ExportItems(pb.ExportItemsRequest(gallery="cosine"))),
+        lambda: list(stubs.gallery.BackupGalleries(pb.BackupGalleriesRequest())),
     ]
     for call in calls:
         with Refused(CODE.UNIMPLEMENTED) as refused:

@@ -202,3 +202,30 @@ def test_a_fault_of_ours_ends_the_stream_as_that_fault_and_keeps_nobody_waiting(
     assert ended.value.code() is grpc.StatusCode.UNKNOWN, ended.value.details()
     assert "failed inside the server" in ended.value.details()
     running.settle()
+
+
+def test_a_fault_while_the_next_message_is_awaited_ends_the_stream_as_that_fault(
+    run_front: Start,
+) -> None:
+    answers = Answers()
+    hold = threading.Event()
+
+    async def answer(message: bytes) -> bytes:
+        later: Completion[None] = Completion()
+        threading.Timer(0.2, later.set_result, (None,)).start()
+        await later
+        raise ValueError("a fault of ours")
+
+    answers.answer = answer  # type: ignore[method-assign]
+    running = run_front({"S": ("ss", answers.method())})
+
+    def messages() -> Iterator[bytes]:
+        yield b"a"
+        hold.wait(20)
+
+    replies = running.channel().stream_stream("/s/S")(messages(), timeout=10)
+    with pytest.raises(grpc.RpcError) as ended:
+        list(replies)
+    assert ended.value.code() is grpc.StatusCode.UNKNOWN, ended.value.details()
+    hold.set()
+    running.settle()

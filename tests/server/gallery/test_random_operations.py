@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.server.gallery.folders import SMALL, Known, brute_force, new, settings
 from twinserve.distance import Metric
-from twinserve.errors import ItemNotFound
+from twinserve.errors import AlreadyExists, ItemNotFound, SubjectNotFound
 from twinserve.server.gallery import (
     All,
     Any_,
@@ -148,6 +149,41 @@ def test_random_operations_agree_with_brute_force(
         for item_id in gone:
             del known[item_id]
 
+    def move() -> None:
+        subject = dice.subject()
+        if dice.below(2):
+            wanted = All((dice.filter(), Clause("count", Equals(2))))
+            chosen = {i for i, item in known.items() if matches(wanted, item.metadata)}
+            moving = gallery.move(subject, filter=wanted)
+        else:
+            ids = [dice.item_id() for _ in range(dice.below(4))]
+            chosen = set(ids)
+            moving = gallery.move(subject, ids=ids)
+            if not chosen <= set(known):
+                with pytest.raises(ItemNotFound):
+                    moving.result()
+                return
+        assert moving.result().moved == sum(known[i].subject != subject for i in chosen)
+        for item_id in chosen:
+            known[item_id] = replace(known[item_id], subject=subject)
+
+    def rename() -> None:
+        old, other = (dice.subject() or dice.item_id() for _ in range(2))
+        if old == other:
+            return
+        held, there = (
+            {i for i, item in known.items() if (item.subject or i) == name} for name in (old, other)
+        )
+        merge = dice.below(2) == 0
+        renaming = gallery.rename(old, other, merge=merge)
+        if not held or (there and not merge):
+            with pytest.raises(AlreadyExists if held else SubjectNotFound):
+                renaming.result()
+            return
+        assert renaming.result().moved == len(held)
+        for item_id in held:
+            known[item_id] = replace(known[item_id], subject=other)
+
     def search() -> None:
         nonlocal graph_answers
         probes = np.stack([dice.embedding() for _ in range(dice.below(3) + 1)])
@@ -188,13 +224,18 @@ def test_random_operations_agree_with_brute_force(
             with pytest.raises(ItemNotFound):
                 gallery.get_item(item_id)
         wanted = dice.filter() if dice.below(2) else None
-        listed, _ = gallery.list_items(after=item_id, limit=20, filter=wanted)
-        expected = sorted(
-            i
+        subject = dice.subject() if dice.below(2) else ""
+        chosen = {
+            i: m.subject or i
             for i, m in known.items()
-            if i > item_id and (not wanted or matches(wanted, m.metadata))
-        )
-        assert [item.id for item in listed] == expected[:20]
+            if (not subject or (m.subject or i) == subject)
+            and (not wanted or matches(wanted, m.metadata))
+        }
+        counted = gallery.count(filter=wanted, subject=subject)
+        assert (counted.items, counted.subjects) == (len(chosen), len(set(chosen.values())))
+        after = "" if subject else item_id
+        listed, _ = gallery.list_items(after=after, limit=20, filter=wanted, subject=subject)
+        assert [item.id for item in listed] == sorted(i for i in chosen if i > after)[:20]
         status = gallery.status()
         assert status.item_count == len(known)
         assert status.subject_count == len({m.subject or i for i, m in known.items()})
@@ -206,7 +247,9 @@ def test_random_operations_agree_with_brute_force(
                 galleries = Galleries(quick_folder, SMALL)
                 galleries.open()
                 gallery = galleries.get("faces")
-            (enroll, enroll, enroll, remove, search, search, search, read)[dice.below(8)]()
+            (enroll, enroll, enroll, remove, move, rename, search, search, search, read)[
+                dice.below(10)
+            ]()
     finally:
         galleries.close()
     assert graph_answers > 20, "the graphs were never asked: the test lost its point"

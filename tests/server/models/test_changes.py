@@ -44,6 +44,17 @@ INSERT INTO galleries VALUES ('people', 'f00', '{}', 7);
 PRAGMA user_version = 1;
 """
 OLD_DELETED = "CREATE TABLE deleted(folder TEXT PRIMARY KEY) WITHOUT ROWID;"
+# What version 2 has beyond these.
+SECOND_FORM = """
+CREATE TABLE models(
+    name TEXT NOT NULL, version TEXT NOT NULL, file TEXT NOT NULL, digest TEXT NOT NULL,
+    loaded INTEGER NOT NULL, PRIMARY KEY (name, version)) WITHOUT ROWID;
+CREATE TABLE aliases(
+    alias TEXT PRIMARY KEY, name TEXT NOT NULL, version TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO models VALUES ('small', '2', 'v2.onnx', 'd', 5);
+INSERT INTO aliases VALUES ('live', 'small', '2');
+PRAGMA user_version = 2;
+"""
 
 
 class Batches:
@@ -527,18 +538,47 @@ def test_a_catalogue_of_the_old_form_is_brought_up_to_date(tmp_path: Path, old: 
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(old)
     with closing(data_folder.Catalog(path)) as file:
-        assert file.read("PRAGMA user_version") == [(2,)]
+        assert file.read("PRAGMA user_version") == [(3,)]
         assert file.read("SELECT name, folder FROM galleries") == [("people", "f00")]
         assert file.read("SELECT count(*) FROM deleted") == [(0,)]
         assert ModelRecords(file).models() == []
     with closing(data_folder.Catalog(path)) as file:
         assert file.read("SELECT count(*) FROM aliases") == [(0,)]
+        assert file.read("SELECT count(*) FROM gallery_aliases") == [(0,)]
+
+
+def test_a_catalogue_of_version_2_keeps_its_models_and_gets_aliases_of_galleries(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "catalog.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(OLD_FORM + OLD_DELETED + SECOND_FORM)
+    with closing(data_folder.Catalog(path)) as file:
+        assert file.read("PRAGMA user_version") == [(3,)]
+        assert file.read("SELECT name FROM galleries") == [("people",)]
+        assert [one.version for one in ModelRecords(file).models()] == ["2"]
+        assert file.read("SELECT * FROM aliases") == [("live", "small", "2")]
+        assert file.read("SELECT count(*) FROM gallery_aliases") == [(0,)]
+
+
+def test_a_catalogue_that_cannot_be_brought_up_to_date_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(OLD_FORM)
+        connection.execute("CREATE TABLE gallery_aliases(in_the_way)")
+        connection.commit()
+    with pytest.raises(Exception, match="gallery_aliases"):
+        data_folder.Catalog(path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+        assert "models" not in names
 
 
 def test_a_catalogue_of_a_newer_form_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
     data_folder.Catalog(path).close()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 3")
-    with pytest.raises(Exception, match="schema version 3, and this server reads 2"):
+        connection.execute("PRAGMA user_version = 4")
+    with pytest.raises(Exception, match="schema version 4, and this server reads 3"):
         data_folder.Catalog(path)
