@@ -295,17 +295,17 @@ class Galleries:
 
     # -- parts ------------------------------------------------------------------------------------
 
-    def _chosen(self, names: Sequence[str]) -> list[tuple[Gallery, Entry]]:
+    def _chosen(self, names: Sequence[str]) -> tuple[tuple[Gallery, Entry], ...]:
         if names:
             wanted = {self.get(name).settings.name for name in names}
-            return [self._open[name] for name in sorted(wanted)]
+            return tuple(self._open[name] for name in sorted(wanted))
         for name, (error, _) in self._refused.items():
             raise FailedPrecondition(
                 f"gallery {name!r} cannot be copied ({error.message}), and a backup of all would "
                 "leave it out; name the galleries to copy, or put that one right first",
                 resource=("gallery", name),
             )
-        return [self._open[name] for name in sorted(self._open)]
+        return tuple(self._open[name] for name in sorted(self._open))
 
     def _check_there(self, chosen: Sequence[tuple[Gallery, Entry]]) -> None:
         self._running()

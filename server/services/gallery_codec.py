@@ -102,6 +102,8 @@ def gallery_message(status: GalleryStatus) -> gallery_pb2.Gallery:
         subject_count=status.subject_count,
         index_debt=status.index_debt,
         create_time=_timestamp(status.create_time),
+        max_bytes=settings.max_bytes,
+        disk_bytes=status.disk_bytes,
     )
 
 
