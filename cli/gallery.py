@@ -1,4 +1,4 @@
-"""`twinserve gallery`: create, list, show, empty and delete galleries."""
+"""`twinserve gallery`: create, list, show, empty and delete galleries, and carry them away."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from twinserve.cli import connection, inputs
+from twinserve.cli import connection, gallery_files, inputs
 from twinserve.cli.exit_codes import NO, OK
 from twinserve.cli.output import print_fields, print_json, print_table
 from twinserve.client import Client, Gallery
 from twinserve.errors import ConfigError
 
-DESCRIPTION = "Create, list, show, empty and delete galleries."
+DESCRIPTION = "Create, list, show, empty, back up, export, import and delete galleries."
 EXAMPLES = """
   twinserve gallery create people --key site=text --key age=integer
   twinserve gallery list
   twinserve gallery items people
   twinserve gallery remove people --subject alice
   twinserve gallery delete people --yes
+  twinserve gallery backup monday                    # below the server's --backup-dir
+  twinserve gallery export people people-parquet/
+  twinserve gallery import people2 people-parquet/ --create
 """
 
 
@@ -40,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-items", type=int, default=0, metavar="N", help="default: the server's limit"
     )
     create.add_argument(
+        "--max-bytes",
+        type=inputs.size,
+        default=0,
+        metavar="SIZE",
+        help="that its database may take on the server's disk, such as 10GiB; default: no limit",
+    )
+    create.add_argument(
         "--key",
         action="append",
         default=[],
@@ -56,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     remove.add_argument("ids", nargs="*", metavar="ID")
     remove.add_argument("--subject")
     delete.add_argument("--yes", action="store_true", help="do not ask")
-    for action in (create, listing, show, items, remove, delete):
+    for action in (create, listing, show, items, remove, delete, *gallery_files.add(actions)):
         connection.add_arguments(action)
 
 
@@ -72,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
                     metric=arguments.metric,
                     metadata_keys=_keys(arguments.key),
                     max_items=arguments.max_items,
+                    max_bytes=arguments.max_bytes,
                 )
                 _show(gallery, arguments.json)
             case "list":
@@ -84,6 +95,12 @@ def run(arguments: argparse.Namespace) -> int:
                 _remove(client, arguments)
             case "delete":
                 return _delete(client, arguments)
+            case "backup":
+                gallery_files.backup(client, arguments)
+            case "export":
+                gallery_files.export(client, arguments)
+            case "import":
+                gallery_files.import_(client, arguments)
     return OK
 
 
@@ -133,6 +150,8 @@ def _show(gallery: Gallery, as_json: bool) -> None:
             ("items", gallery.item_count),
             ("subjects", gallery.subject_count),
             ("most items", gallery.max_items or None),
+            ("bytes on disk", gallery.disk_bytes),
+            ("most bytes", gallery.max_bytes or None),
             ("index debt", gallery.index_debt),
             ("metadata keys", keys or None),
             ("created", gallery.create_time),
