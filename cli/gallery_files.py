@@ -30,6 +30,13 @@ def add(actions: Any) -> tuple[argparse.ArgumentParser, ...]:
         metavar="OUT_FOLDER",
         help="new or empty, or with an export of this gallery that was cut off, which goes on",
     )
+    export.add_argument(
+        "--rows",
+        type=inputs.positive,
+        default=transfer.PART_ROWS,
+        metavar="N",
+        help="most rows of one file (%(default)s, or 64 MB)",
+    )
     importing: argparse.ArgumentParser = actions.add_parser(
         "import", help="enrol the rows of Parquet files; one that was cut off goes on"
     )
@@ -73,7 +80,9 @@ def backup(client: Client, arguments: argparse.Namespace) -> None:
 def export(client: Client, arguments: argparse.Namespace) -> None:
     """Write a gallery's items into a folder."""
     with Progress(0, "items") as progress:
-        done = transfer.export_gallery(client, arguments.name, arguments.folder, progress.reach)
+        done = transfer.export_gallery(
+            client, arguments.name, arguments.folder, progress.reach, part_rows=arguments.rows
+        )
     if arguments.json:
         print_json(done)
     else:
