@@ -9,8 +9,8 @@ backup and which the next `sweep` removes; a lock in it tells it from one still 
 
 Each copy is SQLite's own backup out of one long read transaction. Through the writer's connection
 it would follow the writer without ever beginning anew, but every step would keep all galleries'
-writes waiting; the read transaction costs the writers nothing but a log that is not shortened
-until the copy is done.
+writes waiting (and Python's `backup` cannot be left between two steps, so all steps would at once);
+the read transaction costs the writers nothing but a log that only grows until the copy is done.
 """
 
 from __future__ import annotations
@@ -116,6 +116,15 @@ def make(
                 raise
         _fsync(parent)
     return target
+
+
+def size_of(path: Path) -> int:
+    """Bytes that a store's copy will take, about: what its log holds may be in the file too."""
+    total = 0
+    for part in (path, path.with_name(path.name + "-wal")):
+        with contextlib.suppress(OSError):
+            total += part.stat().st_size
+    return total
 
 
 def sweep(parent: Path) -> None:

@@ -244,7 +244,7 @@ class Galleries:
                 self._running()
                 chosen = self._chosen(names)
             sources = [
-                backup.Source(entry, gallery.copy, gallery.status().disk_bytes)
+                backup.Source(entry, gallery.copy, backup.size_of(self._store_of(entry)))
                 for gallery, entry in chosen
             ]
 
@@ -306,6 +306,9 @@ class Galleries:
                 resource=("gallery", name),
             )
         return tuple(self._open[name] for name in sorted(self._open))
+
+    def _store_of(self, entry: Entry) -> Path:
+        return self._root / "galleries" / entry.folder / "store.db"
 
     def _check_there(self, chosen: Sequence[tuple[Gallery, Entry]]) -> None:
         self._running()

@@ -36,9 +36,9 @@ def quiet(name: str, done: int, total: int) -> None:
     """Hear how far a backup is, and do nothing."""
 
 
-def fill(gallery: Gallery, count: int, first: int = 0) -> None:
+def fill(gallery: Gallery, count: int, first: int = 0, note: int = 500) -> None:
     items = [
-        new(f"i{n}", np.full(4, n + 1), f"s{n % 7}", {"count": n, "note": "x" * 500})
+        new(f"i{n}", np.full(4, n + 1), f"s{n % 7}", {"count": n, "note": "x" * note})
         for n in range(first, first + count)
     ]
     for start in range(0, count, 500):
@@ -146,7 +146,7 @@ def test_commits_do_not_make_a_copy_begin_anew(tmp_path: Path) -> None:
     with opened(tmp_path / "data") as galleries:
         galleries.create(settings())
         gallery = galleries.get("faces")
-        fill(gallery, 20_000)
+        fill(gallery, 1_500, note=8_000)
         left: list[int] = []
 
         def commit(name: str, done: int, total: int) -> None:
@@ -157,7 +157,7 @@ def test_commits_do_not_make_a_copy_begin_anew(tmp_path: Path) -> None:
     assert len(left) > 4
     assert left == sorted(left, reverse=True)
     with opened(path) as copies:
-        assert "i19999" in ids(copies.get("faces"))
+        assert "i1499" in ids(copies.get("faces"))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/a", ".hidden", "a\n", "x" * 129, "ä"])
@@ -345,3 +345,27 @@ def test_the_partial_of_a_backup_that_is_still_made_is_left_alone(tmp_path: Path
 
         path = galleries.backup([], tmp_path / "backups", "copy", swept)
     assert [one.name for one in path.parent.iterdir()] == ["copy"]
+
+
+def test_a_gallery_whose_memory_failed_can_still_be_saved(tmp_path: Path) -> None:
+    with opened(tmp_path / "data") as galleries:
+        galleries.create(settings())
+        fill(galleries.get("faces"), 20)
+        galleries.get("faces")._failed = True
+        path = galleries.backup([], tmp_path, "copy", quiet)
+    with opened(path) as copies:
+        assert len(ids(copies.get("faces"))) == 20
+
+
+def test_a_damaged_gallery_is_restored_from_its_file_in_a_backup(tmp_path: Path) -> None:
+    with opened(tmp_path / "data") as galleries:
+        galleries.create(settings())
+        fill(galleries.get("faces"), 20)
+        path = galleries.backup([], tmp_path, "copy", quiet)
+    (damaged,) = (tmp_path / "data").glob("galleries/*/store.db")
+    damaged.write_bytes(b"\xff" * 50_000)
+    with opened(tmp_path / "data") as galleries, pytest.raises(StoreDamaged):
+        galleries.get("faces")
+    shutil.copyfile(path / damaged.relative_to(tmp_path / "data"), damaged)
+    with opened(tmp_path / "data") as galleries:
+        assert len(ids(galleries.get("faces"))) == 20
