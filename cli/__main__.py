@@ -32,7 +32,7 @@ VERBS = {
     "enroll": "put inputs into a gallery",
     "search": "say who in a gallery a probe is, or nobody",
     "verify": "say whether a probe is one subject of a gallery",
-    "gallery": "create, list, show, empty and delete galleries",
+    "gallery": "create, list, show, empty, back up, export, import and delete galleries",
     "model": "list, load, unload, alias and try the models of a server",
     "health": "ask whether a server is serving",
     "doctor": "say what this machine offers a server, and what is missing for more",

@@ -1,4 +1,4 @@
-"""`twinserve gallery`: create, list, show, change and delete galleries, and their aliases."""
+"""`twinserve gallery`: galleries, their items and aliases; and to carry them away."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from twinserve.cli import connection, inputs
+from twinserve.cli import connection, gallery_files, inputs
 from twinserve.cli.exit_codes import NO, OK
 from twinserve.cli.output import print_fields, print_json, print_table
 from twinserve.client import Client, Gallery
 from twinserve.errors import ConfigError
 
 DESCRIPTION = (
-    "Create, list, show and delete galleries, remove and relabel their items, and let aliases "
-    "stand for them."
+    "Create, list, show, back up, export, import and delete galleries; remove and relabel their "
+    "items; let aliases stand for them."
 )
 EXAMPLES = """
   twinserve gallery create people --key site=text --key age=integer
@@ -27,6 +27,9 @@ EXAMPLES = """
   twinserve gallery alias live people            # calls may say live from now on
   twinserve gallery alias live --delete
   twinserve gallery delete people --yes
+  twinserve gallery backup monday                    # below the server's --backup-dir
+  twinserve gallery export people people-parquet/
+  twinserve gallery import people2 people-parquet/ --create
 """
 
 
@@ -46,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--metric", choices=("euclidean", "cosine"), help="default: the twin's")
     create.add_argument(
         "--max-items", type=int, default=0, metavar="N", help="default: the server's limit"
+    )
+    create.add_argument(
+        "--max-bytes",
+        type=inputs.size,
+        default=0,
+        metavar="SIZE",
+        help="that its database may take on the server's disk, such as 10GiB; default: no limit",
     )
     create.add_argument(
         "--key",
@@ -82,7 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     alias.add_argument("gallery", nargs="?", metavar="GALLERY", help="that it is to stand for")
     alias.add_argument("--delete", action="store_true", help="end the alias; its gallery stays")
     delete.add_argument("--yes", action="store_true", help="do not ask")
-    for action in (create, listing, show, items, count, remove, move, rename, delete, alias):
+    made = (create, listing, show, items, count, remove, move, rename, delete, alias)
+    for action in (*made, *gallery_files.add(actions)):
         connection.add_arguments(action)
 
 
@@ -98,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
                     metric=arguments.metric,
                     metadata_keys=_keys(arguments.key),
                     max_items=arguments.max_items,
+                    max_bytes=arguments.max_bytes,
                 )
                 _show(gallery, arguments.json)
             case "list":
@@ -123,6 +135,12 @@ def run(arguments: argparse.Namespace) -> int:
                 _alias(client, arguments)
             case "delete":
                 return _delete(client, arguments)
+            case "backup":
+                gallery_files.backup(client, arguments)
+            case "export":
+                gallery_files.export(client, arguments)
+            case "import":
+                gallery_files.import_(client, arguments)
     return OK
 
 
@@ -172,6 +190,8 @@ def _show(gallery: Gallery, as_json: bool) -> None:
             ("items", gallery.item_count),
             ("subjects", gallery.subject_count),
             ("most items", gallery.max_items or None),
+            ("bytes on disk", gallery.disk_bytes),
+            ("most bytes", gallery.max_bytes or None),
             ("index debt", gallery.index_debt),
             ("metadata keys", keys or None),
             ("aliases", ", ".join(gallery.aliases) or None),

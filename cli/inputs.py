@@ -18,6 +18,8 @@ from twinserve.errors import ConfigError, DataError, TwinserveError
 T = TypeVar("T")
 A = TypeVar("A")
 
+_SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"))
 
 
@@ -68,6 +70,14 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value
+
+
+def size(text: str) -> int:
+    """Parse a number of bytes such as 512M or 10GiB (of 1024 each), for argparse."""
+    found = _SIZE.fullmatch(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text} is no size; give bytes, or 512M, or 10GiB")
+    return int(found[1]) << _UNITS[found[2].upper()]
 
 
 def one(argument: str, *, text: bool) -> Path | str:

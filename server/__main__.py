@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -32,7 +33,7 @@ from twinserve.server.batching.admission import Admission
 from twinserve.server.batching.byte_budget import ByteBudget, fitting
 from twinserve.server.config import ServerConfig
 from twinserve.server.front import Front
-from twinserve.server.gallery import GalleryLimits
+from twinserve.server.gallery import GalleryLimits, backup
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gate import Gate
 from twinserve.server.models.changes import ModelChanges
@@ -102,6 +103,8 @@ async def serve(config: ServerConfig) -> None:
         if config.exact_below is not None:
             limits = replace(limits, exact_scan_below=config.exact_below)
         galleries = Galleries(folder, limits)
+        if config.backup_dir is not None:
+            await asyncio.to_thread(_sweep_backups, config.backup_dir)
         changes = ModelChanges(
             models,
             Loader(config, metrics, admission, workers, count, afterwards).load,
@@ -132,7 +135,16 @@ async def serve(config: ServerConfig) -> None:
             EmbeddingService(models, metrics, gate, config.limits), server
         )
         gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(
-            GalleryService(galleries, models, metrics, gate, config.limits, admission, readers),
+            GalleryService(
+                galleries,
+                models,
+                metrics,
+                gate,
+                config.limits,
+                admission,
+                readers,
+                config.backup_dir,
+            ),
             server,
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
@@ -207,6 +219,18 @@ def _front(
         afterwards=afterwards,
         budget=LargeMessages(budget, metrics),
     )
+
+
+def _sweep_backups(folder: Path) -> None:
+    """Remove what a backup left that was cut off, and find out now whether the folder is one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        backup.sweep(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"--backup-dir {folder} cannot be used ({error.strerror}); give a folder that this "
+            "user may write, or a path where one can be made"
+        ) from error
 
 
 def _behind_of(

@@ -53,6 +53,7 @@ class ServerConfig:
     models: tuple[ModelSpec, ...]
     data_dir: Path
     model_dir: Path | None = None
+    backup_dir: Path | None = None
     forget_models: bool = False
     host: str = "127.0.0.1"
     grpc_port: int = 50051
@@ -96,6 +97,14 @@ class ServerConfig:
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; "
                     "a port is 0 (any free one) to 65535"
                 )
+        if self.backup_dir is not None and self.backup_dir.resolve().is_relative_to(
+            self.data_dir.resolve()
+        ):
+            # What lies in the data folder is the server's to tidy up.
+            raise ConfigError(
+                f"--backup-dir {self.backup_dir} lies in --data-dir {self.data_dir}; give a folder "
+                "outside of it, best on another disk"
+            )
         if not self.insecure and not _is_loopback(self.host):
             raise ConfigError(
                 f"--host {self.host} is reachable from other machines, and this server asks for no "
@@ -127,6 +136,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model-dir", type=Path, metavar="DIR", help="the only folder that LoadModel may load from"
+    )
+    parser.add_argument(
+        "--backup-dir",
+        type=Path,
+        metavar="DIR",
+        help="the only folder that BackupGalleries makes backups in, outside of --data-dir; "
+        "without it there are none",
     )
     parser.add_argument(
         "--forget-models",
@@ -366,6 +382,7 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         models=tuple(models),
         data_dir=arguments.data_dir,
         model_dir=arguments.model_dir,
+        backup_dir=arguments.backup_dir,
         forget_models=arguments.forget_models,
         host=arguments.host,
         grpc_port=arguments.grpc_port,

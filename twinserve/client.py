@@ -27,15 +27,17 @@ from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from twinserve import bulk, messages
+from twinserve import bulk, downloads, messages
 from twinserve.distance import Metric
-from twinserve.errors import Exhausted, InvalidInput, TwinserveError, Unavailable
+from twinserve.errors import Exhausted, InternalFault, InvalidInput, TwinserveError, Unavailable
 from twinserve.messages import (
+    Backup,
     Comparison,
     Embeddings,
     Encoding,
     Enrolled,
     EnrollItem,
+    Exported,
     Gallery,
     Health,
     Hit,
@@ -66,12 +68,14 @@ from twinserve.v1 import (
 )
 
 __all__ = [
+    "Backup",
     "Client",
     "Comparison",
     "Embeddings",
     "Encoding",
     "EnrollItem",
     "Enrolled",
+    "Exported",
     "Gallery",
     "Health",
     "Hit",
@@ -321,6 +325,7 @@ class Client:
         metric: Metric | str | None = None,
         metadata_keys: Mapping[str, str] | None = None,
         max_items: int = 0,
+        max_bytes: int = 0,
         hnsw: gallery_pb2.HnswConfig | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
@@ -335,6 +340,7 @@ class Client:
             metadata_keys: the keys that can be filtered by, each with its type: text, integer,
                 number, flag or time.
             max_items: 0 is the server's limit.
+            max_bytes: that its database may take on the server's disk; 0 is no limit.
             hnsw: index parameters; None is the server's defaults.
             request_id: a UUID; None makes one.
             timeout: seconds, in place of the client's own.
@@ -354,6 +360,7 @@ class Client:
                     for key, word in (metadata_keys or {}).items()
                 ],
                 max_items=max_items,
+                max_bytes=max_bytes,
             ),
             request_id=request_id or _new_id(),
         )
@@ -658,6 +665,85 @@ class Client:
             token = page.next_page_token
             if not token:
                 return
+
+    def export_items(
+        self,
+        gallery: str,
+        *,
+        filter: Filter | None = None,
+        after: str = "",
+        with_embedding: bool = True,
+        at_least: str = "",
+        timeout: float | None = None,
+    ) -> Iterator[Exported]:
+        """Iterate over all items with metadata, times and embeddings, by id, some at a time.
+
+        They are read no faster than they are taken. Where the connection breaks, the iterator goes
+        on after the last item. Writes meanwhile neither repeat nor skip an item that they do not
+        touch.
+
+        Args:
+            gallery: name or alias.
+            filter: only items with these metadata values.
+            after: an item id; only items with a greater one, bytewise.
+            with_embedding: False leaves the embeddings out.
+            at_least: a consistency token; the read waits for that state.
+            timeout: seconds that the next items may take, in place of the client's own.
+
+        Raises:
+            GalleryNotFound: no such gallery, or it was deleted meanwhile.
+        """
+        request = gallery_service_pb2.ExportItemsRequest(
+            gallery=gallery,
+            after=after,
+            filter=messages.to_filter(filter),
+            without_embedding=not with_embedding,
+            at_least=at_least,
+        )
+        return downloads.export(
+            lambda asked: self._gallery.ExportItems(asked, metadata=self._metadata),
+            request,
+            self._timeout if timeout is None else timeout,
+            self._error,
+            self._pause,
+        )
+
+    def backup_galleries(
+        self,
+        folder: str,
+        galleries: Sequence[str] = (),
+        progress: Callable[[str, int, int], None] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Backup:
+        """Have the server copy galleries into a new folder, while they are read and written.
+
+        The folder is a data folder of its own, from which a server starts. Interrupting the call
+        ends the backup, and leaves nothing of it; it is not begun anew by itself.
+
+        Args:
+            folder: to make, below the server's --backup-dir; one name, no path.
+            galleries: names or aliases; none means all.
+            progress: told now and then which gallery is copied, and the bytes done, of how many
+                about.
+            timeout: seconds without any news that are waited for, in place of the client's own.
+
+        Raises:
+            FailedPrecondition: the server has no --backup-dir, or a gallery cannot be copied.
+            AlreadyExists: there is such a folder.
+            DiskFull: it does not fit.
+        """
+        request = gallery_service_pb2.BackupGalleriesRequest(folder=folder, galleries=galleries)
+        for message in downloads.read(
+            lambda: self._gallery.BackupGalleries(request, metadata=self._metadata),
+            self._timeout if timeout is None else timeout,
+            self._error,
+        ):
+            if message.done:
+                return Backup(message.path, message.bytes_done)
+            if progress is not None:
+                progress(message.gallery, message.bytes_done, message.bytes_total)
+        raise InternalFault("the server ended the backup without saying that it is whole")
 
     def search(
         self,

@@ -506,6 +506,15 @@ class ItemCount:
 
 
 @dataclass(frozen=True)
+class Hnsw:
+    """Parameters of a gallery's graph index."""
+
+    m: int
+    ef_construction: int
+    ef: int
+
+
+@dataclass(frozen=True)
 class Gallery:
     """A gallery as it is now."""
 
@@ -521,6 +530,27 @@ class Gallery:
     index_debt: int  # rows not yet in the index; they are scanned exactly
     create_time: datetime | None
     aliases: tuple[str, ...] = ()  # that stand for it now, by name
+    max_bytes: int = 0  # that its database may take on disk; 0: no limit but the disk's
+    disk_bytes: int = 0  # that it takes, with what can be made anew
+    hnsw: Hnsw | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A stretch of a gallery's items, by id, with their embeddings."""
+
+    items: tuple[Item, ...]  # with metadata and times
+    embeddings: NDArray[np.float32]  # [n, dimension], as enrolled; [n, 0] where not asked for
+    dimension: int
+    item_count: int  # of the whole gallery, about
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A backup that is whole: its folder on the server, and how many bytes were copied."""
+
+    path: str
+    bytes: int
 
 
 class Health(enum.StrEnum):
@@ -716,6 +746,33 @@ def from_gallery(gallery: gallery_pb2.Gallery) -> Gallery:
         index_debt=gallery.index_debt,
         create_time=_moment(gallery.create_time) if gallery.HasField("create_time") else None,
         aliases=tuple(gallery.aliases),
+        max_bytes=gallery.max_bytes,
+        disk_bytes=gallery.disk_bytes,
+        hnsw=Hnsw(gallery.hnsw.m, gallery.hnsw.ef_construction, gallery.hnsw.ef)
+        if gallery.HasField("hnsw")
+        else None,
+    )
+
+
+def from_export_response(response: gallery_service_pb2.ExportItemsResponse) -> Exported:
+    """Return a stretch of items with their embeddings.
+
+    Raises:
+        InternalFault: there are not as many embeddings as items.
+    """
+    items = tuple(from_item(item) for item in response.items)
+    values = np.frombuffer(response.embeddings, "<f4").astype(np.float32, copy=False)
+    width = response.dimension if response.embeddings else 0
+    if values.size != len(items) * width:
+        raise InternalFault(
+            f"{len(items)} items came with {values.size} values of embeddings of "
+            f"{response.dimension}; the server is of another version, or faulty"
+        )
+    return Exported(
+        items=items,
+        embeddings=values.reshape(len(items), width),
+        dimension=response.dimension,
+        item_count=response.item_count,
     )
 
 

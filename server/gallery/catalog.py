@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twinserve.distance import Metric
@@ -85,6 +86,17 @@ class Catalog:
         with self._file.changing() as connection:
             connection.execute("DELETE FROM gallery_aliases WHERE alias = ?", (alias,))
 
+    def fill(self, entries: Sequence[Entry]) -> None:
+        """Make all these galleries exist at once, in an empty catalogue: that of a backup."""
+        with self._file.changing() as connection:
+            connection.executemany(
+                "INSERT INTO galleries VALUES (?,?,?,?)",
+                [
+                    (one.settings.name, one.folder, write_settings(one.settings), one.created)
+                    for one in entries
+                ],
+            )
+
     def deleted(self) -> list[str]:
         """Folders of deleted galleries that may still be there."""
         return [row[0] for row in self._file.read("SELECT folder FROM deleted")]
@@ -113,6 +125,7 @@ def write_settings(settings: GallerySettings) -> str:
             "hnsw": [settings.hnsw.m, settings.hnsw.ef_construction, settings.hnsw.ef],
             "metadata_keys": [[key, kind.value] for key, kind in settings.metadata_keys],
             "max_items": settings.max_items,
+            "max_bytes": settings.max_bytes,
         },
         sort_keys=True,
     )
@@ -130,4 +143,5 @@ def read_settings(text: str) -> GallerySettings:
         hnsw=HnswSettings(*raw["hnsw"]),
         metadata_keys=tuple((key, MetadataType(kind)) for key, kind in raw["metadata_keys"]),
         max_items=raw["max_items"],
+        max_bytes=raw.get("max_bytes", 0),  # rows of before there was such a limit
     )

@@ -22,7 +22,7 @@ import shutil
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from twinserve.errors import (
@@ -33,12 +33,13 @@ from twinserve.errors import (
     InvalidInput,
     LimitExceeded,
     NotFound,
+    QueueFull,
     SpaceMismatch,
     StoreDamaged,
     TwinserveError,
     Unavailable,
 )
-from twinserve.server.gallery import metadata, store
+from twinserve.server.gallery import backup, metadata, store
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.catalog import Catalog, Entry
 from twinserve.server.gallery.estimator import Refresher
@@ -51,6 +52,9 @@ from twinserve.server.storage.database import now
 DECLARED_KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 MAX_DECLARED_KEYS = 64
+# An empty database takes less than a fifth of the least limit.
+MIN_BYTES, MAX_BYTES = 1 << 20, (1 << 63) - 1
+BACKUP_SECONDS = 10.0  # after which to ask again while another backup is made
 
 
 class Galleries:
@@ -81,6 +85,7 @@ class Galleries:
         self._writer: Writer | None = None
         self._builder: Builder | None = None
         self._refresher: Refresher | None = None
+        self._backing_up = threading.Lock()  # held while a backup is made: one at a time
 
     def open(self) -> None:
         """Take the folder and open every gallery in it.
@@ -313,6 +318,54 @@ class Galleries:
             self._writer.call(gallery.close).result()
             self._finish_deletion(catalog, entry.folder)
 
+    def backup(
+        self, names: Sequence[str], parent: Path, folder: str, progress: backup.Progress
+    ) -> Path:
+        """Copy galleries (none named: all) into `parent/folder`, while others read and write.
+
+        The folder is a data folder of its own, from which a server starts. Every gallery is copied
+        as it was at one moment after the call; all that was acknowledged before is in it. See
+        `backup.make`; `progress` hears the gallery, the bytes done and their total, and ends the
+        backup by raising.
+
+        Raises:
+            GalleryNotFound: there is no such gallery, or it was deleted meanwhile.
+            StoreDamaged: a gallery named is refused, or a copy did not pass its check.
+            FailedPrecondition: all were asked for, and one is refused; or `make` says so.
+            QueueFull: another backup is being made.
+            Unavailable: the galleries were closed meanwhile.
+            InvalidInput, AlreadyExists, DiskFull: see `backup.make`.
+        """
+        if not self._backing_up.acquire(blocking=False):
+            raise QueueFull(
+                "another backup is being made; wait until it is done", retry_after=BACKUP_SECONDS
+            )
+        try:
+            with self._lock:
+                self._running()
+                chosen = self._chosen(names)
+            sources = [
+                backup.Source(entry, gallery.copy, backup.size_of(self._store_of(entry)))
+                for gallery, entry in chosen
+            ]
+
+            def tell(name: str, done: int, total: int) -> None:
+                self._check_there(chosen)
+                progress(name, done, total)
+
+            @contextlib.contextmanager
+            def finishing() -> Iterator[None]:
+                with self._lock:
+                    self._check_there(chosen)
+                    yield
+
+            return backup.make(parent, folder, sources, tell, finishing)
+        except GalleryNotFound:
+            self._running()  # closed with all others, then, rather than deleted
+            raise
+        finally:
+            self._backing_up.release()
+
     def close(self) -> None:
         """Finish the writes that wait, close all files, and give the folder back."""
         with self._lock:
@@ -346,6 +399,32 @@ class Galleries:
         return 0.0 if self._writer is None else self._writer.lag
 
     # -- parts ------------------------------------------------------------------------------------
+
+    def _chosen(self, names: Sequence[str]) -> tuple[tuple[Gallery, Entry], ...]:
+        if names:
+            wanted = {self.get(name).settings.name for name in names}
+            return tuple(self._open[name] for name in sorted(wanted))
+        for name, (error, _) in self._refused.items():
+            raise FailedPrecondition(
+                f"gallery {name!r} cannot be copied ({error.message}), and a backup of all would "
+                "leave it out; name the galleries to copy, or put that one right first",
+                resource=("gallery", name),
+            )
+        return tuple(self._open[name] for name in sorted(self._open))
+
+    def _store_of(self, entry: Entry) -> Path:
+        return self._root / "galleries" / entry.folder / "store.db"
+
+    def _check_there(self, chosen: Sequence[tuple[Gallery, Entry]]) -> None:
+        self._running()
+        for gallery, entry in chosen:
+            there = self._open.get(entry.settings.name)
+            if there is None or there[0] is not gallery:
+                raise GalleryNotFound(
+                    f"gallery {entry.settings.name!r} was deleted while it was copied, so no "
+                    "backup was made; make it anew without that one",
+                    resource=("gallery", entry.settings.name),
+                )
 
     def _create(
         self, catalog: Catalog, settings: GallerySettings, request_id: str
@@ -502,6 +581,7 @@ class Galleries:
             ("hnsw.ef_construction", settings.hnsw.ef_construction, 1, 10_000),
             ("hnsw.ef", settings.hnsw.ef, 1, 10_000),
             ("max_items", settings.max_items, 0, limits.max_items),
+            ("max_bytes", settings.max_bytes, MIN_BYTES if settings.max_bytes else 0, MAX_BYTES),
             ("number of metadata_keys", len(settings.metadata_keys), 0, MAX_DECLARED_KEYS),
         )
         for name, value, low, high in ranges:

@@ -40,14 +40,16 @@ from twinserve.errors import (
 )
 from twinserve.server.gallery import builder, metadata, tokens
 from twinserve.server.gallery.array_file import NotAsWritten
+from twinserve.server.gallery.backup import copy_store
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.estimator import Estimator, Refresher
+from twinserve.server.gallery.export import Exported, disk_bytes, export_items, item_of
 from twinserve.server.gallery.filters import check_filter, matches
 from twinserve.server.gallery.memory import Memory
 from twinserve.server.gallery.search import Question, View, go_on, rescore, search
 from twinserve.server.gallery.segments import Segment
 from twinserve.server.gallery.snapshots import Snapshots
-from twinserve.server.gallery.store import Record, Store, as_twinserve_error
+from twinserve.server.gallery.store import Store, as_twinserve_error
 from twinserve.server.gallery.transactions import (
     Changes,
     EnrollWork,
@@ -130,6 +132,7 @@ class Gallery:
             self._key,
             settings.max_items or limits.max_items,
             limits.replay_seconds,
+            settings.max_bytes,
         )
         self._gone = False
         self._failed = False  # memory could not be made to say what the store says
@@ -184,7 +187,24 @@ class Gallery:
             subject_count=view.rows.subject_count,
             index_debt=self._debt(view),
             create_time=metadata.moment(self._create_time),
+            disk_bytes=disk_bytes(self._store.path.parent),
         )
+
+    def copy(self, target: Path, progress: Callable[[int, int], None]) -> None:
+        """Copy the store as it is now into a new file; see `backup.copy_store`."""
+        copy_store(self._store, target, self.settings.dimension, progress)
+
+    def export(
+        self, after: str, size: int, *, filter: Filter | None = None, embeddings: bool = True
+    ) -> Exported:
+        """The next items by id, of about `size` bytes, with their vectors; see `export_items`."""
+        if filter is not None:
+            check_filter(filter, self._declared)
+        self._check_serving()
+        with self._store.reading() as reader:
+            return export_items(
+                reader, after, size, self.settings.dimension, filter=filter, embeddings=embeddings
+            )
 
     def get_item(self, item_id: str) -> tuple[Item, NDArray[np.float32] | None]:
         """An item, and its embedding float32 [dimension], bit for bit as enrolled.
@@ -198,14 +218,14 @@ class Gallery:
         if found is None:
             raise no_item(self.settings.name, item_id)
         record, embedding = found
-        return _item(record), np.frombuffer(embedding, dtype="<f4").astype(np.float32)
+        return item_of(record), np.frombuffer(embedding, dtype="<f4").astype(np.float32)
 
     def items(self, ids: Sequence[str]) -> list[Item]:
         """Items with their metadata, in the order of `ids`; those gone meanwhile are left out."""
         self._check_serving()
         with self._store.reading() as reader:
             found = {record.id: record for record in reader.items(ids)}
-        return [_item(found[item_id]) for item_id in ids if item_id in found]
+        return [item_of(found[item_id]) for item_id in ids if item_id in found]
 
     def count(self, *, filter: Filter | None = None, subject: str = "") -> ItemCount:
         """How many items pass the filter and are of the subject ("" = of any), in one state.
@@ -251,7 +271,7 @@ class Gallery:
                     else reader.after(after, rows)
                 )
                 for record in records:
-                    item = _item(record)
+                    item = item_of(record)
                     if filter is None or matches(filter, item.metadata):
                         found.append(item)
                         if len(found) == limit:
@@ -897,13 +917,3 @@ class Gallery:
             f"gallery {self.settings.name!r} was deleted or closed",
             resource=("gallery", self.settings.name),
         )
-
-
-def _item(record: Record) -> Item:
-    return Item(
-        record.id,
-        record.subject,
-        metadata.decode(record.metadata),
-        metadata.moment(record.created),
-        metadata.moment(record.updated),
-    )

@@ -18,7 +18,7 @@ import sqlite3
 import struct
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,22 +174,7 @@ class Store:
             StoreDamaged: a checksum or a vector's length is wrong, or a vector is missing.
         """
         with database.refusing_damage(self.path):
-            cursor = self._connection.execute(
-                "SELECT i.number, i.id, i.subject, i.metadata, i.digest, i.created, i.updated,"
-                " i.checksum, v.embedding, v.checksum"
-                " FROM items i LEFT JOIN vectors v ON v.number = i.number ORDER BY i.number"
-            )
-            while fetched := cursor.fetchmany(rows):
-                records = []
-                for *columns, embedding, vector_checksum in fetched:
-                    records.append(_record(columns))
-                    if (
-                        embedding is None
-                        or len(embedding) != dimension * 4
-                        or zlib.crc32(embedding, columns[0] & 0xFFFFFFFF) != vector_checksum
-                    ):
-                        raise StoreDamaged(f"the vector of item {columns[1]!r} is not as written")
-                yield Loaded(records, b"".join(row[8] for row in fetched))
+            yield from read_through(self._connection, dimension, rows)
 
     # -- the writer's transaction -----------------------------------------------------------------
 
@@ -258,6 +243,14 @@ class Store:
                 "UPDATE vectors SET embedding=?, checksum=? WHERE number=?",
                 (embedding, zlib.crc32(embedding, record.number & 0xFFFFFFFF), record.number),
             )
+
+    def used_bytes(self) -> int:
+        """Bytes of the pages in use, the open transaction's included, those free for others not."""
+        pages, free = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count")
+        )
+        return int(pages - free) * database.PAGE_BYTES
 
     def count(self) -> int:
         """How many items there are, the open transaction's included."""
@@ -460,6 +453,54 @@ class Reader:
         """Those of `ids` that are there, in no order."""
         return list(_find(self._connection, ids))
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let all reads of the block see one state; while it lasts, the log only grows."""
+        self._connection.execute("BEGIN")
+        try:
+            # SQLite takes the state with the first read, not with BEGIN.
+            self._connection.execute("SELECT count(*) FROM state").fetchone()
+            yield
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def embeddings(self, records: Sequence[Record], dimension: int) -> list[bytes]:
+        """The vectors (float32 bytes) of records of the same snapshot, in their order.
+
+        Raises:
+            StoreDamaged: a vector is missing, or not as it was written.
+        """
+        numbers = json.dumps([record.number for record in records])
+        found = {
+            number: embedding
+            for number, embedding, checksum in self._connection.execute(
+                "SELECT number, embedding, checksum FROM vectors"
+                " WHERE number IN (SELECT value FROM json_each(?))",
+                (numbers,),
+            )
+            if len(embedding) == dimension * 4
+            and zlib.crc32(embedding, number & 0xFFFFFFFF) == checksum
+        }
+        for record in records:
+            if record.number not in found:
+                raise StoreDamaged(f"the vector of item {record.id!r} is not as it was written")
+        return [found[record.number] for record in records]
+
+    def copy(
+        self, target: sqlite3.Connection, pages: int, progress: Callable[[int, int], None]
+    ) -> None:
+        """Copy the whole file as it is now into an empty one, in steps of `pages`.
+
+        `progress` is told the pages left and all pages; what it raises ends the copy. SQLite begins
+        anew whenever another connection commits, except inside an open transaction: there every
+        step reads the same state, whatever is written meanwhile.
+        """
+        with self.snapshot():
+            self._connection.backup(
+                target, pages=pages, progress=lambda _, left, total: progress(left, total)
+            )
+
     def after(self, item_id: str, limit: int) -> list[Record]:
         """The next items by id, bytewise."""
         return [
@@ -507,6 +548,30 @@ def _joined(logged: Sequence[tuple[int, int]], most: int) -> Iterator[tuple[int,
             yield start, end
             start = end + 1
         reached = max(reached, last)
+
+
+def read_through(connection: sqlite3.Connection, dimension: int, rows: int) -> Iterator[Loaded]:
+    """Read all items in order of number, verifying every checksum.
+
+    Raises:
+        StoreDamaged: a checksum or a vector's length is wrong, or a vector is missing.
+    """
+    cursor = connection.execute(
+        "SELECT i.number, i.id, i.subject, i.metadata, i.digest, i.created, i.updated,"
+        " i.checksum, v.embedding, v.checksum"
+        " FROM items i LEFT JOIN vectors v ON v.number = i.number ORDER BY i.number"
+    )
+    while fetched := cursor.fetchmany(rows):
+        records = []
+        for *columns, embedding, vector_checksum in fetched:
+            records.append(_record(columns))
+            if (
+                embedding is None
+                or len(embedding) != dimension * 4
+                or zlib.crc32(embedding, columns[0] & 0xFFFFFFFF) != vector_checksum
+            ):
+                raise StoreDamaged(f"the vector of item {columns[1]!r} is not as written")
+        yield Loaded(records, b"".join(row[8] for row in fetched))
 
 
 def _find(connection: sqlite3.Connection, ids: Sequence[str]) -> Iterator[Record]:

@@ -133,13 +133,20 @@ class Transactions:
     """Applies work to one gallery's store; only the writing thread calls it."""
 
     def __init__(
-        self, store: Store, name: str, key: str, max_items: int, replay_seconds: float
+        self,
+        store: Store,
+        name: str,
+        key: str,
+        max_items: int,
+        replay_seconds: float,
+        max_bytes: int = 0,
     ) -> None:
         """Write to `store`; `key` is the gallery's own id, which its tokens carry."""
         self._store = store
         self._name = name
         self._key = key
         self._max_items = max_items
+        self._max_bytes = max_bytes
         self._replay_microseconds = int(replay_seconds * 1e6)
         self._answers_purged = 0
 
@@ -190,6 +197,7 @@ class Transactions:
         return Removal(content, token) if kind == "remove" else Moved(content, token)
 
     def _enroll(self, work: EnrollWork, changes: Changes) -> EnrollOutcome:
+        used = self._store.used_bytes() if self._max_bytes else 0
         there = self._store.find([item.id for item in work.items if isinstance(item, Prepared)])
         room = self._max_items - self._store.count()
         results: list[Enrolled | TwinserveError] = []
@@ -245,7 +253,22 @@ class Transactions:
                 if isinstance(result, TwinserveError):
                     raise result
         self._store.insert(new_records, new_vectors)
+        self._check_bytes(used)
         return EnrollOutcome(tuple(results), self._state_after(changes))
+
+    def _check_bytes(self, before: int) -> None:
+        """Refuse a whole request that leaves more than fits; one that adds nothing passes."""
+        if not self._max_bytes:
+            return
+        used = self._store.used_bytes()
+        if used > self._max_bytes and used > before:
+            raise GalleryFull(
+                f"gallery {self._name!r} takes {before} bytes on disk, would take {used} with this "
+                f"request, and may take {self._max_bytes}; remove some items, send fewer, or make "
+                "a gallery with a larger max_bytes",
+                resource=("gallery", self._name),
+                retry_after=60.0,
+            )
 
     def _cannot_create(self, item: Prepared, room: int, number: int) -> TwinserveError | None:
         if item.vector is None:

@@ -45,7 +45,8 @@ class HnswSettings:
 class GallerySettings:
     """What a gallery is made with; nothing in it changes afterwards.
 
-    `max_items` 0 means the server's own limit. Only `metadata_keys` can be filtered by.
+    `max_items` 0 means the server's own limit, `max_bytes` 0 none: of the pages that the database
+    uses. Only `metadata_keys` can be filtered by.
     """
 
     name: str
@@ -56,6 +57,7 @@ class GallerySettings:
     hnsw: HnswSettings = HnswSettings()
     metadata_keys: tuple[tuple[str, MetadataType], ...] = ()
     max_items: int = 0
+    max_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class GalleryStatus:
     """A gallery as it stands; `index_debt`: live vectors that HNSW does not hold yet.
 
     `aliases` that stand for it now are known to `Galleries` only.
+    `disk_bytes` are those of all its files, the log and what can be made anew included.
     """
 
     settings: GallerySettings
@@ -101,6 +104,7 @@ class GalleryStatus:
     index_debt: int
     create_time: datetime
     aliases: tuple[str, ...] = ()
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ async def answered(
         code, model = "OK", _model_of(response)
         return response
     except Exception as error:
-        status = _status_of(servicer, name, error)
+        status = status_of_failure(servicer, name, error)
         code, model = Code(status.code).name, getattr(error, "model", "")
         return status
     finally:
@@ -166,7 +166,7 @@ def _model_of(response: object) -> str:
     return name or getattr(response, "model_version", "").partition("@")[0]
 
 
-def _status_of(servicer: Serving, method: str, error: Exception) -> status_pb2.Status:
+def status_of_failure(servicer: Serving, method: str, error: Exception) -> status_pb2.Status:
     """Return the status that a call's error becomes, and count it."""
     if isinstance(error, ItemsFailed):
         count_errors(servicer.metrics, error.errors)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -43,10 +44,10 @@ from twinserve.server.services.calls import (
     caller_of,
     check_items,
     count_errors,
-    not_built,
     unary,
 )
 from twinserve.server.services.embedding_inputs import Reading, embed_readings, read_messages
+from twinserve.server.services.gallery_copy import Backups, export_items, streaming
 from twinserve.server.services.status import status_of
 from twinserve.server.watching.metrics import Metrics
 from twinserve.v1 import gallery_service_pb2 as pb
@@ -82,6 +83,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         limits: Limits,
         admission: Admission,
         readers: Executor,
+        backup_dir: Path | None = None,
     ) -> None:
         self.galleries = galleries
         self.models = models
@@ -91,6 +93,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         self._admission = admission
         self._readers = readers
         self._changer = ThreadPoolExecutor(1, thread_name_prefix="galleries")
+        self._backups = Backups(galleries, backup_dir, gate)
 
     @unary
     async def CreateGallery(
@@ -107,6 +110,11 @@ class GalleryService(rpc.GalleryServiceServicer):
                 f"max_items is {asked.max_items}; give at least 1, or 0 for the server's limit",
                 field="gallery.max_items",
             )
+        if asked.max_bytes < 0:
+            raise InvalidInput(
+                f"max_bytes is {asked.max_bytes}; give 1 MiB at least, or 0 for no limit",
+                field="gallery.max_bytes",
+            )
         with self.models.using(asked.model, "gallery.model") as engine:
             dimension = asked.dimension or engine.manifest.dimension
             settings = GallerySettings(
@@ -118,6 +126,7 @@ class GalleryService(rpc.GalleryServiceServicer):
                 hnsw=gallery_codec.hnsw_settings(asked.hnsw),
                 metadata_keys=gallery_codec.metadata_keys(list(asked.metadata_keys)),
                 max_items=asked.max_items,
+                max_bytes=asked.max_bytes,
             )
             # Held until the gallery is there: no unload may come between.
             status = await self._change(lambda: self.galleries.create(settings, request.request_id))
@@ -352,19 +361,21 @@ class GalleryService(rpc.GalleryServiceServicer):
             item_count=count.items, subject_count=count.subjects, consistency_token=count.token
         )
 
+    @streaming
     async def ExportItems(
         self, request: pb.ExportItemsRequest, context: Context
     ) -> AsyncIterator[pb.ExportItemsResponse]:
-        await not_built(context, "ExportItems", "list the items, and get each with its embedding")
-        return
-        yield  # makes this the asynchronous generator that grpc expects
+        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        await self._wait_for(gallery, request.at_least, context)
+        async for message in export_items(gallery, request, self.gate, self._read):
+            yield message
 
+    @streaming
     async def BackupGalleries(
         self, request: pb.BackupGalleriesRequest, context: Context
     ) -> AsyncIterator[pb.BackupGalleriesResponse]:
-        await not_built(context, "BackupGalleries", "stop the server and copy its data folder")
-        return
-        yield  # makes this the asynchronous generator that grpc expects
+        async for message in self._backups.make(request):
+            yield message
 
     @unary
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> pb.GetItemResponse:

@@ -103,6 +103,8 @@ def gallery_message(status: GalleryStatus) -> gallery_pb2.Gallery:
         index_debt=status.index_debt,
         create_time=_timestamp(status.create_time),
         aliases=status.aliases,
+        max_bytes=settings.max_bytes,
+        disk_bytes=status.disk_bytes,
     )
 
 

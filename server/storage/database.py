@@ -110,6 +110,12 @@ def as_twinserve_error(
     )
 
 
+def is_damage(error: Exception) -> bool:
+    """Whether an error says that a file, or the disk below it, is damaged."""
+    extended = getattr(error, "sqlite_errorcode", 0)
+    return extended in _UNREADABLE or extended & 0xFF in _DAMAGED
+
+
 @contextlib.contextmanager
 def refusing_damage(path: Path) -> Iterator[None]:
     """Turn what is found wrong with a file, while it is opened or read through, into a refusal."""

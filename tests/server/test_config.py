@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
@@ -42,12 +43,19 @@ def test_what_a_run_may_hold_is_told_in_rows_and_in_tokens() -> None:
         ("--max-input-bytes", "65M", "no message holds it"),
         ("--max-message-bytes", "0", "--max-message-bytes is 0; it must be at least 1"),
         ("--max-message-bytes", "2G", "gRPC's own limit"),
+        ("--backup-dir", "data/backups", "--backup-dir data/backups lies in --data-dir data"),
+        ("--backup-dir", "./data", "give a folder outside of it"),
         ("--max-bytes", "63M", "it must hold one message of 67108864 bytes"),
     ],
 )
 def test_a_setting_outside_its_range_is_refused(flag: str, value: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parsed(flag, value)
+
+
+def test_backups_have_a_folder_of_their_own_or_none() -> None:
+    assert parsed().backup_dir is None
+    assert parsed("--backup-dir", "data-backups").backup_dir == Path("data-backups")
 
 
 def test_a_model_is_served_under_the_name_before_the_equals_sign() -> None:
