@@ -134,6 +134,9 @@ def _show(gallery: Gallery, as_json: bool) -> None:
             ("subjects", gallery.subject_count),
             ("most items", gallery.max_items or None),
             ("index debt", gallery.index_debt),
+            ("segments", gallery.segment_count),
+            ("dead vectors", gallery.dead_count),
+            ("bytes in memory", gallery.memory_bytes),
             ("metadata keys", keys or None),
             ("created", gallery.create_time),
         ]

@@ -50,6 +50,7 @@ from twinserve.server.services.model import ModelService
 from twinserve.server.services.refusals import refusals
 from twinserve.server.storage.data_folder import DataFolder
 from twinserve.server.watching import gauges
+from twinserve.server.watching.gallery_metrics import GalleryMetrics
 from twinserve.server.watching.metrics import Metrics
 from twinserve.v1 import (
     embedding_service_pb2,
@@ -101,7 +102,8 @@ async def serve(config: ServerConfig) -> None:
         limits = GalleryLimits()
         if config.exact_below is not None:
             limits = replace(limits, exact_scan_below=config.exact_below)
-        galleries = Galleries(folder, limits)
+        limits = replace(limits, scrub_bytes_per_second=config.scrub_bytes_per_second)
+        galleries = Galleries(folder, limits, GalleryMetrics(metrics))
         changes = ModelChanges(
             models,
             Loader(config, metrics, admission, workers, count, afterwards).load,

@@ -503,6 +503,9 @@ class Gallery:
     subject_count: int
     index_debt: int  # rows not yet in the index; they are scanned exactly
     create_time: datetime | None
+    segment_count: int = 0  # segments that a search goes through
+    dead_count: int = 0  # vectors that no item holds any more and that a merge will drop
+    memory_bytes: int = 0  # what its rows and graphs take, about
 
 
 class Health(enum.StrEnum):
@@ -697,6 +700,9 @@ def from_gallery(gallery: gallery_pb2.Gallery) -> Gallery:
         subject_count=gallery.subject_count,
         index_debt=gallery.index_debt,
         create_time=_moment(gallery.create_time) if gallery.HasField("create_time") else None,
+        segment_count=gallery.segment_count,
+        dead_count=gallery.dead_count,
+        memory_bytes=gallery.memory_bytes,
     )
 
 

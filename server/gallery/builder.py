@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from twinserve.server.gallery.observing import BuildKind
 from twinserve.server.gallery.search import View
 from twinserve.server.gallery.segments import Graph, Segment, stitched
 from twinserve.server.gallery.types import HnswSettings
@@ -47,6 +49,10 @@ class Source(Protocol):
 
     def offer(self, old: Sequence[Segment], new: Segment | None) -> None:
         """Have `old` replaced by `new` (None: nothing in it lived)."""
+        ...
+
+    def built(self, kind: BuildKind, seconds: float, rows: int) -> None:
+        """Hear how long a rebuild took."""
         ...
 
     @property
@@ -125,6 +131,7 @@ class Builder:
         if planned is None:
             return
         view, rebuild = planned
+        began = time.monotonic()
         old = view.segments[rebuild.first : rebuild.last]
         labels = source.living(old)
         new = None
@@ -136,4 +143,7 @@ class Builder:
                 if not graph.build(vectors, self._threads, self._stop):
                     return
             new = Segment(labels, vectors, lengths, graph)
+        bare = rebuild.with_graph and all(segment.graph is None for segment in old)
+        kind = BuildKind.BUILD if bare else BuildKind.MERGE
+        source.built(kind, time.monotonic() - began, len(labels))
         source.offer(old, new)

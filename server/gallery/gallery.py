@@ -16,6 +16,7 @@ import logging
 import re
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -33,15 +34,19 @@ from twinserve.errors import (
     IndexDebtTooHigh,
     InvalidInput,
     LimitExceeded,
+    StoreDamaged,
     SubjectNotFound,
     TwinserveError,
     Unavailable,
     WrongShape,
 )
-from twinserve.server.gallery import builder, metadata, tokens
+from twinserve.server.gallery import builder, footprint, metadata, tokens
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.estimator import Estimator, Refresher
 from twinserve.server.gallery.filters import check_filter, matches
+from twinserve.server.gallery.footprint import DiskUsage
+from twinserve.server.gallery.observing import BuildKind, GalleryObserver
+from twinserve.server.gallery.recall import Recomputed, Sampler
 from twinserve.server.gallery.rows import NewRow, Rows
 from twinserve.server.gallery.search import Question, View, go_on, rescore, search
 from twinserve.server.gallery.segments import Growing, Segment, safe
@@ -98,6 +103,8 @@ class Gallery:
         writer: Writer,
         graph_builder: Builder,
         refresher: Refresher,
+        sampler: Sampler,
+        observer: GalleryObserver,
     ) -> None:
         """Open the store in `folder` and make memory from it.
 
@@ -110,6 +117,7 @@ class Gallery:
         self._limits = limits
         self._writer = writer
         self._builder = graph_builder
+        self._observer = observer
         self._declared = dict(settings.metadata_keys)
         self._store = Store(folder / "store.db", settings.name)
         self._transactions = Transactions(
@@ -121,6 +129,7 @@ class Gallery:
         )
         self._gone = False
         self._failed = False  # memory could not be made to say what the store says
+        self.damaged: StoreDamaged | None = None  # found while serving (scrub.py)
         self._published = threading.Condition()
         self._rows: Rows
         self._sealed: list[Segment]
@@ -134,6 +143,7 @@ class Gallery:
             raise
         self._set_view()
         self.estimator = Estimator(lambda: self._view, refresher, limits.measure_inline_seconds)
+        self.recomputed = Recomputed(settings.name, settings.model, sampler)
         self._builder.consider(self)
         self.estimator.changed()
 
@@ -143,6 +153,11 @@ class Gallery:
     def hnsw(self) -> HnswSettings:
         """Parameters of the graph index."""
         return self.settings.hnsw
+
+    @property
+    def store(self) -> Store:
+        """Its file, for the scrub."""
+        return self._store
 
     @property
     def view(self) -> View:
@@ -168,7 +183,14 @@ class Gallery:
             subject_count=view.rows.subject_count,
             index_debt=self._debt(view),
             create_time=metadata.moment(self._create_time),
+            segment_count=len(view.segments),
+            dead_count=sum(len(segment) for segment in view.segments) - view.rows.vector_count,
+            memory_bytes=footprint.memory_bytes(view, self.settings.hnsw),
         )
+
+    def disk_usage(self) -> DiskUsage:
+        """Bytes of its files, by kind."""
+        return footprint.disk_usage(self._store.path.parent)
 
     def get_item(self, item_id: str) -> tuple[Item, NDArray[np.float32] | None]:
         """An item, and its embedding float32 [dimension], bit for bit as enrolled.
@@ -265,6 +287,8 @@ class Gallery:
         view = self.view
         exact_below = self._limits.exact_scan_below
         hits, items, subjects = search(view, probes, question, filter, exact_below, proceed)
+        if self.recomputed.wanted and hits and not hits[0].exact:
+            self.recomputed.offer(view, probes[0], question, filter, hits[0])
         return SearchOutcome(
             tuple(hits),
             items,
@@ -425,12 +449,15 @@ class Gallery:
                     job.future.set_exception(self._no_gallery())
                 elif self._failed:
                     job.future.set_exception(self._unavailable())
+                elif self.damaged is not None:
+                    job.future.set_exception(self.damaged.again())
                 else:
                     requests.append(job)
         if not requests:
             return
         answers: list[tuple[Job, Any]] = []
         all_changes: list[Changes] = []
+        began = time.monotonic()
         try:
             self._store.begin()
             self._transactions.purge_answers()
@@ -452,9 +479,12 @@ class Gallery:
         except BaseException:
             self._store.rollback()
             raise
+        committed = time.monotonic()
+        self._observer.committed(self.settings.model, committed - began)
         if all_changes:
             try:
                 self._publish(all_changes)
+                self._observer.published(self.settings.model, time.monotonic() - committed)
             except Exception:  # the commit stands, so the answers do too; memory has to follow
                 logging.getLogger(__name__).exception(
                     "gallery %s: memory does not follow the store; reading it anew",
@@ -476,6 +506,7 @@ class Gallery:
         """Close the store; called on the writing thread, after the last job."""
         self._gone = True
         self.estimator.close()
+        self.recomputed.close()
         with self._published:
             self._published.notify_all()
         self._store.close()
@@ -588,10 +619,12 @@ class Gallery:
         return np.concatenate(labels)
 
     def _seal(self) -> None:
+        began, rows = time.monotonic(), self._growing.count
         next_label = self._growing.next_label
         if self._growing.count:
             self._sealed.append(self._growing.segment())
         self._growing = Growing(next_label, self._limits.segment_rows, self.settings.dimension)
+        self.built(BuildKind.SEAL, time.monotonic() - began, rows)
 
     def _kill(self, row: int, sequence: int) -> None:
         label = self._rows.kill(row, sequence)
@@ -701,6 +734,10 @@ class Gallery:
         if not self._gone:
             self._writer.submit(self, SwapWork(tuple(old), new))
 
+    def built(self, kind: BuildKind, seconds: float, rows: int) -> None:
+        """Tell whoever watches that a segment was made; any thread."""
+        self._observer.built(self.settings.model, kind, seconds, rows)
+
     # -- checks -----------------------------------------------------------------------------------
 
     @property
@@ -728,6 +765,8 @@ class Gallery:
         if self._gone:
             raise self._no_gallery()
         self._check_serving()
+        if self.damaged is not None:
+            raise self.damaged.again()
         size = len(metadata.encode_text(request_id, "the request id"))
         if size > MAX_REQUEST_ID_BYTES:
             raise LimitExceeded(

@@ -66,6 +66,8 @@ class GalleryLimits:
     vectors that wait for HNSW; beyond it Enroll is refused until the index has caught up.
     How strangers fare is measured by the search that needs it where that takes at most
     `measure_inline_seconds`, else in the background, `measure_rest_seconds` apart at least.
+    Live searches are recomputed exactly for at most `recall_share` of the time (0: never), and
+    stored rows are read again at `scrub_bytes_per_second` (0: never), one pass a day.
     """
 
     max_galleries: int = 1_000
@@ -83,17 +85,26 @@ class GalleryLimits:
     replay_seconds: float = 86_400.0
     measure_inline_seconds: float = 0.02
     measure_rest_seconds: float = 1.0
+    recall_share: float = 0.01
+    scrub_bytes_per_second: int = 8_000_000
 
 
 @dataclass(frozen=True)
 class GalleryStatus:
-    """A gallery as it stands; `index_debt`: live vectors that HNSW does not hold yet."""
+    """A gallery as it stands.
+
+    `index_debt`: live vectors that HNSW does not hold yet. `dead_count`: vectors of its segments
+    that no item holds. `memory_bytes`: about what its rows, vectors and graphs take.
+    """
 
     settings: GallerySettings
     item_count: int
     subject_count: int
     index_debt: int
     create_time: datetime
+    segment_count: int = 0
+    dead_count: int = 0
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)

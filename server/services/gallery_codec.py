@@ -101,6 +101,9 @@ def gallery_message(status: GalleryStatus) -> gallery_pb2.Gallery:
         item_count=status.item_count,
         subject_count=status.subject_count,
         index_debt=status.index_debt,
+        segment_count=status.segment_count,
+        dead_count=status.dead_count,
+        memory_bytes=status.memory_bytes,
         create_time=_timestamp(status.create_time),
     )
 
