@@ -144,6 +144,8 @@ class Scrub:
                     if not self._rest(read):
                         return False
                 self._look(reference, _check_structure)
+                if not self._rest(0):
+                    return False
             number, last = 0, self._look(reference, _last_number)
             while number < last:
                 number, read = self._look(reference, partial(_check_rows, after=number))

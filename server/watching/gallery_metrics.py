@@ -19,8 +19,8 @@ class GalleryMetrics:
         """Add the families to a server's metrics."""
         self._commit = metrics.histogram(
             "gallery_commit_seconds",
-            "Seconds from the begin of a group of writes to its commit on disk. Mostly the disk's "
-            "flush: where this grows, the disk does.",
+            "Seconds from the start of a group of writes to its commit on disk. Mostly the disk's "
+            "flush: where this grows, the disk has become slower, or is shared with others.",
             ("model",),
         )
         self._publish = metrics.histogram(
