@@ -351,14 +351,23 @@ class Reader:
         self._connection = connection
 
     def item(self, item_id: str) -> tuple[Record, bytes] | None:
-        """An item with its embedding (float32 bytes), of one snapshot."""
+        """An item with its embedding (float32 bytes), of one snapshot.
+
+        Raises:
+            StoreDamaged: one of them is not as it was written.
+        """
         row = self._connection.execute(
             "SELECT i.number, i.id, i.subject, i.metadata, i.digest, i.created, i.updated,"
-            " i.checksum, v.embedding FROM items i JOIN vectors v ON v.number = i.number"
-            " WHERE i.id = ?",
+            " i.checksum, v.embedding, v.checksum"
+            " FROM items i JOIN vectors v ON v.number = i.number WHERE i.id = ?",
             (item_id,),
         ).fetchone()
-        return None if row is None else (_record(row[:8]), row[8])
+        if row is None:
+            return None
+        *columns, embedding, checksum = row
+        record = _record(columns)
+        _check_vector(columns, embedding, checksum, len(embedding) // 4)
+        return record, embedding
 
     def items(self, ids: Sequence[str]) -> list[Record]:
         """Those of `ids` that are there, in no order."""

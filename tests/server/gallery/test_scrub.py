@@ -160,6 +160,15 @@ def test_damage_that_happens_while_serving_is_found_and_ends_writes_only(
         assert galleries.damaged == 0
 
 
+def test_an_embedding_that_is_not_as_enrolled_is_not_given_out(tmp_path: Path) -> None:
+    with one_gallery(tmp_path, settings(dimension=64)) as gallery:
+        filled(gallery)
+        flip_a_bit_of_a_vector(gallery.store.path)
+        with pytest.raises(StoreDamaged, match="the vector of item 'i300' is not as it was"):
+            gallery.get_item("i300")
+        assert np.array_equal(gallery.get_item("i301")[1], VECTORS[301])
+
+
 def test_a_write_that_was_waiting_when_damage_was_found_is_refused(tmp_path: Path) -> None:
     with one_gallery(tmp_path, settings(dimension=64)) as gallery:
         filled(gallery)
