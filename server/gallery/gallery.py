@@ -288,7 +288,8 @@ class Gallery:
         exact_below = self._limits.exact_scan_below
         hits, items, subjects = search(view, probes, question, filter, exact_below, proceed)
         if self.recomputed.wanted and hits and not hits[0].exact:
-            self.recomputed.offer(view, probes[0], question, filter, hits[0])
+            distances = [hit.distance for hit in hits[0].hits]
+            self.recomputed.offer(view, probes[0], question, filter, distances)
         return SearchOutcome(
             tuple(hits),
             items,

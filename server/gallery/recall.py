@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ from twinserve.server.gallery.observing import GalleryObserver
 from twinserve.server.gallery.rests import Rests
 from twinserve.server.gallery.search import Question, View, rescore, stretches
 from twinserve.server.gallery.segments import Probes
-from twinserve.server.gallery.types import Filter, Hits
+from twinserve.server.gallery.types import Filter
 
 KEPT = 50  # searches of a gallery over which its recall is taken
 LEAST = 10  # of fewer nothing is said: one neighbour missed would look like a broken index
@@ -80,12 +80,12 @@ class Recomputed:
         probe: NDArray[np.float32],
         question: Question,
         wanted: Filter | None,
-        hits: Hits,
+        distances: Sequence[float],
     ) -> None:
-        """Leave a search behind for comparison; for searches that find `wanted` set."""
+        """Leave a search that found `distances` behind; for searches that find `wanted` set."""
         self.wanted = False
-        distances = np.array([hit.distance for hit in hits.hits])
-        self._sampler.take(Sample(self, view, probe.copy(), question, wanted, distances))
+        found = np.array(distances, dtype=np.float64)
+        self._sampler.take(Sample(self, view, probe.copy(), question, wanted, found))
 
     def note(self, neighbours: int, found: int) -> None:
         """Keep what a search had found, and warn once when too much is missed."""
@@ -278,6 +278,7 @@ def nearest_distances(
     if not len(live):
         return np.zeros(0)
     labels = rows.label[live]
+    limit = np.inf if question.max_distance is None else question.max_distance
     ready = Probes(probe[None], view.metric)
     units = np.empty(len(live), dtype=np.float32)
     step = max(1, PIECE // len(probe))
@@ -304,7 +305,7 @@ def nearest_distances(
         if question.by_subject:
             _, first = np.unique(rows.subject[live[chosen[order]]], return_index=True)
             distances = distances[np.sort(first)]
-        return distances[distances <= question.limit()][: question.k]
+        return distances[distances <= limit][: question.k]
 
     take = 2 * question.k + 16
     while take < min(len(live), MOST_RESCORED):
@@ -312,7 +313,7 @@ def nearest_distances(
         distances = nearest(np.flatnonzero(units <= edge))
         if distances is None:
             return None
-        bound = float(distances[-1]) if len(distances) == question.k else question.limit()
+        bound = float(distances[-1]) if len(distances) == question.k else limit
         if bound < np.inf:
             # Whom float32 may have put behind the edge, though not farther than the last.
             reach = bound * bound if view.metric is Metric.EUCLIDEAN else bound
