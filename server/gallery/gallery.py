@@ -620,12 +620,10 @@ class Gallery:
         return np.concatenate(labels)
 
     def _seal(self) -> None:
-        began, rows = time.monotonic(), self._growing.count
         next_label = self._growing.next_label
         if self._growing.count:
             self._sealed.append(self._growing.segment())
         self._growing = Growing(next_label, self._limits.segment_rows, self.settings.dimension)
-        self.built(BuildKind.SEAL, time.monotonic() - began, rows)
 
     def _kill(self, row: int, sequence: int) -> None:
         label = self._rows.kill(row, sequence)

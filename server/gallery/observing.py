@@ -12,9 +12,8 @@ from typing import Protocol
 
 
 class BuildKind(enum.StrEnum):
-    """Why a segment was made."""
+    """Why a segment was made aside; to seal one takes no time, and is part of a publication."""
 
-    SEAL = "seal"  # the growing one was full
     BUILD = "build"  # sealed ones had no graph
     MERGE = "merge"  # too many segments, or too much of one was dead
 
@@ -31,7 +30,7 @@ class GalleryObserver(Protocol):
         ...
 
     def built(self, model: str, kind: BuildKind, seconds: float, rows: int) -> None:
-        """A segment of `rows` vectors was made."""
+        """A segment of `rows` vectors was made aside."""
         ...
 
     def snapshotted(self, model: str, seconds: float) -> None:

@@ -31,8 +31,8 @@ class GalleryMetrics:
         )
         self._build = metrics.histogram(
             "gallery_build_seconds",
-            "Seconds to make a segment, by kind: seal (the growing one is full), build (a graph "
-            "for those that had none), merge (fewer segments, or without dead vectors).",
+            "Seconds to make a segment aside, by kind: build (a graph for those that had none), "
+            "merge (fewer segments, or without dead vectors).",
             ("model", "kind"),
             MAKING,
         )
