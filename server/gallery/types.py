@@ -104,7 +104,7 @@ class GalleryStatus:
     create_time: datetime
     segment_count: int = 0
     dead_count: int = 0
-    memory_bytes: int = 0
+    memory_bytes: int = field(default=0, compare=False)  # nothing of what the gallery is
 
 
 @dataclass(frozen=True)

@@ -81,15 +81,15 @@ def compared(gallery: Gallery, sampler: Sampler, probes: NDArray[np.float32]) ->
     return kept
 
 
-def lost_links(self: Graph, probes: NDArray[np.float32], wanted: int) -> object:
+def lost_links(self: Graph, probes: NDArray[np.float32], wanted: int, *more: int) -> object:
     """The front-runners are never met, as where links were destroyed."""
-    found = nearest(self, probes, min(wanted + 8, self._count))
+    found = nearest(self, probes, min(wanted + 8, self._count), *more)
     return None if found is None else (found[0][:, 8:][:, :wanted], found[1][:, 8:][:, :wanted])
 
 
-def wrong_rows(self: Graph, probes: NDArray[np.float32], wanted: int) -> object:
+def wrong_rows(self: Graph, probes: NDArray[np.float32], wanted: int, *more: int) -> object:
     """Rows of other vectors, as where the file belongs to another segment."""
-    found = nearest(self, probes, wanted)
+    found = nearest(self, probes, wanted, *more)
     return None if found is None else ((found[0] + 37) % self._count, found[1])
 
 
