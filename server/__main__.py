@@ -51,6 +51,7 @@ from twinserve.server.services.model import ModelService
 from twinserve.server.services.refusals import refusals
 from twinserve.server.storage.data_folder import DataFolder
 from twinserve.server.watching import gauges
+from twinserve.server.watching.gallery_metrics import GalleryMetrics
 from twinserve.server.watching.metrics import Metrics
 from twinserve.v1 import (
     embedding_service_pb2,
@@ -102,7 +103,8 @@ async def serve(config: ServerConfig) -> None:
         limits = GalleryLimits()
         if config.exact_below is not None:
             limits = replace(limits, exact_scan_below=config.exact_below)
-        galleries = Galleries(folder, limits)
+        limits = replace(limits, scrub_bytes_per_second=config.scrub_bytes_per_second)
+        galleries = Galleries(folder, limits, GalleryMetrics(metrics))
         if config.backup_dir is not None:
             await asyncio.to_thread(_sweep_backups, config.backup_dir)
         changes = ModelChanges(

@@ -72,6 +72,7 @@ class ServerConfig:
     grace: float = 30.0  # seconds that running calls have after SIGTERM
     drain_delay: float = 0.0  # seconds between NOT_SERVING and refusing, for load balancers
     exact_below: int | None = None  # live vectors up to which a search scans them all
+    scrub_bytes_per_second: int = 8_000_000  # of stored rows read again and verified; 0: never
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -307,6 +308,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ITEMS",
         help="galleries of up to this many vectors are searched exactly, without HNSW",
     )
+    parser.add_argument(
+        "--scrub-bytes-per-second",
+        type=_size,
+        metavar="SIZE",
+        default=8_000_000,
+        help="pace at which everything stored is read again and verified, once a day; 0: never "
+        "(%(default)s)",
+    )
 
 
 def _size(text: str) -> int:
@@ -401,5 +410,6 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         grace=arguments.grace,
         drain_delay=arguments.drain_delay,
         exact_below=arguments.exact_below,
+        scrub_bytes_per_second=arguments.scrub_bytes_per_second,
         limits=_limits(arguments),
     )

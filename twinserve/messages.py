@@ -533,6 +533,9 @@ class Gallery:
     max_bytes: int = 0  # that its database may take on disk; 0: no limit but the disk's
     disk_bytes: int = 0  # that it takes, with what can be made anew
     hnsw: Hnsw | None = None
+    segment_count: int = 0  # segments that a search goes through
+    dead_count: int = 0  # vectors that no item holds any more and that a merge will drop
+    memory_bytes: int = 0  # what its rows and graphs take, about
 
 
 @dataclass(frozen=True)
@@ -745,6 +748,9 @@ def from_gallery(gallery: gallery_pb2.Gallery) -> Gallery:
         subject_count=gallery.subject_count,
         index_debt=gallery.index_debt,
         create_time=_moment(gallery.create_time) if gallery.HasField("create_time") else None,
+        segment_count=gallery.segment_count,
+        dead_count=gallery.dead_count,
+        memory_bytes=gallery.memory_bytes,
         aliases=tuple(gallery.aliases),
         max_bytes=gallery.max_bytes,
         disk_bytes=gallery.disk_bytes,

@@ -23,7 +23,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,7 @@ def make(
     parent: Path,
     name: str,
     sources: Sequence[Source],
+    aliases: Mapping[str, str],
     progress: Progress,
     finishing: Callable[[], AbstractContextManager[None]],
 ) -> Path:
@@ -80,6 +81,7 @@ def make(
         parent: is made where it is missing.
         name: of the folder: one name, no path.
         sources: the galleries, in order.
+        aliases: that stand for them, and for which.
         progress: hears how far it is, twice a second and more often.
         finishing: entered for the last step, which makes the partial a backup; what it raises
             prevents that.
@@ -107,7 +109,7 @@ def make(
         partial = parent / f".{name}.partial"
         with _held(partial):
             try:
-                _fill(partial, sources, progress, total)
+                _fill(partial, sources, aliases, progress, total)
                 with finishing():
                     _check_free(target)
                     partial.rename(target)
@@ -205,7 +207,13 @@ def _check(path: Path, name: str, dimension: int, proceed: Callable[[], None]) -
         raise _of_copy(error, name) from error
 
 
-def _fill(partial: Path, sources: Sequence[Source], progress: Progress, total: int) -> None:
+def _fill(
+    partial: Path,
+    sources: Sequence[Source],
+    aliases: Mapping[str, str],
+    progress: Progress,
+    total: int,
+) -> None:
     done, rest = 0, total
     (partial / "galleries").mkdir()
     for source in sources:
@@ -220,7 +228,7 @@ def _fill(partial: Path, sources: Sequence[Source], progress: Progress, total: i
         done += copied.size
     file = data_folder.Catalog(partial / "catalog.db")
     with contextlib.closing(file):
-        Catalog(file).fill([source.entry for source in sources])
+        Catalog(file).fill([source.entry for source in sources], aliases)
     for path in (partial / "catalog.db", partial / "galleries", partial):
         _fsync(path)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from twinserve.server.gallery.observing import BuildKind
 from twinserve.server.gallery.search import View
 from twinserve.server.gallery.segments import Graph, Segment, keys_of, stitched
 from twinserve.server.gallery.types import HnswSettings
@@ -62,6 +64,10 @@ class Source(Protocol):
 
     def rest(self) -> None:
         """There is nothing to build."""
+        ...
+
+    def built(self, kind: BuildKind, seconds: float, rows: int) -> None:
+        """Hear how long a rebuild took."""
         ...
 
     @property
@@ -147,6 +153,7 @@ class Builder:
             source.rest()
             return
         view, rebuild = planned
+        began = time.monotonic()
         old = view.segments[rebuild.first : rebuild.last]
         labels = source.living(old)
         new = None
@@ -166,6 +173,9 @@ class Builder:
         elif len(labels):
             vectors, lengths = stitched(old, labels, view.dimension)
             new = Segment(labels, keys_of(old, labels), vectors, lengths)
+        bare = rebuild.with_graph and all(segment.graph is None for segment in old)
+        kind = BuildKind.BUILD if bare else BuildKind.MERGE
+        source.built(kind, time.monotonic() - began, len(labels))
         done = source.offer(old, new)
         if done is not None:
             done.result()  # or the same would be planned again

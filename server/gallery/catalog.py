@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from twinserve.distance import Metric
@@ -86,8 +86,8 @@ class Catalog:
         with self._file.changing() as connection:
             connection.execute("DELETE FROM gallery_aliases WHERE alias = ?", (alias,))
 
-    def fill(self, entries: Sequence[Entry]) -> None:
-        """Make all these galleries exist at once, in an empty catalogue: that of a backup."""
+    def fill(self, entries: Sequence[Entry], aliases: Mapping[str, str]) -> None:
+        """Make galleries and aliases exist at once, in an empty catalogue: that of a backup."""
         with self._file.changing() as connection:
             connection.executemany(
                 "INSERT INTO galleries VALUES (?,?,?,?)",
@@ -96,6 +96,7 @@ class Catalog:
                     for one in entries
                 ],
             )
+            connection.executemany("INSERT INTO gallery_aliases VALUES (?,?)", aliases.items())
 
     def deleted(self) -> list[str]:
         """Folders of deleted galleries that may still be there."""

@@ -8,9 +8,7 @@ is read once.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from twinserve.server.gallery import metadata
 from twinserve.server.gallery.filters import matches
@@ -86,23 +84,3 @@ def item_of(record: Record) -> Item:
         metadata.moment(record.created),
         metadata.moment(record.updated),
     )
-
-
-def disk_bytes(folder: Path) -> int:
-    """Bytes of all files of a gallery's folder; 0 where it is gone.
-
-    SQLite's shared memory (`-shm`) is none of the gallery's, nor is evidence of damage (`.broken`).
-    """
-    total = 0
-    folders = [folder]
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(Path(entry.path))
-                    elif not entry.name.endswith("-shm") and ".broken" not in entry.name:
-                        total += entry.stat(follow_symlinks=False).st_size
-        except OSError:  # deleted meanwhile
-            continue
-    return total

@@ -1,4 +1,4 @@
-"""The folder of galleries: one catalogue, writer, builder and refresher, many galleries.
+"""The folder of galleries: one catalogue, one writer and one of each background thread, for all.
 
     data_dir/lock, catalog.db          data_folder.py; its rows of galleries, aliases: catalog.py
     data_dir/galleries/<folder>/store.db   one gallery's truth (store.py)
@@ -43,7 +43,11 @@ from twinserve.server.gallery import backup, metadata, store
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.catalog import Catalog, Entry
 from twinserve.server.gallery.estimator import Refresher
+from twinserve.server.gallery.footprint import DiskUsage
 from twinserve.server.gallery.gallery import MAX_REQUEST_ID_BYTES, Gallery
+from twinserve.server.gallery.observing import UNOBSERVED, GalleryObserver
+from twinserve.server.gallery.recall import Sampler
+from twinserve.server.gallery.scrub import Scrub
 from twinserve.server.gallery.types import GalleryLimits, GallerySettings, GalleryStatus
 from twinserve.server.gallery.writer import Writer
 from twinserve.server.storage.data_folder import DataFolder
@@ -64,16 +68,19 @@ class Galleries:
         data: the folder, held by the caller; or its path, and then `open` takes and `close` gives
             it back.
         limits: of all galleries.
+        observer: is told how long things took, and what checks found.
     """
 
     def __init__(
         self,
         data: Path | DataFolder,
         limits: GalleryLimits = GalleryLimits(),  # noqa: B008 - frozen
+        observer: GalleryObserver = UNOBSERVED,
     ) -> None:
         self._data = data
         self._root = data.root if isinstance(data, DataFolder) else Path(data)
         self._limits = limits
+        self._observer = observer
         self._lock = threading.RLock()  # guards creation and deletion; never held by a read
         self._open: dict[str, tuple[Gallery, Entry]] = {}
         # Those whose store is damaged or missing: refused one by one, while the others serve.
@@ -86,6 +93,8 @@ class Galleries:
         self._builder: Builder | None = None
         self._refresher: Refresher | None = None
         self._backing_up = threading.Lock()  # held while a backup is made: one at a time
+        self._sampler: Sampler | None = None
+        self._scrub: Scrub | None = None
 
     def open(self) -> None:
         """Take the folder and open every gallery in it.
@@ -108,6 +117,7 @@ class Galleries:
             self._writer = Writer(self._limits.max_waiting_rows)
             self._builder = Builder(self._limits.build_threads)
             self._refresher = Refresher(self._limits.measure_rest_seconds)
+            self._sampler = Sampler(self._limits.recall_share, self._observer)
             entries = self._catalog.entries()
             self._sweep(self._catalog, {entry.folder for entry in entries})
             self._aliases = self._catalog.aliases()
@@ -119,6 +129,12 @@ class Galleries:
                     logging.getLogger(__name__).error(
                         "gallery %s is refused: %s", entry.settings.name, error.message
                     )
+            self._scrub = Scrub(
+                lambda: [gallery for gallery, _ in self._open.copy().values()],
+                self._limits.scrub_bytes_per_second,
+                self._observer,
+            )
+            self._scrub.start()
         except BaseException:
             self.close()
             raise
@@ -344,6 +360,8 @@ class Galleries:
             with self._lock:
                 self._running()
                 chosen = self._chosen(names)
+                copied = {entry.settings.name for _, entry in chosen}
+                aliases = {a: name for a, name in self._aliases.items() if name in copied}
             sources = [
                 backup.Source(entry, gallery.copy, backup.size_of(self._store_of(entry)))
                 for gallery, entry in chosen
@@ -359,7 +377,7 @@ class Galleries:
                     self._check_there(chosen)
                     yield
 
-            return backup.make(parent, folder, sources, tell, finishing)
+            return backup.make(parent, folder, sources, aliases, tell, finishing)
         except GalleryNotFound:
             self._running()  # closed with all others, then, rather than deleted
             raise
@@ -369,14 +387,15 @@ class Galleries:
     def close(self) -> None:
         """Finish the writes that wait, close all files, and give the folder back."""
         with self._lock:
-            if self._refresher is not None:
-                self._refresher.close()
+            # Those that only read first; the builder still offers what the writer takes in.
+            for reader in (self._scrub, self._sampler, self._refresher):
+                if reader is not None:
+                    reader.close()
             if self._builder is not None:
                 self._builder.close()
             if self._writer is not None:
                 for gallery, _ in self._open.values():
                     gallery.finish()
-            if self._writer is not None:
                 self._writer.close()
             for gallery, _ in self._open.values():
                 gallery.close()
@@ -384,6 +403,7 @@ class Galleries:
             self._refused = {}
             self._aliases = {}
             self._builder = self._refresher = self._writer = self._catalog = None
+            self._sampler = self._scrub = None
             if self._own_folder is not None:
                 self._own_folder.close()
                 self._own_folder = None
@@ -397,6 +417,31 @@ class Galleries:
     def durability_lag(self) -> float:
         """Age in seconds of the oldest enrolment or removal that is not yet on disk; 0 if none."""
         return 0.0 if self._writer is None else self._writer.lag
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows of enrolments and removals that wait for the writing thread."""
+        return 0 if self._writer is None else self._writer.waiting_rows
+
+    @property
+    def damaged(self) -> int:
+        """How many galleries are refused, or take no changes, since their store is damaged."""
+        found = sum(gallery.damaged is not None for gallery, _ in self._open.copy().values())
+        return len(self._refused) + found
+
+    @property
+    def last_scrub(self) -> float:
+        """Unix time at which everything stored had last been read again; 0 before the first."""
+        return 0.0 if self._scrub is None else self._scrub.last_pass
+
+    def lowest_recall(self) -> dict[str, float]:
+        """By model, the lowest recall of its galleries, over the last searches compared."""
+        return {} if self._sampler is None else self._sampler.lowest()
+
+    def disk_usage(self) -> DiskUsage:
+        """Bytes of the files of all galleries that are open."""
+        found = [gallery.disk_usage() for gallery, _ in self._open.copy().values()]
+        return sum(found, DiskUsage())
 
     # -- parts ------------------------------------------------------------------------------------
 
@@ -452,6 +497,7 @@ class Galleries:
         assert self._writer is not None
         assert self._builder is not None
         assert self._refresher is not None
+        assert self._sampler is not None
         folder = self._root / "galleries" / entry.folder
         return Gallery(
             entry.settings,
@@ -461,6 +507,8 @@ class Galleries:
             self._writer,
             self._builder,
             self._refresher,
+            self._sampler,
+            self._observer,
         )
 
     def _aliases_of(self, name: str) -> tuple[str, ...]:

@@ -34,18 +34,22 @@ from twinserve.errors import (
     IndexDebtTooHigh,
     InvalidInput,
     LimitExceeded,
+    StoreDamaged,
     TwinserveError,
     Unavailable,
     WrongShape,
 )
-from twinserve.server.gallery import builder, metadata, tokens
+from twinserve.server.gallery import builder, footprint, metadata, tokens
 from twinserve.server.gallery.array_file import NotAsWritten
 from twinserve.server.gallery.backup import copy_store
 from twinserve.server.gallery.builder import Builder
 from twinserve.server.gallery.estimator import Estimator, Refresher
-from twinserve.server.gallery.export import Exported, disk_bytes, export_items, item_of
+from twinserve.server.gallery.export import Exported, export_items, item_of
 from twinserve.server.gallery.filters import check_filter, matches
+from twinserve.server.gallery.footprint import DiskUsage
 from twinserve.server.gallery.memory import Memory
+from twinserve.server.gallery.observing import BuildKind, GalleryObserver
+from twinserve.server.gallery.recall import Recomputed, Sampler
 from twinserve.server.gallery.search import Question, View, go_on, rescore, search
 from twinserve.server.gallery.segments import Segment
 from twinserve.server.gallery.snapshots import Snapshots
@@ -112,6 +116,8 @@ class Gallery:
         writer: Writer,
         graph_builder: Builder,
         refresher: Refresher,
+        sampler: Sampler,
+        observer: GalleryObserver,
     ) -> None:
         """Open the store in `folder` and make memory from it.
 
@@ -124,6 +130,7 @@ class Gallery:
         self._limits = limits
         self._writer = writer
         self._builder = graph_builder
+        self._observer = observer
         self._declared = dict(settings.metadata_keys)
         self._store = Store(folder / "store.db", settings.name)
         self._transactions = Transactions(
@@ -136,6 +143,7 @@ class Gallery:
         )
         self._gone = False
         self._failed = False  # memory could not be made to say what the store says
+        self.damaged: StoreDamaged | None = None  # found while serving (scrub.py)
         self._published = threading.Condition()
         self._snapshots = Snapshots(folder / "index", settings, self._key)
         self._changed_rows = 0  # since the snapshot
@@ -148,6 +156,7 @@ class Gallery:
             raise
         self._set_view()
         self.estimator = Estimator(lambda: self._view, refresher, limits.measure_inline_seconds)
+        self.recomputed = Recomputed(settings.name, settings.model, sampler)
         self._builder.consider(self)
         self.estimator.changed()
 
@@ -162,6 +171,11 @@ class Gallery:
     def hnsw(self) -> HnswSettings:
         """Parameters of the graph index."""
         return self.settings.hnsw
+
+    @property
+    def store(self) -> Store:
+        """Its file, for the scrub."""
+        return self._store
 
     @property
     def view(self) -> View:
@@ -187,8 +201,15 @@ class Gallery:
             subject_count=view.rows.subject_count,
             index_debt=self._debt(view),
             create_time=metadata.moment(self._create_time),
-            disk_bytes=disk_bytes(self._store.path.parent),
+            disk_bytes=self.disk_usage().used,
+            segment_count=len(view.segments),
+            dead_count=self._memory.dead,
+            memory_bytes=self._memory.nbytes,
         )
+
+    def disk_usage(self) -> DiskUsage:
+        """Bytes of its files, by kind."""
+        return footprint.disk_usage(self._store.path.parent)
 
     def copy(self, target: Path, progress: Callable[[int, int], None]) -> None:
         """Copy the store as it is now into a new file; see `backup.copy_store`."""
@@ -330,6 +351,10 @@ class Gallery:
         view = self.view
         exact_below = self._limits.exact_scan_below
         found, items, subjects = search(view, probes, question, filter, exact_below, proceed)
+        if self.recomputed.wanted and len(found.exact) and not found.exact[0]:
+            if not question.averages:
+                first = found.of(0)
+                self.recomputed.offer(view, probes[0], question, filter, first.distances.tolist())
         rows, texts = view.rows, view.rows.texts
         codes = rows.subject[found.rows]
         names = [
@@ -568,12 +593,15 @@ class Gallery:
                     job.future.set_exception(self._no_gallery())
                 elif self._failed:
                     job.future.set_exception(self._unavailable())
+                elif self.damaged is not None:
+                    job.future.set_exception(self.damaged.again())
                 else:
                     requests.append(job)
         if not requests:
             return
         answers: list[tuple[Job, Any]] = []
         all_changes: list[Changes] = []
+        began = time.monotonic()
         try:
             self._store.begin()
             self._transactions.purge_answers()
@@ -595,9 +623,12 @@ class Gallery:
         except BaseException:
             self._store.rollback()
             raise
+        committed = time.monotonic()
+        self._observer.committed(self.settings.model, committed - began)
         if all_changes:
             try:
                 self._publish(all_changes)
+                self._observer.published(self.settings.model, time.monotonic() - committed)
             except Exception:  # the commit stands, so the answers do too; memory has to follow
                 logging.getLogger(__name__).exception(
                     "gallery %s: memory does not follow the store; reading it anew",
@@ -636,6 +667,7 @@ class Gallery:
         """Close the store; called on the writing thread, after the last job."""
         self._gone = True
         self.estimator.close()
+        self.recomputed.close()
         with self._published:
             self._published.notify_all()
         self._store.close()
@@ -801,6 +833,10 @@ class Gallery:
             view, lambda snapshot: self._writer.call(lambda: note(snapshot)).result(), aside=aside
         )
 
+    def built(self, kind: BuildKind, seconds: float, rows: int) -> None:
+        """Tell whoever watches that a segment was made; any thread."""
+        self._observer.built(self.settings.model, kind, seconds, rows)
+
     # -- checks -----------------------------------------------------------------------------------
 
     @property
@@ -832,6 +868,8 @@ class Gallery:
         if self._gone:
             raise self._no_gallery()
         self._check_serving()
+        if self.damaged is not None:
+            raise self.damaged.again()
         size = len(metadata.encode_text(request_id, "the request id"))
         if size > MAX_REQUEST_ID_BYTES:
             raise LimitExceeded(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import sqlite3
 import struct
 import threading
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from twinserve.errors import GalleryNotFound, StoreDamaged, TwinserveError
 from twinserve.server.storage import database
+from twinserve.server.storage.raw_file import RawFile
 
 SCHEMA_VERSION = 2
 
@@ -120,6 +122,7 @@ class Store:
         self.name = name
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()  # guards the list of idle readers, never held over a read
+        self.raw = RawFile(path)
         self._closed = False
         if not path.exists():
             raise StoreDamaged(
@@ -393,6 +396,23 @@ class Store:
         for reader in idle:
             reader.close()
         self._connection.close()
+        self.raw.close()
+
+    def set_aside(self, finding: str, proceed: Callable[[], bool]) -> Path | None:
+        """Copy the file, which is in use, as evidence; None where `proceed` ended that, or where it
+        would fill the disk, on which the other galleries still write.
+        """
+        broken = self.path.with_name(self.path.name + ".broken")
+        if not broken.exists():
+            room = shutil.disk_usage(self.path.parent).free
+            try:
+                copied = room > 2 * self.path.stat().st_size and self.raw.copy_to(broken, proceed)
+            except OSError:
+                copied = False
+            if not copied:
+                return None
+        database.set_aside(self.path, finding)  # the log; of the file there is a copy
+        return broken
 
     # -- readers, any thread ----------------------------------------------------------------------
 
@@ -440,14 +460,23 @@ class Reader:
         self._connection = connection
 
     def item(self, item_id: str) -> tuple[Record, bytes] | None:
-        """An item with its embedding (float32 bytes), of one snapshot."""
+        """An item with its embedding (float32 bytes), of one snapshot.
+
+        Raises:
+            StoreDamaged: one of them is not as it was written.
+        """
         row = self._connection.execute(
             "SELECT i.number, i.id, i.subject, i.metadata, i.digest, i.created, i.updated,"
-            " i.checksum, v.embedding FROM items i JOIN vectors v ON v.number = i.number"
-            " WHERE i.id = ?",
+            " i.checksum, v.embedding, v.checksum"
+            " FROM items i JOIN vectors v ON v.number = i.number WHERE i.id = ?",
             (item_id,),
         ).fetchone()
-        return None if row is None else (_record(row[:8]), row[8])
+        if row is None:
+            return None
+        *columns, embedding, checksum = row
+        record = _record(columns)
+        _check_vector(columns, embedding, checksum, len(embedding) // 4)
+        return record, embedding
 
     def items(self, ids: Sequence[str]) -> list[Record]:
         """Those of `ids` that are there, in no order."""
@@ -524,6 +553,51 @@ class Reader:
             )
         ]
 
+    # -- for the scrub, whose reads must come from the disk --
+
+    def check_structure(self) -> None:
+        """Have SQLite check the file's pages; the GIL is free meanwhile.
+
+        Raises:
+            StoreDamaged: with the first finding.
+        """
+        self._connection.execute("PRAGMA shrink_memory")
+        findings = [
+            " ".join(row[0].split()) for row in self._connection.execute("PRAGMA quick_check(1)")
+        ]
+        if findings != ["ok"]:
+            raise StoreDamaged(findings[0])
+
+    def last_number(self) -> int:
+        """The largest number of an item; 0 where there is none."""
+        row = self._connection.execute("SELECT max(number) FROM items").fetchone()
+        return row[0] or 0
+
+    def check_after(self, number: int, rows: int, dimension: int) -> tuple[int, int]:
+        """Read the next rows by number with their vectors, of one snapshot, and verify them.
+
+        Return the number of the last one, and the bytes that were read; (number, 0) at the end.
+
+        Raises:
+            StoreDamaged: a checksum or a vector's length is wrong, or a vector is missing.
+        """
+        self._connection.execute("PRAGMA shrink_memory")  # what it remembers was read before
+        size = 0
+        for *columns, embedding, checksum in self._connection.execute(
+            "SELECT i.number, i.id, i.subject, i.metadata, i.digest, i.created, i.updated,"
+            " i.checksum, v.embedding, v.checksum"
+            " FROM items i LEFT JOIN vectors v ON v.number = i.number"
+            " WHERE i.number > ? ORDER BY i.number LIMIT ?",
+            (number, rows),
+        ).fetchall():
+            record = _record(columns)
+            _check_vector(columns, embedding, checksum, dimension)
+            number = record.number
+            size += (
+                len(embedding) + len(record.metadata) + len(record.subject) + len(record.id) + 64
+            )
+        return number, size
+
 
 def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Ascending numbers as (first, last) of each stretch without a gap."""
@@ -565,13 +639,21 @@ def read_through(connection: sqlite3.Connection, dimension: int, rows: int) -> I
         records = []
         for *columns, embedding, vector_checksum in fetched:
             records.append(_record(columns))
-            if (
-                embedding is None
-                or len(embedding) != dimension * 4
-                or zlib.crc32(embedding, columns[0] & 0xFFFFFFFF) != vector_checksum
-            ):
-                raise StoreDamaged(f"the vector of item {columns[1]!r} is not as written")
+            _check_vector(columns, embedding, vector_checksum, dimension)
         yield Loaded(records, b"".join(row[8] for row in fetched))
+
+
+def _check_vector(
+    columns: Sequence[object], embedding: object, checksum: object, dimension: int
+) -> None:
+    number = columns[0]
+    if (
+        not isinstance(embedding, bytes)
+        or not isinstance(number, int)
+        or len(embedding) != dimension * 4
+        or zlib.crc32(embedding, number & 0xFFFFFFFF) != checksum
+    ):
+        raise StoreDamaged(f"the vector of item {columns[1]!r} is not as it was written")
 
 
 def _find(connection: sqlite3.Connection, ids: Sequence[str]) -> Iterator[Record]:

@@ -70,6 +70,8 @@ class GalleryLimits:
     `snapshot_rows` is how many rows have to change before the index is written to disk again.
     How strangers fare is measured by the search that needs it where that takes at most
     `measure_inline_seconds`, else in the background, `measure_rest_seconds` apart at least.
+    Live searches are recomputed exactly for at most `recall_share` of the time (0: never), and
+    stored rows are read again at `scrub_bytes_per_second` (0: never), one pass a day.
     """
 
     max_galleries: int = 1_000
@@ -88,14 +90,18 @@ class GalleryLimits:
     replay_seconds: float = 86_400.0
     measure_inline_seconds: float = 0.02
     measure_rest_seconds: float = 1.0
+    recall_share: float = 0.01
+    scrub_bytes_per_second: int = 8_000_000
 
 
 @dataclass(frozen=True)
 class GalleryStatus:
-    """A gallery as it stands; `index_debt`: live vectors that HNSW does not hold yet.
+    """A gallery as it stands.
 
-    `aliases` that stand for it now are known to `Galleries` only.
-    `disk_bytes` are those of all its files, the log and what can be made anew included.
+    `index_debt`: live vectors that HNSW does not hold yet. `dead_count`: vectors of its segments
+    that no item holds. `memory_bytes`: about what its rows, vectors and graphs take. `aliases` that
+    stand for it now are known to `Galleries` only. `disk_bytes` are those of all its files, the log
+    and what can be made anew included.
     """
 
     settings: GallerySettings
@@ -105,6 +111,9 @@ class GalleryStatus:
     create_time: datetime
     aliases: tuple[str, ...] = ()
     disk_bytes: int = 0
+    segment_count: int = 0
+    dead_count: int = 0
+    memory_bytes: int = field(default=0, compare=False)  # nothing of what the gallery is
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,11 @@ class Writer:
             oldest = next((job for job in jobs if job.rows and not job.future.done()), None)
         return 0.0 if oldest is None else time.monotonic() - oldest.submitted
 
+    @property
+    def waiting_rows(self) -> int:
+        """Rows of jobs that the thread has not taken yet."""
+        return self._rows
+
     def submit(self, owner: Owner, work: Any, *, rows: int = 0) -> Future[Any]:
         """Queue a job. Jobs of one owner are done in the order of submission.
 

@@ -77,6 +77,14 @@ def set_aside(path: Path, finding: str) -> StoreDamaged:
     )
 
 
+def is_damage(error: Exception) -> bool:
+    """Whether an error of SQLite tells of what a file holds, or that the disk cannot read it."""
+    extended = getattr(error, "sqlite_errorcode", None)
+    if extended is None:  # Python's own word on a text that is no UTF-8
+        return isinstance(error, sqlite3.OperationalError)
+    return extended in _UNREADABLE or extended & 0xFF in _DAMAGED
+
+
 def as_twinserve_error(
     error: Exception, what: str, resource: tuple[str, str], *, reading: bool = False
 ) -> TwinserveError:
@@ -108,12 +116,6 @@ def as_twinserve_error(
         f"the database of {what} failed ({error}); restart the server to have it checked",
         resource=resource,
     )
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether an error says that a file, or the disk below it, is damaged."""
-    extended = getattr(error, "sqlite_errorcode", 0)
-    return extended in _UNREADABLE or extended & 0xFF in _DAMAGED
 
 
 @contextlib.contextmanager

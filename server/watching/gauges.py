@@ -2,18 +2,20 @@
 
 The reads run in the scrape's thread, never on the loop and never in a runner's. Labels come from
 what is served right now, so those of an unloaded model are gone with it. Galleries are added up:
-clients make as many as they like, and a label each would grow without bound.
+clients make as many as they like, and a label each would grow without bound. Where a sum would hide
+the one that is in trouble, the worst is exported (recall), or how many are (damage); the log names
+them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Mapping
 
 from twinserve.server.batching.admission import Admission
 from twinserve.server.batching.byte_budget import ByteBudget
 from twinserve.server.engine import Engine
-from twinserve.server.gallery import GalleryStatus
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gate import Gate
 from twinserve.server.models.shadow import Report, Shadow
@@ -173,21 +175,89 @@ def watch_bytes(metrics: Metrics, budget: ByteBudget) -> None:
 
 
 def watch_galleries(metrics: Metrics, galleries: Galleries) -> None:
-    """Export how much the galleries hold, together."""
+    """Export how much the galleries hold, together, and how they fare."""
 
-    def statuses() -> list[GalleryStatus]:
-        return galleries.list("", 1_000_000)
+    def totals() -> list[Samples]:
+        statuses = galleries.list("", 1_000_000)  # one look for all of these
+        columns = (
+            len(statuses),
+            sum(status.item_count for status in statuses),
+            sum(status.index_debt for status in statuses),
+            sum(status.segment_count for status in statuses),
+            sum(status.dead_count for status in statuses),
+            sum(status.memory_bytes for status in statuses),
+        )
+        return [[((), float(value))] for value in columns]
 
-    def total(name: str) -> Callable[[], float]:
-        return lambda: float(sum(getattr(status, name) for status in statuses()))
-
-    metrics.watch("galleries", "Galleries on this server.", lambda: len(statuses()))
-    metrics.watch("gallery_items", "Live items of all galleries.", total("item_count"))
+    metrics.watch_together(
+        (
+            ("galleries", "Galleries on this server.", ()),
+            ("gallery_items", "Live items of all galleries.", ()),
+            (
+                "gallery_index_debt",
+                "Rows not yet in an HNSW index, of all galleries; searches scan them. Where it "
+                "only grows, enrolments outrun the index: enrol more slowly.",
+                (),
+            ),
+            (
+                "gallery_segments",
+                "Segments of all galleries; a search goes through each of its gallery's. Some "
+                "seven a gallery are usual: where there are many more, merges do not keep up.",
+                (),
+            ),
+            (
+                "gallery_dead_vectors",
+                "Vectors held by segments of all galleries and by no item any more, until a merge "
+                "drops them. Above a third of the items, searches pay for them: removals outrun "
+                "the merges.",
+                (),
+            ),
+            (
+                "gallery_memory_bytes",
+                "Bytes that rows, vectors and graphs of all galleries take in memory, about; "
+                "vectors mapped from files are not counted. Near the machine's memory: delete "
+                "items, or move galleries to another server.",
+                (),
+            ),
+        ),
+        totals,
+    )
+    metrics.watch_each(
+        "gallery_disk_bytes",
+        "Bytes of the galleries' files, by kind: store (the truth), log (committed and not in the "
+        "store yet), index (can be made anew), broken (copies of damaged stores; remove them once "
+        "looked at). A log that only grows: something keeps a database open and reads for long.",
+        ("kind",),
+        lambda: [
+            ((kind,), float(size))
+            for kind, size in dataclasses.asdict(galleries.disk_usage()).items()
+        ],
+    )
     metrics.watch(
-        "gallery_index_debt",
-        "Rows not yet in an HNSW index, of all galleries; searches scan them. Where it only "
-        "grows, enrolments outrun the index: enrol more slowly.",
-        total("index_debt"),
+        "gallery_writer_rows",
+        "Rows of enrolments and removals that wait for the writing thread, over all galleries. At "
+        "200,000 more are refused with QUEUE_FULL: the disk is slower than what is enrolled.",
+        lambda: float(galleries.waiting_rows),
+    )
+    metrics.watch_each(
+        "gallery_recall_lowest",
+        "Share of true nearest neighbours that the last 50 recomputed searches of a gallery had "
+        "found, of the model's gallery with the lowest; absent before 10. Below 0.9 the log names "
+        "the gallery: raise ef of its searches, or make it anew with larger hnsw.ef and m.",
+        ("model",),
+        lambda: [((model,), recall) for model, recall in galleries.lowest_recall().items()],
+    )
+    metrics.watch(
+        "galleries_damaged",
+        "Galleries whose store is damaged: refused since the start, or found by the scrub and "
+        "taking no more changes. Above 0 the log names them: put back a backup, or delete them.",
+        lambda: float(galleries.damaged),
+    )
+    metrics.watch(
+        "gallery_last_scrub_timestamp_seconds",
+        "Unix time at which all that is stored had last been read again and verified; 0 before the "
+        "first time. Older than two days: it is off, or raise --scrub-bytes-per-second.",
+        lambda: galleries.last_scrub,
     )
     metrics.watch(
         "gallery_measuring_seconds",

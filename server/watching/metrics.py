@@ -222,6 +222,24 @@ class Metrics:
         """
         self.registry.register(_Watched(f"twinserve_{name}", text, tuple(labels), read))
 
+    def watch_together(
+        self,
+        families: Sequence[tuple[str, str, Sequence[str]]],
+        read: Callable[[], Sequence[Samples]],
+    ) -> None:
+        """Export several gauges that one look tells, read at each scrape, in the scrape's thread.
+
+        Args:
+            families: of each its name without the prefix, its HELP and the names of its labels.
+            read: gives the values of all of them, in this order.
+        """
+        self.registry.register(
+            _WatchedTogether(
+                [(f"twinserve_{name}", text, tuple(labels)) for name, text, labels in families],
+                read,
+            )
+        )
+
     def histogram(
         self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float] = SECONDS
     ) -> Histograms:
@@ -360,6 +378,27 @@ class _Watched:
         except Exception:
             log.exception("%s could not be read", self._name)
         yield metric
+
+
+class _WatchedTogether:
+    """Gauges that are asked at once at each scrape."""
+
+    def __init__(
+        self,
+        families: Sequence[tuple[str, str, tuple[str, ...]]],
+        read: Callable[[], Sequence[Samples]],
+    ) -> None:
+        self._families, self._read = families, read
+
+    def collect(self) -> Iterable[Metric]:
+        metrics = [GaugeMetricFamily(name, text, labels=one) for name, text, one in self._families]
+        try:
+            for metric, samples in zip(metrics, self._read(), strict=True):
+                for values, value in samples:
+                    metric.add_metric(values, value)
+        except Exception:
+            log.exception("%s and its likes could not be read", self._families[0][0])
+        yield from metrics
 
 
 def _build() -> dict[str, str]:

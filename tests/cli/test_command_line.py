@@ -685,6 +685,17 @@ class TestGalleries:
         _, out, _ = run("gallery", "list")
         assert out.splitlines()[1].split()[:4] == ["people", "12", "3", "64"]
 
+    def test_show_says_what_a_gallery_takes(self, run: Run, fake: FakeServer) -> None:
+        gallery = gallery_pb2.Gallery(
+            name="people", segment_count=3, dead_count=5, memory_bytes=7_000
+        )
+        fake.on("GetGallery", gallery_service_pb2.GetGalleryResponse(gallery=gallery))
+        _, out, _ = run("gallery", "show", "people")
+        shown = {line.rsplit(maxsplit=1)[0]: line.split()[-1] for line in out.splitlines()}
+        assert (shown["segments"], shown["dead vectors"]) == ("3", "5")
+        assert shown["bytes in memory"] == "7000"
+        assert json.loads(run("gallery", "show", "people", "--json")[1])["dead_count"] == 5
+
     def test_delete_does_nothing_without_yes_where_nobody_can_be_asked(
         self, run: Run, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -64,6 +64,12 @@ def test_a_model_is_served_under_the_name_before_the_equals_sign() -> None:
     assert (plain.name, str(plain.path)) == ("", "a.onnx")
 
 
+def test_the_pace_of_the_scrub_is_a_size_and_nothing_turns_it_off() -> None:
+    assert parsed().scrub_bytes_per_second == 8_000_000
+    assert parsed("--scrub-bytes-per-second", "1M").scrub_bytes_per_second == 1 << 20
+    assert parsed("--scrub-bytes-per-second", "0").scrub_bytes_per_second == 0
+
+
 def test_limits_of_calls_inputs_and_messages_are_told_in_sizes() -> None:
     flags = ("--max-bytes", "1G", "--max-message-bytes", "8M", "--max-input-bytes", "512K")
     limits = parsed(*flags, "--max-items", "16", "--max-pixels", "1000").limits

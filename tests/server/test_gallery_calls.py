@@ -271,6 +271,8 @@ def test_what_is_removed_is_not_found_again(stubs: Stubs, gallery: str) -> None:
     }  # fmt: skip
     status = stubs.gallery.GetGallery(pb.GetGalleryRequest(name=gallery)).gallery
     assert (status.item_count, status.subject_count) == (11, 6)
+    assert (status.segment_count, status.dead_count) == (1, 5)
+    assert status.memory_bytes > 11 * 4 * status.dimension
 
 
 def test_galleries_are_listed_by_name_in_pages(stubs: Stubs, gallery: str) -> None:

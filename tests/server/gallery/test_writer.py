@@ -70,6 +70,20 @@ def test_what_is_on_disk_does_not_lag_while_the_rest_of_its_group_is_written() -
     writer.close()
 
 
+def test_rows_wait_until_the_thread_takes_them() -> None:
+    writer, disk = Writer(100), Disk()
+    first = writer.submit(disk, None, rows=7)
+    assert disk.reached.wait(30)
+    last = writer.submit(disk, None, rows=5)
+    writer.submit(disk, None, rows=6)
+    assert writer.waiting_rows == 11
+    disk.go_on.set()
+    first.result(30)
+    last.result(30)
+    writer.close()
+    assert writer.waiting_rows == 0
+
+
 def test_chores_that_nobody_waits_for_are_no_lag() -> None:
     writer, disk = Writer(100), Disk()
     chore = writer.submit(disk, None)
