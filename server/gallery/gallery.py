@@ -351,10 +351,9 @@ class Gallery:
         view = self.view
         exact_below = self._limits.exact_scan_below
         found, items, subjects = search(view, probes, question, filter, exact_below, proceed)
-        if self.recomputed.wanted and len(found.exact) and not found.exact[0]:
-            if not question.averages:
-                first = found.of(0)
-                self.recomputed.offer(view, probes[0], question, filter, first.distances.tolist())
+        if self.recomputed.wanted and not question.averages and not found.exact[:1].all():
+            first = found.of(0)
+            self.recomputed.offer(view, probes[0], question, filter, first.distances.tolist())
         rows, texts = view.rows, view.rows.texts
         codes = rows.subject[found.rows]
         names = [
