@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import threadpoolctl
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -266,6 +267,9 @@ def run(config: ServerConfig) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    # Searches run side by side, each on a thread; BLAS threads of its own make one wait for all the
+    # others: up to fifty times as long, measured where both processors were busy.
+    threadpoolctl.threadpool_limits(1, user_api="blas")
     try:
         import uvloop
 

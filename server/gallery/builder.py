@@ -24,7 +24,7 @@ from twinserve.server.gallery.segments import Graph, Segment, keys_of, stitched
 from twinserve.server.gallery.types import HnswSettings
 
 DEAD_SHARE = 0.25
-MOST_SEGMENTS = 6
+MOST_SEGMENTS = 10  # while others write; each costs a search some tens of microseconds
 LARGEST_BUILD = 262_144
 LARGEST_MERGE = 4_194_304
 WORTH_MERGING = 0.1  # of the largest segment: what the others hold together
@@ -95,6 +95,11 @@ def plan(
                 total += alive[last]
                 last += 1
             return Rebuild(first, last, True)
+    total = sum(alive)
+    rest = total - max(alive, default=0)
+    one_is_better = 0 < WORTH_MERGING * (total - rest) <= rest and total <= LARGEST_MERGE
+    if indexing and one_is_better and quiet:
+        return Rebuild(0, len(segments), True)
     for number, segment in enumerate(segments):
         if alive[number] < (1.0 - DEAD_SHARE) * len(segment):
             return Rebuild(number, number + 1, indexing)
@@ -103,10 +108,7 @@ def plan(
         pairs = [alive[number] + alive[number + 1] for number in range(len(segments) - 1)]
         first = int(np.argmin(pairs))
         return Rebuild(first, first + 2, indexing)
-    total = sum(alive)
-    rest = total - max(alive, default=0)
-    worth_it = 0 < WORTH_MERGING * (total - rest) <= rest and total <= LARGEST_MERGE
-    return Rebuild(0, len(segments), True) if quiet and indexing and worth_it else None
+    return None
 
 
 class Builder:

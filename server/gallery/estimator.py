@@ -48,6 +48,7 @@ class Strangers:
         self._growth = growth
         self._items = math.ceil(estimate.nearest.items * growth)
         self._answers: dict[tuple[str, float], SearchRate | None] = {}
+        self._expected: dict[float, float] = {}
 
     @property
     def growth(self) -> float:
@@ -74,9 +75,15 @@ class Strangers:
 
     def expected_matches(self, threshold: float) -> float:
         """How many subjects a probe of nobody matches on average."""
-        nearest = self._estimate.nearest
-        left_out = nearest.subjects / max(nearest.subjects - 1, 1)  # the probe's own subject
-        return self._estimate.subjects_within(threshold) * left_out * self._growth
+        known = self._expected  # another thread may begin a new one meanwhile
+        if threshold not in known:
+            nearest = self._estimate.nearest
+            left_out = nearest.subjects / max(nearest.subjects - 1, 1)  # the probe's own subject
+            if len(known) >= REMEMBERED:
+                known = self._expected = {}
+            within = self._estimate.subjects_within(threshold)
+            known[threshold] = within * left_out * self._growth
+        return known[threshold]
 
     def _remembered(
         self, question: tuple[str, float], answer: Callable[[], SearchRate | None]

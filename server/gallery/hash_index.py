@@ -106,8 +106,7 @@ def _table(expected: int) -> tuple[Keys, NDArray[np.int32]]:
 
 
 def _first_slots(keys: Keys, mask: np.uint64) -> Keys:
-    with np.errstate(over="ignore"):
-        mixed = keys * _SPREAD
+    mixed = keys * _SPREAD  # modulo 2^64, as products of arrays are
     return (mixed ^ (mixed >> np.uint64(32))) & mask
 
 

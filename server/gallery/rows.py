@@ -272,30 +272,32 @@ class Subjects:
         `kept_at` [n]: the handle under which a name is kept already, or NOTHING.
         """
         keys = np.fromiter((_name_key(name) for name in names), dtype=np.uint64, count=len(names))
-        codes = self._index.get(keys)
+        found = self._index.get(keys).tolist()
         fresh: dict[bytes, int] = {}
         taken: dict[int, int] = {}  # key -> code, of this batch
         where: list[int] = []
-        for position, name in enumerate(names):
-            code = int(codes[position])
+        for position, (name, key) in enumerate(zip(names, keys.tolist(), strict=True)):
+            code = found[position]
+            if code != NOTHING and self.texts.at(int(self.name_at[code])) != name:
+                known = self.code_of(name.decode())  # another name has this digest
+                code = NOTHING if known is None else known
             if code == NOTHING:
                 code = fresh.get(name, NOTHING)
-            elif self.texts.at(int(self.name_at[code])) != name:  # another name with this digest
-                code = fresh.get(name, NOTHING)
-                if code == NOTHING:
-                    known = self.code_of(name.decode())
-                    code = NOTHING if known is None else known
             if code == NOTHING:
-                key = int(keys[position])
-                while key in taken or self._index.get(np.array([key], np.uint64))[0] != NOTHING:
-                    key = _next_key(key)
+                if key in taken or found[position] != NOTHING:
+                    key = self._free_key(key, taken)
                 code = self.count + len(fresh)
                 fresh[name] = taken[key] = code
                 where.append(position)
-            codes[position] = code
+            found[position] = code
         if fresh:
             self._add(list(fresh), kept_at[where], np.fromiter(taken, np.uint64, len(taken)))
-        return codes
+        return np.array(found, dtype=np.int64)
+
+    def _free_key(self, key: int, taken: Mapping[int, int]) -> int:
+        while key in taken or self._index.get(np.array([key], np.uint64))[0] != NOTHING:
+            key = _next_key(key)
+        return key
 
     def _add(self, names: Sequence[bytes], kept_at: Indices, keys: Keys) -> None:
         missing = kept_at == NOTHING

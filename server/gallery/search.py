@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve.distance import Embeddings, FloatArray, Metric, paired
+from twinserve.distance import Embeddings, FloatArray, Metric, paired, paired_with
 from twinserve.server.gallery.rows import RowsView
 from twinserve.server.gallery.segments import Probes, Segment, safe, stitched
 from twinserve.server.gallery.types import Filter
@@ -462,7 +462,7 @@ def _rescored(view: View, probes: Embeddings, owners: Indices, rows: Indices) ->
     if not len(rows):
         return np.zeros(0)
     vectors, _ = stitched(view.segments, view.rows.label[rows], view.dimension)
-    return paired(vectors, probes[owners], view.metric)
+    return paired_with(vectors, probes, owners, view.metric)
 
 
 # -- ranking --------------------------------------------------------------------------------------

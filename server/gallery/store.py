@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from twinserve.errors import GalleryNotFound, StoreDamaged, TwinserveError
 from twinserve.server.storage import database
@@ -57,8 +58,7 @@ MOST_CHANGES = 50_000  # rows of the log that are kept without a snapshot that w
 _ITEM_COLUMNS = "number, id, subject, metadata, digest, created, updated, checksum"
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One row of `items`. Times are microseconds since 1970; metadata is canonical text."""
 
     number: int

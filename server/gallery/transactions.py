@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from twinserve import errors
 from twinserve.errors import (
@@ -37,8 +37,7 @@ from twinserve.server.gallery.types import (
 from twinserve.server.storage.database import now
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
+class Prepared(NamedTuple):
     """A checked item as it will be stored; `vector` None = keep the one there.
 
     `vector_key` is the digest of the vector's own bytes, by which equal vectors are found.
@@ -106,8 +105,7 @@ _KINDS: dict[type[Work], str] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Put:
+class Put(NamedTuple):
     """A record that is new or replaces one; `vector` None = the vector stayed."""
 
     record: Record
@@ -334,7 +332,7 @@ class Transactions:
         """Give items another subject; their vectors stay where they are, on disk and in memory."""
         moment = now()
         for old in records:
-            record = replace(old, subject=subject, updated=max(moment, old.updated + 1))
+            record = old._replace(subject=subject, updated=max(moment, old.updated + 1))
             self._store.replace(record, None)
             changes.put.append(Put(record, None, b"", True))
 

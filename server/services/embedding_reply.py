@@ -20,11 +20,11 @@ from twinserve.server.engine import Outcome
 from twinserve.server.inputs import Vector
 from twinserve.server.services import codec
 from twinserve.server.services.status import status_of
+from twinserve.server.services.wire_format import field, number, text, varint, whole
 from twinserve.v1 import embedding_service_pb2 as pb
 from twinserve.v1 import shared_pb2 as shared
 
 _FLOATS = np.dtype("<f4")
-_SMALL = [bytes((value,)) for value in range(0x80)]
 
 
 def response(
@@ -47,26 +47,26 @@ def response(
     for outcome, count, cut in zip(outcomes, token_counts, truncated, strict=True):
         tail = b"" if not (count or cut) else _text_facts(count, cut)
         if isinstance(outcome, TwinserveError):
-            error = _field(_ERROR, status_of(outcome).SerializeToString())
-            parts.append(_field(_RESULTS, error + tail))
+            error = field(_ERROR, status_of(outcome).SerializeToString())
+            parts.append(field(_RESULTS, error + tail))
         elif packed is not None:
-            parts.append(_field(_RESULTS, tail))
+            parts.append(field(_RESULTS, tail))
         else:
             size = outcome.shape[0]
             head, foot = _frame(space_id, size, len(tail))
             parts += (head, _bytes(outcome), foot, tail)
     if packed is not None:
-        parts.append(_field(_PACKED, packed.SerializeToString()))
-    parts += (_TIMING, _varint(len(timing)), timing)
+        parts.append(field(_PACKED, packed.SerializeToString()))
+    parts += (_TIMING, varint(len(timing)), timing)
     return b"".join(parts)
 
 
 def timing(ride: Ride | None, preprocess: float) -> bytes:
     """Write a ServerTiming; see `codec.timing_message`."""
-    prepared = _whole(_PREPROCESS, int(preprocess * 1e6 + 0.5))
+    prepared = whole(_PREPROCESS, int(preprocess * 1e6 + 0.5))
     if ride is None:
         return prepared
-    queued = _whole(_QUEUE, int(ride.queue * 1e6 + 0.5))
+    queued = whole(_QUEUE, int(ride.queue * 1e6 + 0.5))
     return queued + prepared + _of_run(int(ride.inference * 1e6 + 0.5), ride.rows, ride.reason)
 
 
@@ -80,37 +80,7 @@ def _of_run(inference_us: int, rows: int, reason: Reason) -> bytes:
 
 def stream_response(data: bytes, request_id: str) -> bytes:
     """Write an EmbedStreamResponse around the bytes of an EmbedResponse."""
-    return _field(_RESPONSE, data) + _text(_STREAM_ID, request_id)
-
-
-def _number(message: type, field: str) -> bytes:
-    """Return the tag of a length-delimited field."""
-    return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | 2)  # type: ignore[attr-defined]
-
-
-def _whole(tag: bytes, value: int) -> bytes:
-    return tag + _varint(value) if value else b""
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return _SMALL[value]
-    if value < 0x4000:
-        return bytes((value & 0x7F | 0x80, value >> 7))
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
-def _field(tag: bytes, data: bytes) -> bytes:
-    return tag + _varint(len(data)) + data
-
-
-def _text(tag: bytes, text: str) -> bytes:
-    return _field(tag, text.encode()) if text else b""
+    return field(_RESPONSE, data) + text(_STREAM_ID, request_id)
 
 
 def _bytes(vector: Vector) -> bytes:
@@ -119,39 +89,39 @@ def _bytes(vector: Vector) -> bytes:
 
 @functools.lru_cache(1024)
 def _start_of(model_version: str, space_id: str) -> bytes:
-    return _text(_MODEL_VERSION, model_version) + _text(_SPACE_ID, space_id)
+    return text(_MODEL_VERSION, model_version) + text(_SPACE_ID, space_id)
 
 
 def _start(request_id: str, model_version: str, space_id: str) -> bytes:
-    return _text(_REQUEST_ID, request_id) + _start_of(model_version, space_id)
+    return text(_REQUEST_ID, request_id) + _start_of(model_version, space_id)
 
 
 @functools.lru_cache(1024)
 def _frame(space_id: str, dimension: int, tail: int) -> tuple[bytes, bytes]:
     """Return what stands around the floats of a result, whose own `tail` bytes follow."""
-    foot = _text(_VALUES_SPACE, space_id)
-    values = _VALUES + _varint(4 * dimension) if dimension else b""
+    foot = text(_VALUES_SPACE, space_id)
+    values = _VALUES + varint(4 * dimension) if dimension else b""
     embedding = len(values) + 4 * dimension + len(foot)
-    head = _EMBEDDING + _varint(embedding) + values
+    head = _EMBEDDING + varint(embedding) + values
     result = len(head) + 4 * dimension + len(foot) + tail
-    return _RESULTS + _varint(result) + head, foot
+    return _RESULTS + varint(result) + head, foot
 
 
 def _text_facts(count: int, cut: bool) -> bytes:
     return pb.EmbedResult(token_count=count, truncated=cut).SerializeToString()
 
 
-_REQUEST_ID = _number(pb.EmbedResponse, "request_id")
-_MODEL_VERSION = _number(pb.EmbedResponse, "model_version")
-_SPACE_ID = _number(pb.EmbedResponse, "space_id")
-_RESULTS = _number(pb.EmbedResponse, "results")
-_PACKED = _number(pb.EmbedResponse, "packed")
-_TIMING = _number(pb.EmbedResponse, "timing")
-_EMBEDDING = _number(pb.EmbedResult, "embedding")
-_ERROR = _number(pb.EmbedResult, "error")
-_VALUES = _number(shared.Embedding, "values")
-_VALUES_SPACE = _number(shared.Embedding, "space_id")
-_RESPONSE = _number(pb.EmbedStreamResponse, "response")
-_QUEUE = _varint(shared.ServerTiming.QUEUE_US_FIELD_NUMBER << 3)
-_PREPROCESS = _varint(shared.ServerTiming.PREPROCESS_US_FIELD_NUMBER << 3)
-_STREAM_ID = _number(pb.EmbedStreamResponse, "request_id")
+_REQUEST_ID = number(pb.EmbedResponse, "request_id")
+_MODEL_VERSION = number(pb.EmbedResponse, "model_version")
+_SPACE_ID = number(pb.EmbedResponse, "space_id")
+_RESULTS = number(pb.EmbedResponse, "results")
+_PACKED = number(pb.EmbedResponse, "packed")
+_TIMING = number(pb.EmbedResponse, "timing")
+_EMBEDDING = number(pb.EmbedResult, "embedding")
+_ERROR = number(pb.EmbedResult, "error")
+_VALUES = number(shared.Embedding, "values")
+_VALUES_SPACE = number(shared.Embedding, "space_id")
+_RESPONSE = number(pb.EmbedStreamResponse, "response")
+_QUEUE = varint(shared.ServerTiming.QUEUE_US_FIELD_NUMBER << 3)
+_PREPROCESS = varint(shared.ServerTiming.PREPROCESS_US_FIELD_NUMBER << 3)
+_STREAM_ID = number(pb.EmbedStreamResponse, "request_id")

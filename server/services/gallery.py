@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
 import hashlib
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,6 @@ import numpy as np
 
 from twinserve import decision, distance
 from twinserve.errors import (
-    DeadlineExceeded,
     EmptyInput,
     InvalidInput,
     LimitExceeded,
@@ -31,15 +30,17 @@ from twinserve.server.callers import Caller
 from twinserve.server.config import Limits
 from twinserve.server.engine import Embedded, Engine
 from twinserve.server.front import Call, driven
-from twinserve.server.gallery import EnrollOutcome, GallerySettings, Hits, NewItem
+from twinserve.server.gallery import EnrollOutcome, GallerySettings, NewItem
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.gate import Gate
 from twinserve.server.inputs import Ready, Vector
 from twinserve.server.models.holding import Models
-from twinserve.server.services import codec, enroll_stream, gallery_codec
+from twinserve.server.runtime import machine
+from twinserve.server.services import codec, enroll_stream, gallery_codec, searching
 from twinserve.server.services.calls import (
     Context,
+    Encoded,
     abort,
     caller_of,
     check_items,
@@ -48,6 +49,7 @@ from twinserve.server.services.calls import (
 )
 from twinserve.server.services.embedding_inputs import Reading, embed_readings, read_messages
 from twinserve.server.services.gallery_copy import Backups, export_items, streaming
+from twinserve.server.services.gathering import Gathering
 from twinserve.server.services.status import status_of
 from twinserve.server.watching.metrics import Metrics
 from twinserve.v1 import gallery_service_pb2 as pb
@@ -92,6 +94,9 @@ class GalleryService(rpc.GalleryServiceServicer):
         self.limits = limits
         self._admission = admission
         self._readers = readers
+        self._searches: Gathering[searching.Ask, searching.Reply] = Gathering(
+            readers, machine.processors().usable, searching.MOST_TOGETHER
+        )
         self._changer = ThreadPoolExecutor(1, thread_name_prefix="galleries")
         self._backups = Backups(galleries, backup_dir, gate)
 
@@ -424,7 +429,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         return response
 
     @unary
-    async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
+    async def Search(self, request: pb.SearchRequest, context: Context) -> Encoded:
         codec.check_count(len(request.probes), "probes", self.limits)
         gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
         rule = codec.rule_of(request.rule)
@@ -446,61 +451,41 @@ class GalleryService(rpc.GalleryServiceServicer):
         count_errors(self.metrics, errors)
         places = [i for i in range(len(request.probes)) if i not in errors]
         probes = np.stack([o for o in embedded.outcomes if not isinstance(o, TwinserveError)])
-        metric = gallery.settings.metric
-        calibration = decision.nearest_of(calibrations, metric, 1).calibration
-        seen = self.metrics.nearest.labels(gallery.settings.model)
-        began = time.perf_counter()
-
-        def search(proceed: Callable[[], None]) -> tuple[pb.SearchResponse, decision.SearchLimit]:
-            outcome = gallery.search(
-                probes,
-                k=k,
-                filter=chosen,
-                max_distance=max_distance,
-                by_subject=request.group_by != pb.GROUP_BY_ITEM,
-                exact=request.exact,
-                ef=ef,
-                proceed=proceed,
-            )
-            seconds = time.perf_counter() - began
-            self.metrics.search.labels("Search", gallery.settings.model).observe(seconds)
-            # Also in the thread: the first to ask for a rate has the gallery's evidence evaluated,
-            # and a reply of thousands of hits takes a while to write.
-            limit = decision.search_limit(
-                rule, calibration, outcome.items, outcome.subjects, outcome.strangers
-            )
-            response = pb.SearchResponse(
-                consistency_token=outcome.token,
-                model_version=version,
-                timing=codec.timing_message(embedded.ride, embedded.preprocess, seconds),
-            )
-            found = dict(zip(places, outcome.results, strict=True))
-            sizes = {hit.items for hits in outcome.results for hit in hits.hits}
-            judges = {
-                size: decision.nearest_of(calibrations, metric, size).likelihood for size in sizes
-            }
-            details = {}
-            if request.view == pb.ITEM_VIEW_FULL:
-                wanted = [hit.item_id for hits in outcome.results for hit in hits.hits]
-                details = {item.id: item for item in gallery.items(wanted)}
-            for i in range(len(request.probes)):
-                result = response.results.add()
-                if i in errors:
-                    result.error.CopyFrom(status_of(errors[i]))
-                    continue
-                proceed()
-                if found[i].hits:
-                    seen.observe(found[i].hits[0].distance)
-                _write_hits(result.hits, found[i], limit, judges)
-                for hit in result.hits.hits:
-                    if hit.item.id in details:
-                        hit.item.CopyFrom(gallery_codec.item_message(details[hit.item.id]))
-            return response, limit
-
+        question = searching.Question(
+            k=k,
+            filter=chosen,
+            max_distance=max_distance,
+            by_subject=request.group_by != pb.GROUP_BY_ITEM,
+            exact=request.exact,
+            ef=ef,
+            mean_of=1,
+        )
+        ask = searching.Ask(
+            probes=probes,
+            places=places,
+            errors=errors,
+            rule=rule,
+            full=request.view == pb.ITEM_VIEW_FULL,
+            calibrations=calibrations,
+            model_version=version,
+            ride=embedded.ride,
+            preprocess=embedded.preprocess,
+            deadline=caller.deadline,
+            began=time.perf_counter(),
+        )
         with self._admission.admit(len(probes), caller.client):
-            response, limit = await self._read_while_wanted(search, caller)
-        self.metrics.search_decisions.labels(limit.evidence.value).inc(len(probes))
-        return response
+            try:
+                reply = await self._searches.ask(
+                    ask.company(gallery, question),
+                    ask,
+                    len(probes),
+                    functools.partial(searching.answer, gallery, question, self.metrics),
+                )
+            except asyncio.CancelledError:
+                ask.given_up = True
+                raise
+        self.metrics.search_decisions.labels(reply.evidence.value).inc(len(probes))
+        return Encoded(reply.data, version.partition("@")[0])
 
     @unary
     async def Verify(self, request: pb.VerifyRequest, context: Context) -> pb.VerifyResponse:
@@ -606,26 +591,6 @@ class GalleryService(rpc.GalleryServiceServicer):
     async def _read(self, call: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._readers, call)
 
-    async def _read_while_wanted(
-        self, call: Callable[[Callable[[], None]], Result], caller: Caller
-    ) -> Result:
-        """Read for as long as somebody waits: `call` asks now and then, by what it is given."""
-        given_up = threading.Event()
-
-        def proceed() -> None:
-            late = caller.deadline is not None and time.monotonic() >= caller.deadline
-            if late or given_up.is_set():
-                raise DeadlineExceeded(
-                    "the deadline passed while the gallery was searched; allow more time, or send "
-                    "fewer probes at a time"
-                )
-
-        try:
-            return await self._read(lambda: call(proceed))
-        except asyncio.CancelledError:
-            given_up.set()
-            raise
-
     async def _change(self, call: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._changer, call)
 
@@ -717,26 +682,3 @@ def _search_settings(
     if max_distance is not None and not max_distance >= 0:
         raise InvalidInput(f"max_distance is {max_distance}; give at least 0", field="max_distance")
     return k, ef, max_distance
-
-
-def _write_hits(
-    message: pb.Hits,
-    hits: Hits,
-    limit: decision.SearchLimit,
-    judges: Mapping[int, Calibration | None],
-) -> None:
-    gallery_codec.write_limit(message, limit)
-    message.exact = hits.exact
-    matched = False
-    for hit in hits.hits:
-        written = message.hits.add()
-        written.item.id = hit.item_id
-        written.item.subject = hit.subject
-        likelihood = decision.likelihood(hit.distance, judges[hit.items], 0.5)
-        written.score.CopyFrom(codec.score_message(hit.distance, likelihood))
-        written.match = limit.outcome(hit.distance) is decision.Outcome.MATCH
-        matched = matched or written.match
-    if limit.threshold is None:
-        message.outcome = shared.OUTCOME_NOT_CALIBRATED
-    else:
-        message.outcome = shared.OUTCOME_MATCH if matched else shared.OUTCOME_NO_MATCH

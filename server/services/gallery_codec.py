@@ -113,11 +113,19 @@ def gallery_message(status: GalleryStatus) -> gallery_pb2.Gallery:
 
 def item_message(item: Item) -> shared_pb2.Item:
     """Write an item with everything but its embedding."""
+    message = _details(item)
+    message.id, message.subject = item.id, item.subject
+    return message
+
+
+def item_details(item: Item) -> bytes:
+    """Write what an item has beside id and subject, as it goes on the wire behind these."""
+    return _details(item).SerializeToString()
+
+
+def _details(item: Item) -> shared_pb2.Item:
     message = shared_pb2.Item(
-        id=item.id,
-        subject=item.subject,
-        create_time=_timestamp(item.create_time),
-        update_time=_timestamp(item.update_time),
+        create_time=_timestamp(item.create_time), update_time=_timestamp(item.update_time)
     )
     for key, value in item.metadata.items():
         _write_value(message.metadata[key], value)

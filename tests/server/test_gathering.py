@@ -1,0 +1,97 @@
+"""Asks that wait while all runners are busy are run together, each with its own end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from twinserve.errors import InvalidInput
+from twinserve.server.services.gathering import Gathering
+
+
+class Runs:
+    """Answers asks with ten times themselves; holds its first run until it is let go."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[int]] = []
+        self.go = threading.Event()
+        self.began = threading.Event()
+
+    def __call__(self, asks: Sequence[int]) -> list[int | Exception]:
+        self.groups.append(list(asks))
+        self.began.set()
+        assert self.go.wait(10)
+        return [InvalidInput("odd") if ask == 13 else 10 * ask for ask in asks]
+
+
+async def begun(runs: Runs) -> None:
+    assert await asyncio.to_thread(runs.began.wait, 10)
+
+
+def test_what_comes_while_a_run_is_on_goes_together_by_key_and_weight() -> None:
+    async def scenario() -> None:
+        runs = Runs()
+        with ThreadPoolExecutor(2) as threads:
+            gathering: Gathering[int, int] = Gathering(threads, runners=1, most=3)
+            first = asyncio.create_task(gathering.ask("a", 1, 1, runs))
+            await begun(runs)
+            keys = "aababa"
+            rest = [
+                asyncio.create_task(gathering.ask(key, n, 1, runs))
+                for n, key in enumerate(keys, start=2)
+            ]
+            await asyncio.sleep(0)
+            runs.go.set()
+            assert await first == 10
+            assert await asyncio.gather(*rest) == [20, 30, 40, 50, 60, 70]
+        assert runs.groups == [[1], [2, 3, 5], [4, 6], [7]]
+
+    asyncio.run(scenario())
+
+
+def test_one_asks_error_is_its_own_and_one_that_gave_up_is_not_run() -> None:
+    async def scenario() -> None:
+        runs = Runs()
+        with ThreadPoolExecutor(2) as threads:
+            gathering: Gathering[int, int] = Gathering(threads, runners=1, most=9)
+            first = asyncio.create_task(gathering.ask("a", 1, 1, runs))
+            await begun(runs)
+            rest = [asyncio.create_task(gathering.ask("a", n, 1, runs)) for n in (12, 13, 14)]
+            await asyncio.sleep(0)
+            rest[0].cancel()
+            await asyncio.sleep(0)
+            runs.go.set()
+            await first
+            with pytest.raises(InvalidInput, match="odd"):
+                await rest[1]
+            assert await rest[2] == 140
+        assert runs.groups == [[1], [13, 14]]
+
+    asyncio.run(scenario())
+
+
+def test_an_error_of_a_run_ends_each_of_its_asks_and_the_next_run_goes_on() -> None:
+    def fails(asks: Sequence[int]) -> list[int | Exception]:
+        raise InvalidInput(f"{len(asks)} at once")
+
+    async def scenario() -> None:
+        runs = Runs()
+        with ThreadPoolExecutor(2) as threads:
+            gathering: Gathering[int, int] = Gathering(threads, runners=1, most=9)
+            first = asyncio.create_task(gathering.ask("a", 1, 1, runs))
+            await begun(runs)
+            rest = [asyncio.create_task(gathering.ask("b", n, 1, fails)) for n in (2, 3)]
+            await asyncio.sleep(0)
+            runs.go.set()
+            await first
+            found = await asyncio.gather(*rest, return_exceptions=True)
+            assert [str(error) for error in found] == ["2 at once", "2 at once"]
+            assert found[0] is not found[1]
+            runs.go.set()
+            assert await gathering.ask("a", 5, 1, runs) == 50
+
+    asyncio.run(scenario())
