@@ -1,7 +1,8 @@
 """The embeddings that are searched, the probes, and the exact answers that recall is counted by.
 
 Clustered ones are drawn here, real ones are read from a .npy file (see `embed`). Both are
-normalised and compared by cosine. Everything is kept as .npy, so that every process maps the same pages.
+normalised and compared by cosine. Everything is kept as .npy, so that all processes map the same
+pages.
 
 Clustered: a seeded mixture of Gaussians on the sphere, one centre for every hundred items, centres
 standard normal in every coordinate and items around them with 0.7 times that spread; probes are

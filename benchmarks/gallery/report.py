@@ -1,6 +1,6 @@
 """The tables of a run, shown, put into a page or merged with those of a later run.
 
-    .venv/bin/python -m benchmarks.gallery.report benchmarks/results/gallery.json --into docs/benchmarks.md
+    .venv/bin/python -m benchmarks.gallery.report gallery.json --into docs/benchmarks.md
 
 The same report as the serving benchmarks', with data in the place of twins and marks of its own.
 """
