@@ -169,7 +169,7 @@ def tick(
                 number += 1
 
         load = wire.Load([one for some in opened for one in some], lambda connection, call: None)
-        load.run(due(), last=began)
+        load.run(due(), last=began, patience=most)
         for call in load.ended:
             moments.append((call.ended - call.sent, call.sent - call.due, call.status))
     return {"calls": moments}

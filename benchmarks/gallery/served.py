@@ -28,7 +28,8 @@ from twinserve.v1 import gallery_service_pb2_grpc as rpc
 SEARCH, ENROL, GET = (messages.SERVICE + name for name in ("Search", "Enroll", "GetGallery"))
 BATCH = 1_000  # items of one Enroll
 CHECK_ROWS = 32  # probes of a call where only recall is looked for
-STEADY_SECONDS = 2.0  # without work, after which a debt that is left is taken to stay
+STEADY_SECONDS = 2.0  # without much work, after which a debt that is left is taken to stay
+STEADY_SHARE = 0.5  # of a processor; a builder takes a whole one, what is asked meanwhile less
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,11 @@ class Served:
         """End it as a crash would."""
         self._end(signal.SIGKILL)
 
+    def close(self) -> None:
+        """Kill it if it runs still, and drop what it said."""
+        self.kill()
+        self._errors.close()
+
     def _end(self, number: int) -> None:
         if self._process is None:
             return
@@ -179,8 +185,7 @@ class Served:
                 return WorkedOff(at, 0)
             if now - since >= STEADY_SECONDS:
                 cpu = self.cpu()
-                # What is asked of it here costs a little too.
-                if cpu - used <= 0.2 * (now - since):
+                if cpu - used <= STEADY_SHARE * (now - since):
                     return WorkedOff(at, least)
                 used, since = cpu, now
             time.sleep(0.05)

@@ -7,6 +7,7 @@ is held still. The order within a turn is turned round each time, and ratios are
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ class Setting:
     most_for_peers: int = 100_000
     flags: tuple[str, ...] = ()  # of our server
     environments: dict[str, Path] = field(default_factory=dict)  # of peers and further indexes
-    pings: float = 0.01  # seconds between those that look for stalls
+    pings: float = 0.02  # seconds between those that look for stalls
     rests: float = 10.0  # seconds that the idle server is watched for stalls
 
 
@@ -59,8 +60,20 @@ class Stage:
     raw_build: dict[int, float] = field(default_factory=dict)  # threads -> rows per second
     raw_memory: float = 0.0  # bytes of each vector
     memory_empty: int = 0  # bytes of our server without items
+    start_empty: float = 0.0  # seconds until our server without items said SERVING
     space: str = ""
     found: dict[str, Any] = field(default_factory=dict)  # what one row leaves for another
+
+    @property
+    def exact_below(self) -> int:
+        """Items up to which our server builds no graph, as it is started here."""
+        from twinserve.server.gallery import GalleryLimits
+
+        flags = self.setting.flags
+        for flag, value in itertools.pairwise(flags):
+            if flag == "--exact-below":
+                return int(value)
+        return GalleryLimits().exact_scan_below
 
     @property
     def target(self) -> float:
@@ -239,7 +252,7 @@ def set_up(
         load = Worker("the load", "benchmarks.gallery.load")
         stack.callback(load.close)
         ours = Served(twin.made(work, data.dimension), folder / "data", setting.flags)
-        stack.callback(ours.kill)
+        stack.callback(ours.close)
         stage = Stage(data, setting, report, folder, raw, ours, load)
         raw.ask("open", folder=str(data.folder))
         with raw.turn():
@@ -249,7 +262,7 @@ def set_up(
             stage.raw_build[threads] = data.count / seconds
             stage.raw_memory = (workers.anonymous(raw.pid) - before) / data.count
         if served:
-            ours.start()
+            stage.start_empty = ours.start()
             ours.settle()
             stage.memory_empty = ours.anonymous()
             stage.space = ours.create(GALLERY)

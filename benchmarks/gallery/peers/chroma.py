@@ -27,10 +27,14 @@ class Chroma:
         self._ef = 0
 
     def start(self, folder: Path) -> str:
-        command = [str(Path(sys.executable).parent / "chroma"), "run", "--path", str(folder)]
+        self._folder = folder
+        self._run()
+        return f"Chroma {chromadb.__version__}"
+
+    def _run(self) -> None:
+        command = [str(Path(sys.executable).parent / "chroma"), "run", "--path", str(self._folder)]
         self._server = subprocess.Popen([*command, "--port", str(self._port)])
         clients.await_port(self._port, self._server)
-        return f"Chroma {chromadb.__version__}"
 
     def fill(self, items: Vectors, threads: int) -> None:
         graph: Any = {"space": "cosine", "ef_construction": EF_CONSTRUCTION, "max_neighbors": M}
@@ -50,6 +54,9 @@ class Chroma:
         if ef != self._ef:
             collection = _client(self._port).get_collection(NAME, embedding_function=None)
             collection.modify(configuration={"hnsw": {"ef_search": ef}})
+            # An index that is loaded keeps the breadth that it was loaded with.
+            clients.end(self._server)
+            self._run()
             self._ef = ef
 
     def stop(self) -> None:

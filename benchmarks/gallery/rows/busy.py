@@ -20,6 +20,8 @@ SEED = 43
 def measure(stage: Stage) -> None:
     """Search at a steady pace, quiet and beside enrolments in turns; the gallery grows by it."""
     ours, setting = stage.ours, stage.setting
+    with ours.turn():
+        ours.work_off(GALLERY)
     match = stage.served_match(stage.target, 1)
     pace = OF_CALLS * stage.served_rate(match.ef, 1, 1)["per_second"]
     rows = OF_BUILD * stage.raw_build[builder_threads()]
