@@ -234,7 +234,7 @@ class Served:
         """
         number = {id(body): place for place, body in enumerate(bodies)}
         with wire.connected(self.port, SEARCH) as opened:
-            ended = wire.closed(opened, bodies, in_flight, 600.0, most=len(bodies))
+            ended = wire.closed(opened, bodies, min(in_flight, len(bodies)), 600.0, most=len(bodies))
         failed = [call.status for call in ended if call.status != wire.OK]
         if failed or len(ended) != len(bodies):
             raise RuntimeError(

@@ -50,9 +50,10 @@ def measure(stage: Stage) -> None:
                 "recall": str(match),
                 "ef": str(match.ef),
                 "probes per second": f"{median(windows, 'per_second'):,.0f}",
-                "p50 ms": f"{median(windows, 'p50', 1e3):.3f}",
-                "p99 ms": f"{median(windows, 'p99', 1e3):.2f}",
             }
+            if name != "raw":
+                figures["p50 ms"] = f"{median(windows, 'p50', 1e3):.3f}"
+                figures["p99 ms"] = f"{median(windows, 'p99', 1e3):.2f}"
             aims = []
             if who != RAW:
                 of_raw = share(windows, found["raw"])
