@@ -43,17 +43,20 @@ class Data:
     @property
     def items(self) -> Vectors:
         """float32 [n, d], mapped."""
-        return np.load(self.folder / "items.npy", mmap_mode="r")
+        items: Vectors = np.load(self.folder / "items.npy", mmap_mode="r")
+        return items
 
     @property
     def probes(self) -> Vectors:
         """float32 [p, d]."""
-        return np.load(self.folder / "probes.npy")
+        probes: Vectors = np.load(self.folder / "probes.npy")
+        return probes
 
     @property
     def truth(self) -> Ids:
         """int64 [p, 10]."""
-        return np.load(self.folder / "truth.npy")
+        truth: Ids = np.load(self.folder / "truth.npy")
+        return truth
 
     @property
     def count(self) -> int:

@@ -191,9 +191,10 @@ class Served:
             time.sleep(0.05)
         raise RuntimeError(f"the index of {name} is not done after {patience} s: {least} rows wait")
 
-    def settle(self) -> None:
-        """Wait until it has nothing left to do."""
-        workers.await_idle(self.pid)
+    def settle(self, *, asked: bool = False) -> None:
+        """Wait until it has nothing left to do, or next to nothing where small calls come in."""
+        share = STEADY_SHARE if asked else workers.IDLE_SHARE
+        workers.await_idle(self.pid, 1.0, 600.0, share)
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -234,7 +235,9 @@ class Served:
         """
         number = {id(body): place for place, body in enumerate(bodies)}
         with wire.connected(self.port, SEARCH) as opened:
-            ended = wire.closed(opened, bodies, min(in_flight, len(bodies)), 600.0, most=len(bodies))
+            ended = wire.closed(
+                opened, bodies, min(in_flight, len(bodies)), 600.0, most=len(bodies)
+            )
         failed = [call.status for call in ended if call.status != wire.OK]
         if failed or len(ended) != len(bodies):
             raise RuntimeError(

@@ -154,8 +154,10 @@ def anonymous(first: int) -> int:
     return total
 
 
-def await_idle(first: int, seconds: float = 1.0, patience: float = 60.0) -> bool:
-    """Wait until a process and all that it started have done next to nothing for so long.
+def await_idle(
+    first: int, seconds: float = 1.0, patience: float = 60.0, share: float = IDLE_SHARE
+) -> bool:
+    """Wait until a process and all that it started have used at most a share of one processor.
 
     Returns:
         Whether that came within `patience` seconds.
@@ -164,6 +166,6 @@ def await_idle(first: int, seconds: float = 1.0, patience: float = 60.0) -> bool
     while time.monotonic() < until:
         before = machine.usage(first).cpu
         time.sleep(seconds)
-        if machine.usage(first).cpu - before <= IDLE_SHARE * seconds:
+        if machine.usage(first).cpu - before <= share * seconds:
             return True
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,13 @@ class Chroma:
 
     def _run(self) -> None:
         command = [str(Path(sys.executable).parent / "chroma"), "run", "--path", str(self._folder)]
-        self._server = subprocess.Popen([*command, "--port", str(self._port)])
+        # It would write several lines for every search.
+        self._server = subprocess.Popen(
+            [*command, "--port", str(self._port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "RUST_LOG": "error"},
+        )
         clients.await_port(self._port, self._server)
 
     def fill(self, items: Vectors, threads: int) -> None:

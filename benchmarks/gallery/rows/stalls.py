@@ -38,7 +38,7 @@ def measure(stage: Stage) -> None:
             )
         with watching(stage, "while a graph is built, kept and merged"):
             ours.work_off(BESIDE)
-            ours.settle()
+            ours.settle(asked=True)
     finally:
         bodies.unlink()
         ours.delete(BESIDE)
