@@ -31,7 +31,15 @@ from benchmarks.serving import machine
 from benchmarks.serving.report import Report, put_into
 
 FULL = Setting()
-QUICK = Setting(seconds=1.0, warm=0.3, turns=1, most_filtered=20_000, rests=3.0)
+QUICK = Setting(
+    seconds=0.7,
+    warm=0.3,
+    turns=1,
+    targets=(0.99,),
+    most_filtered=20_000,
+    most_for_peers=10_000,
+    rests=3.0,
+)
 PARTS = (
     *("limits", "calls", "peers", "filter", "busy", "stalls"),
     *("restart", "memory", "inprocess", "growth"),
@@ -53,7 +61,7 @@ def main() -> None:
     environments = {name: given.peers / name for name in PACKAGES} if given.peers else {}
     setting = dataclasses.replace(
         setting,
-        targets=tuple(given.targets),
+        targets=tuple(given.targets) if given.targets else setting.targets,
         flags=tuple(given.server_flags.split()),
         environments={name: path for name, path in environments.items() if path.is_dir()},
         **changed,
@@ -182,9 +190,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", nargs="+", choices=("clustered", "real"))
     parser.add_argument("--peers", type=Path, help="the folder that peers.install filled")
-    parser.add_argument("--quick", action="store_true", help="10k and 20k items; to look at")
+    parser.add_argument(
+        "--quick", action="store_true", help="minutes: 10k and 20k items, one turn; to look at"
+    )
     parser.add_argument("--parts", nargs="+", choices=(*PARTS, "enrol"), default=PARTS)
-    parser.add_argument("--targets", nargs="+", type=float, default=[0.97, 0.99])
+    parser.add_argument("--targets", nargs="+", type=float, help="recalls (0.97 and 0.99)")
     parser.add_argument("--seconds", type=float, help="of a window")
     parser.add_argument("--turns", type=int)
     parser.add_argument("--most-filtered", type=int, help="items of filter and stalls (100000)")
@@ -198,6 +208,7 @@ def _arguments() -> argparse.Namespace:
     given.dimensions = given.dimensions or ([128] if given.quick else [128, 512])
     given.data = given.data or ["clustered", "real"]
     given.work = given.work.resolve()
+    given.peers = given.peers.resolve() if given.peers else None
     if any(count < 200 for count in given.items):
         sys.exit("--items: at least 200, or nothing is left to find")
     return given
