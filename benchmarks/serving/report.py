@@ -80,14 +80,14 @@ class Report:
         lines += [line for line in newer.lines if (line.table, line.subject) not in known]
         return replace(self, lines=lines)
 
-    def text(self) -> str:
-        """Return the tables for a terminal."""
-        return "\n".join(_blocks(self.lines, _aligned))
+    def text(self, subject: str = "twin") -> str:
+        """Return the tables for a terminal; `subject` heads the first column."""
+        return "\n".join(_blocks(self.lines, _aligned, subject))
 
-    def markdown(self) -> str:
+    def markdown(self, subject: str = "twin") -> str:
         """Return the tables, the aims and what is absent, for the documentation."""
         told = ", ".join(f"{name} {value}" for name, value in self.setting.items())
-        parts = [f"Measured on {self.machine}; {told}.", "", *_blocks(self.lines, _piped)]
+        parts = [f"Measured on {self.machine}; {told}.", "", *_blocks(self.lines, _piped, subject)]
         aims = [
             f"- {line.table}, {line.subject}, {line.load}: {aim}"
             for line in self.lines
@@ -100,27 +100,31 @@ class Report:
         return "\n".join(parts)
 
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+FIGURES = "figures"
 
 
-def put_into(page: str, tables: str) -> str:
+def put_into(page: str, tables: str, mark: str = FIGURES) -> str:
     """Return a page with the tables between its two marks, in place of what stood there.
+
+    The marks are the comments `<!-- figures: begin -->` and `<!-- figures: end -->`, or those of
+    another `mark` than "figures".
 
     Raises:
         ValueError: a page without the marks.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"the page has no line {BEGIN} with a line {END} after it")
-    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
+        raise ValueError(f"the page has no line {first} with a line {last} after it")
+    return f"{before}{first}\n\n{tables}\n{last}{after}"
 
 
-def _blocks(lines: Sequence[Line], draw: Any) -> Iterable[str]:
+def _blocks(lines: Sequence[Line], draw: Any, subject: str) -> Iterable[str]:
     for table in dict.fromkeys(line.table for line in lines):
         mine = [line for line in lines if line.table == table]
         headings = list(dict.fromkeys(name for line in mine for name in line.figures))
-        rows = [["twin", "load", "who", *headings]]
+        rows = [[subject, "load", "who", *headings]]
         for line in mine:
             figures = [line.figures.get(name, "") for name in headings]
             rows.append([line.subject, line.load, line.who, *figures])
@@ -140,8 +144,13 @@ def _piped(rows: list[list[str]]) -> list[str]:
     return [head, "|" + "---|" * len(rows[0]), *body]
 
 
-def main() -> None:
-    """Print the Markdown of a run that was kept, or put it into a page."""
+def main(subject: str = "twin", mark: str = FIGURES) -> None:
+    """Print the Markdown of a run that was kept, or put it into a page.
+
+    Args:
+        subject: heading of the first column.
+        mark: of the place in the page; see `put_into`.
+    """
     parser = argparse.ArgumentParser(description="the tables of a run, as Markdown")
     parser.add_argument("results", type=Path)
     parser.add_argument("--into", type=Path, help="a page with the two marks")
@@ -153,11 +162,11 @@ def main() -> None:
     if given.newer:
         report = report.with_lines_of(Report.read(given.newer))
         report.save(given.results)
-    tables = report.markdown()
+    tables = report.markdown(subject)
     if given.into is None:
         print(tables)
     else:
-        given.into.write_text(put_into(given.into.read_text(), tables))
+        given.into.write_text(put_into(given.into.read_text(), tables, mark))
 
 
 if __name__ == "__main__":

@@ -192,3 +192,12 @@ def test_tables_replace_those_of_an_earlier_run_and_nothing_else_of_the_page() -
     assert put_into(once, "new") == once
     with pytest.raises(ValueError, match="no line <!-- figures: begin -->"):
         put_into("# Head", "new")
+
+
+def test_tables_of_another_mark_stand_beside_the_first_on_one_page() -> None:
+    marks = "<!-- {0}: begin -->\nold {0}\n<!-- {0}: end -->\n"
+    page = marks.format("figures") + marks.format("gallery figures")
+    put = put_into(page, "new", "gallery figures")
+    assert "old figures" in put
+    assert "old gallery figures" not in put
+    assert put_into(put, "newer").count("new") == 2

@@ -1,0 +1,1 @@
+"""One question a module; each adds lines to the report of a stage."""
