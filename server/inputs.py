@@ -169,6 +169,21 @@ def prepare(
     )
 
 
+def check_space(given: str, wanted: str, field: str = "") -> None:
+    """Refuse an embedding of another space.
+
+    Raises:
+        SpaceMismatch: both are named.
+    """
+    if given != wanted:
+        raise SpaceMismatch(
+            f"the embedding is of space {given or '(none given)'}, space {wanted} is "
+            "wanted; embed the input with the model of that space",
+            field=field,
+            metadata={"space_id": given, "wanted_space_id": wanted},
+        )
+
+
 def check_ready(raw: Ready, dimension: int, space_id: str, metric: Metric) -> Vector:
     """Check a ready vector for a space: float32 [dimension].
 
@@ -177,12 +192,7 @@ def check_ready(raw: Ready, dimension: int, space_id: str, metric: Metric) -> Ve
         WrongShape: of another dimension.
         NotFinite, ZeroVector: see `distance.check_vectors`.
     """
-    if raw.space_id != space_id:
-        raise SpaceMismatch(
-            f"the embedding is of space {raw.space_id or '(none given)'}, space {space_id} is "
-            "wanted; embed the input with the model of that space",
-            metadata={"space_id": raw.space_id, "wanted_space_id": space_id},
-        )
+    check_space(raw.space_id, space_id)
     if raw.values.shape != (dimension,):
         raise WrongShape(
             f"the embedding has {raw.values.size} values, space {space_id} has {dimension}; "

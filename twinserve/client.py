@@ -452,11 +452,8 @@ class Client:
                 24 hours returns the first answer.
             timeout: seconds, in place of the client's own.
         """
-        request = gallery_service_pb2.EnrollRequest(
-            gallery=gallery,
-            items=[messages.to_enroll_item(item, prompt) for item in items],
-            request_id=request_id or _new_id(),
-            atomic=atomic,
+        request = messages.to_enroll_request(
+            gallery, items, prompt=prompt, request_id=request_id or _new_id(), atomic=atomic
         )
         results = messages.from_enroll_response(self._call(self._gallery.Enroll, request, timeout))
         return _checked(results, raise_for_errors)
@@ -494,11 +491,7 @@ class Client:
         return bulk.answers(
             lambda sent: self._gallery.EnrollStream(sent, metadata=self._metadata),
             (
-                gallery_service_pb2.EnrollRequest(
-                    gallery=gallery,
-                    items=[messages.to_enroll_item(item, prompt) for item in part],
-                    request_id=_new_id(),
-                )
+                messages.to_enroll_request(gallery, part, prompt=prompt, request_id=_new_id())
                 for part in parts
             ),
             lambda _, reply: messages.from_enroll_response(reply),

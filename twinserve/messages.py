@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args, overload
@@ -296,6 +296,30 @@ def to_enroll_item(item: EnrollItem, prompt: str | None = None) -> gallery_servi
     if item.input is not None:
         message.input.CopyFrom(to_input(item.input, prompt))
     return message
+
+
+def to_enroll_request(
+    gallery: str,
+    items: Sequence[EnrollItem],
+    *,
+    prompt: str | None = None,
+    request_id: str,
+    atomic: bool = False,
+) -> gallery_service_pb2.EnrollRequest:
+    """Return the contract's form of an enrolment; ready vectors of one space go end to end."""
+    request = gallery_service_pb2.EnrollRequest(
+        gallery=gallery, request_id=request_id, atomic=atomic
+    )
+    vectors = [item.input for item in items if isinstance(item.input, Vector)]
+    values = [np.asarray(vector.values) for vector in vectors]
+    alike = {(vector.space_id, one.shape) for vector, one in zip(vectors, values, strict=True)}
+    sound = all(one.ndim == 1 and one.size and one.dtype != np.bool_ for one in values)
+    if len(vectors) == len(items) > 1 and len(alike) == 1 and sound:
+        request.space_id = vectors[0].space_id
+        request.embeddings = np.stack(values).astype("<f4").tobytes()
+        items = [replace(item, input=None) for item in items]
+    request.items.extend(to_enroll_item(item, prompt) for item in items)
+    return request
 
 
 # ---- results ---------------------------------------------------------------------------------

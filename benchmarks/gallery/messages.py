@@ -41,15 +41,14 @@ def enrol(
         buckets: an integer of each item's metadata, under `KEY`; None for no metadata.
     """
     rows = np.ascontiguousarray(vectors, dtype="<f4")
-    space = _field(2, space_id.encode())
     parts = [_field(1, gallery.encode())]
     for number, item_id in enumerate(ids):
         item = _field(1, item_id.encode())
         if buckets is not None:
             value = shared_pb2.MetadataValue(integer=int(buckets[number])).SerializeToString()
             item += _field(3, _field(1, KEY.encode()) + _field(2, value))
-        embedding = _field(1, rows[number].tobytes()) + space
-        parts.append(_field(2, _field(1, item) + _field(2, _field(4, embedding))))
+        parts.append(_field(2, _field(1, item)))
+    parts += (_field(5, rows.tobytes()), _field(6, space_id.encode()))
     return wire.prefixed(b"".join(parts))
 
 

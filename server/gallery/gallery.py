@@ -314,6 +314,7 @@ class Gallery:
         ef: int | None = None,
         mean_of: int = 1,
         proceed: Callable[[], None] = go_on,
+        threads: int = 1,
     ) -> SearchOutcome:
         """The k nearest subjects (or items) of each probe.
 
@@ -328,6 +329,7 @@ class Gallery:
             mean_of: with `by_subject`, a subject's distance is the mean of so many of its nearest
                 items, of as many as it has; the item named is the nearest.
             proceed: called between pieces of the work; what it raises ends the search.
+            threads: that the graphs may be asked on, where there are many probes.
 
         Raises:
             WrongShape, NotFinite, ZeroVector: the probes cannot be compared.
@@ -350,7 +352,9 @@ class Gallery:
         )
         view = self.view
         exact_below = self._limits.exact_scan_below
-        found, items, subjects = search(view, probes, question, filter, exact_below, proceed)
+        found, items, subjects = search(
+            view, probes, question, filter, exact_below, proceed, threads
+        )
         if self.recomputed.wanted and not question.averages and not found.exact[:1].all():
             first = found.of(0)
             self.recomputed.offer(view, probes[0], question, filter, first.distances.tolist())

@@ -22,6 +22,7 @@ from twinserve.errors import (
     LimitExceeded,
     SpaceMismatch,
     TwinserveError,
+    WrongShape,
 )
 from twinserve.manifest import Calibration
 from twinserve.server import inputs, paging
@@ -36,7 +37,6 @@ from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.gate import Gate
 from twinserve.server.inputs import Ready, Vector
 from twinserve.server.models.holding import Models
-from twinserve.server.runtime import machine
 from twinserve.server.services import codec, enroll_stream, gallery_codec, searching
 from twinserve.server.services.calls import (
     Context,
@@ -222,31 +222,37 @@ class GalleryService(rpc.GalleryServiceServicer):
                 check_items(errors, len(request.items), atomic=request.atomic)
 
         places = [i for i, item in enumerate(request.items) if item.HasField("input")]
-        messages = [(f"items[{i}].input", request.items[i].input) for i in places]
-        with self._engine(gallery, messages) as engine:
-            readings = await self._read_inputs(engine, messages, digests=True)
-            embedded = await attempt(lambda: self._embed(gallery, engine, readings, caller))
-        errors = {places[i]: error for i, error in embedded.errors.items()}
+        if request.embeddings:
+            packed = _packed(request, gallery.settings, places)
+            embedded = Embedded(packed, "", 0.0, None)
+            errors = embedded.errors
+            given = {i: (outcome, b"") for i, outcome in enumerate(packed)}
+        else:
+            messages = [(f"items[{i}].input", request.items[i].input) for i in places]
+            with self._engine(gallery, messages) as engine:
+                readings = await self._read_inputs(engine, messages, digests=True)
+                embedded = await attempt(lambda: self._embed(gallery, engine, readings, caller))
+            errors = {places[i]: error for i, error in embedded.errors.items()}
+            given = {
+                places[i]: (outcome, _content_digest(gallery, readings[i]))
+                for i, outcome in enumerate(embedded.outcomes)
+            }
         check()
-        given = {
-            places[i]: (outcome, _content_digest(gallery, readings[i]))
-            for i, outcome in enumerate(embedded.outcomes)
-        }
         items: dict[int, NewItem] = {}
-        for i, asked in enumerate(request.items):
-            vector, digest = given.get(i, (None, b""))
-            if isinstance(vector, TwinserveError):
-                continue
-            try:
-                items[i] = NewItem(
-                    id=asked.item.id,
-                    subject=asked.item.subject,
-                    metadata=gallery_codec.metadata(asked.item.metadata, f"items[{i}].item"),
-                    embedding=vector,
-                    digest=digest,
-                )
-            except TwinserveError as error:
-                errors[i] = error
+
+        def gather() -> None:
+            for i, asked in enumerate(request.items):
+                vector, digest = given.get(i, (None, b""))
+                if isinstance(vector, TwinserveError):
+                    continue
+                item = asked.item
+                try:
+                    metadata = gallery_codec.metadata(item.metadata, f"items[{i}].item")
+                    items[i] = NewItem(item.id, item.subject, metadata, vector, digest)
+                except TwinserveError as error:
+                    errors[i] = error
+
+        await self._read(gather) if len(request.items) > FEW_INPUTS else gather()
         check()
         began = time.perf_counter()
 
@@ -635,6 +641,44 @@ def _checked(
         return inputs.check_ready(raw, settings.dimension, settings.space_id, settings.metric)
     except TwinserveError as error:
         return error
+
+
+def _packed(
+    request: pb.EnrollRequest, settings: GallerySettings, with_input: Sequence[int]
+) -> tuple[Vector | TwinserveError, ...]:
+    """Return the embeddings that a request holds end to end, or what is wrong with each.
+
+    Raises:
+        InvalidInput: an item has an input beside.
+        WrongShape: they are not as many bytes as the items need.
+        SpaceMismatch: they are of another space.
+    """
+    if with_input:
+        raise InvalidInput(
+            f"items[{with_input[0]}] has an input, and the request has embeddings of all items; "
+            "send one of the two",
+            field=f"items[{with_input[0]}].input",
+        )
+    count, dimension = len(request.items), settings.dimension
+    if len(request.embeddings) != 4 * count * dimension:
+        raise WrongShape(
+            f"embeddings has {len(request.embeddings)} bytes; {count} items of {dimension} "
+            f"float32 values take {4 * count * dimension}",
+            field="embeddings",
+        )
+    inputs.check_space(request.space_id, settings.space_id, "space_id")
+    vectors = np.frombuffer(request.embeddings, "<f4").reshape(count, dimension)
+    vectors = vectors.astype(np.float32, copy=False)
+    if distance.are_sound(vectors, settings.metric):
+        return tuple(vectors)
+    outcomes: list[Vector | TwinserveError] = []
+    for number, vector in enumerate(vectors):
+        try:
+            distance.check_vectors(vector, settings.metric)
+            outcomes.append(vector)
+        except TwinserveError as error:
+            outcomes.append(error.at(f"items[{number}]"))
+    return tuple(outcomes)
 
 
 async def _once(work: Callable[[], Awaitable[Result]]) -> Result:

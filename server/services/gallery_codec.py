@@ -154,6 +154,8 @@ def metadata(
     Raises:
         InvalidInput: a key without a value.
     """
+    if not message:
+        return {}
     return {key: _value(value, f"{field}.metadata[{key!r}]") for key, value in message.items()}
 
 

@@ -23,6 +23,7 @@ from twinserve.server.services import codec, gallery_codec, search_reply
 from twinserve.server.watching.metrics import Metrics
 
 MOST_TOGETHER = 64  # probes
+THREADS = 1  # of a graph
 ALONE = 16  # probes of a call that need no company
 
 
@@ -104,6 +105,7 @@ def answer(
         ef=question.ef,
         mean_of=question.mean_of,
         proceed=proceed,
+        threads=THREADS if len(probes) >= 8 else 1,
     )
     ended = time.perf_counter()
     model = gallery.settings.model

@@ -339,6 +339,8 @@ class EnrollRequest(google.protobuf.message.Message):
     ITEMS_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     ATOMIC_FIELD_NUMBER: builtins.int
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
+    SPACE_ID_FIELD_NUMBER: builtins.int
     gallery: builtins.str
     """gallery is a name or alias; required."""
     request_id: builtins.str
@@ -347,6 +349,12 @@ class EnrollRequest(google.protobuf.message.Message):
     """
     atomic: builtins.bool
     """atomic: true enrols all items or none."""
+    embeddings: builtins.bytes
+    """embeddings of all items, in their order, float32, little-endian, end to end, in place of the
+    items' inputs: of a thousand items the fastest form. Empty: items have inputs.
+    """
+    space_id: builtins.str
+    """space_id of the embeddings; required with them."""
     @property
     def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___EnrollItem]:
         """items: 1 to the server's limit; each id at most once."""
@@ -358,8 +366,10 @@ class EnrollRequest(google.protobuf.message.Message):
         items: collections.abc.Iterable[Global___EnrollItem] | None = ...,
         request_id: builtins.str = ...,
         atomic: builtins.bool = ...,
+        embeddings: builtins.bytes = ...,
+        space_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["atomic", b"atomic", "gallery", b"gallery", "items", b"items", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["atomic", b"atomic", "embeddings", b"embeddings", "gallery", b"gallery", "items", b"items", "request_id", b"request_id", "space_id", b"space_id"]) -> None: ...
 
 Global___EnrollRequest: typing_extensions.TypeAlias = EnrollRequest
 
