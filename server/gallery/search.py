@@ -563,4 +563,6 @@ def means_of(distances: FloatArray, sizes: Indices) -> FloatArray:
     """
     groups = np.repeat(np.arange(len(sizes)), sizes)
     means = np.bincount(groups, weights=distances, minlength=len(sizes)) / sizes
-    return np.maximum(means, distances[np.cumsum(sizes) - sizes])
+    nearest = distances[np.cumsum(sizes) - sizes]
+    at_least: FloatArray = np.maximum(means, nearest)
+    return at_least
