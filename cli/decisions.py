@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from twinserve.cli import inputs
 from twinserve.cli.exit_codes import NO, NOT_CALIBRATED, OK
 from twinserve.cli.output import print_fields
 from twinserve.decision import Outcome
@@ -42,6 +43,18 @@ def add_prior_flag(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="P",
         help='probability of "same" before looking (0.5)',
+    )
+
+
+def add_mean_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --mean-of."""
+    parser.add_argument(
+        "--mean-of",
+        type=inputs.positive,
+        default=1,
+        metavar="M",
+        help="a subject's distance is the mean of its M nearest items, not the nearest's alone; "
+        "it has no probability then",
     )
 
 

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="subject",
         help="what a hit is (%(default)s)",
     )
+    decisions.add_mean_flag(parser)
     parser.add_argument("--exact", action="store_true", help="scan every item, without the index")
     parser.add_argument("--full", action="store_true", help="metadata and times too, with --json")
     inputs.add_batch_flag(parser)
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
                 max_distance=arguments.max_distance,
                 by_item=arguments.by == "item",
                 exact=arguments.exact,
+                mean_of=arguments.mean_of,
                 full=arguments.full,
             )
 

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_prompt_flag(parser)
     decisions.add_rule_flags(parser)
     decisions.add_prior_flag(parser)
+    decisions.add_mean_flag(parser)
     connection.add_arguments(parser)
 
 
@@ -43,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.threshold,
             arguments.prior,
             prompt=arguments.prompt,
+            mean_of=arguments.mean_of,
         )
     if arguments.json:
         print_json(verification)

@@ -408,7 +408,7 @@ class TestResults:
             ),
         )
         results = client.search(
-            "people", ["x"], 2, fpir=0.01, filter={"site": "north", "age": [1, 2]}, ef=99
+            "people", ["x"], 2, fpir=0.01, filter={"site": "north", "age": [1, 2]}, ef=99, mean_of=3
         )
         (found,) = results.checked()
         assert [(h.subject, h.distance, h.match) for h in found] == [
@@ -422,7 +422,7 @@ class TestResults:
         assert results.consistency_token == "t7"
         (request,) = server.asked("Search")
         assert request.rule.false_positive_identification_rate == 0.01
-        assert (request.top_k, request.ef) == (2, 99)
+        assert (request.top_k, request.ef, request.mean_of) == (2, 99, 3)
         site, age = request.filter.all.filters
         assert site.clause.equals.text == "north"
         assert [v.integer for v in age.clause.any_of.values] == [1, 2]
@@ -448,10 +448,11 @@ class TestResults:
                 items_compared=5,
             ),
         )
-        verification = client.verify("people", "alice", b"x", far=0.001)
+        verification = client.verify("people", "alice", b"x", far=0.001, mean_of=5)
         assert verification.match is False
         assert (verification.item_id, verification.items_compared) == ("i3", 5)
         assert server.asked("Verify")[0].subject == "alice"
+        assert server.asked("Verify")[0].mean_of == 5
 
     def test_metadata_keeps_its_types_there_and_back(
         self, server: FakeServer, client: Client

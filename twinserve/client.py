@@ -753,6 +753,7 @@ class Client:
         by_item: bool = False,
         exact: bool = False,
         ef: int | None = None,
+        mean_of: int = 1,
         full: bool = False,
         at_least: str = "",
         raise_for_errors: bool = False,
@@ -773,6 +774,8 @@ class Client:
             by_item: a hit is an item, not a subject by its nearest item.
             exact: scan every item instead of asking the index.
             ef: breadth of the index search; None is the gallery's.
+            mean_of: a subject's distance is the mean of so many of its nearest items, up to 100;
+                such hits have no probability.
             full: add metadata and times to the items.
             at_least: a consistency token; the read waits for that state, up to its deadline.
             raise_for_errors: raise the first probe's error instead of leaving it in its place.
@@ -792,6 +795,7 @@ class Client:
             ),
             exact=exact,
             ef=ef,
+            mean_of=mean_of,
             view=_view(full),
             at_least=at_least,
         )
@@ -808,12 +812,13 @@ class Client:
         prior: float | None = None,
         *,
         prompt: str | None = None,
+        mean_of: int = 1,
         at_least: str = "",
         timeout: float | None = None,
     ) -> Verification:
         """Say whether a probe is a subject; `far` holds for the subject as a whole.
 
-        `prompt` is as for `embed`.
+        `prompt` is as for `embed`, `mean_of` as for `search`.
 
         Raises:
             SubjectNotFound: nobody of that name in the gallery.
@@ -825,6 +830,7 @@ class Client:
             rule=messages.to_rule(far, threshold),
             at_least=at_least,
             prior=prior,
+            mean_of=mean_of,
         )
         return messages.from_verify_response(self._call(self._gallery.Verify, request, timeout))
 

@@ -430,7 +430,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verification(Comparison):
-    """A comparison with the items of one subject; `item_id` is the nearest, which decided."""
+    """A comparison with the items of one subject; `item_id` is the nearest of them."""
 
     item_id: str
     items_compared: int
@@ -461,7 +461,7 @@ class Enrolled:
 
 @dataclass(frozen=True)
 class Hit:
-    """A subject (or item) near a probe; `item` is the one that decided for its subject."""
+    """A subject (or item) near a probe; `item` is the nearest of its subject."""
 
     item: Item
     distance: float

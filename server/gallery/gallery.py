@@ -50,7 +50,7 @@ from twinserve.server.gallery.footprint import DiskUsage
 from twinserve.server.gallery.memory import Memory
 from twinserve.server.gallery.observing import BuildKind, GalleryObserver
 from twinserve.server.gallery.recall import Recomputed, Sampler
-from twinserve.server.gallery.search import Question, View, go_on, rescore, search
+from twinserve.server.gallery.search import Question, View, go_on, means_of, rescore, search
 from twinserve.server.gallery.segments import Segment
 from twinserve.server.gallery.snapshots import Snapshots
 from twinserve.server.gallery.store import Store, as_twinserve_error
@@ -333,11 +333,12 @@ class Gallery:
 
         Raises:
             WrongShape, NotFinite, ZeroVector: the probes cannot be compared.
-            InvalidInput: k, ef, max_distance or the filter is out of range.
+            InvalidInput: k, ef, mean_of, max_distance or the filter is out of range.
         """
         self._check_probes(probes)
         if k < 1:
             raise InvalidInput(f"k is {k}; ask for at least 1", field="top_k")
+        _check_mean(mean_of)
         if ef is not None and ef < 1:
             raise InvalidInput(f"ef is {ef}; give at least 1, or leave it out", field="ef")
         if max_distance is not None and not max_distance >= 0:
@@ -382,13 +383,17 @@ class Gallery:
             strangers=self.estimator.strangers(view),
         )
 
-    def verify(self, subject: str, probe: NDArray[np.float32]) -> Nearest:
+    def verify(self, subject: str, probe: NDArray[np.float32], mean_of: int = 1) -> Nearest:
         """The nearest item of a subject to a probe, float32 [dimension]; always exact.
+
+        The distance is the mean of so many of its nearest items, of as many as it has.
 
         Raises:
             SubjectNotFound: no item has this subject (or, without one, this id).
             WrongShape, NotFinite, ZeroVector: the probe cannot be compared.
+            InvalidInput: mean_of is below 1.
         """
+        _check_mean(mean_of)
         if probe.ndim != 1:
             raise WrongShape(
                 f"the probe has shape {list(probe.shape)}; send [{self.settings.dimension}]"
@@ -399,10 +404,12 @@ class Gallery:
         if not len(rows):
             raise no_subject(self.settings.name, subject)
         distances = rescore(view, probe, view.rows.label[rows])
-        distance, item_id = min(
+        _, item_id = min(
             (distance, view.rows.id_of(row))
             for distance, row in zip(distances.tolist(), rows.tolist(), strict=True)
         )
+        near = np.sort(distances)[:mean_of]
+        distance = float(means_of(near, np.array([len(near)]))[0])
         return Nearest(distance, item_id, len(rows), self._token(view.sequence))
 
     def wait_for(self, token: str, timeout_s: float) -> None:
@@ -827,14 +834,17 @@ class Gallery:
 
     def _save_snapshot(self, *, aside: bool) -> None:
         changed, view = self._changed_rows, self._planned[1]
+        began = time.monotonic()
 
         def note(snapshot: int) -> None:
             self._store.note_snapshot(snapshot)
             self._changed_rows -= changed  # what changed since counts on
 
-        self._snapshots.save(
+        saved = self._snapshots.save(
             view, lambda snapshot: self._writer.call(lambda: note(snapshot)).result(), aside=aside
         )
+        if saved is not None:
+            self._observer.snapshotted(self.settings.model, time.monotonic() - began)
 
     def built(self, kind: BuildKind, seconds: float, rows: int) -> None:
         """Tell whoever watches that a segment was made; any thread."""
@@ -958,3 +968,8 @@ class Gallery:
             f"gallery {self.settings.name!r} was deleted or closed",
             resource=("gallery", self.settings.name),
         )
+
+
+def _check_mean(mean_of: int) -> None:
+    if mean_of < 1:
+        raise InvalidInput(f"mean_of is {mean_of}; give at least 1", field="mean_of")

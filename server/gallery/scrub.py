@@ -31,7 +31,7 @@ from twinserve.server.gallery.store import Store
 from twinserve.server.gallery.types import GallerySettings
 from twinserve.server.storage import database
 
-FIRST_SECONDS = 300.0  # all of it was read at the start
+FIRST_SECONDS = 300.0  # after the start, which has read much of it
 PASS_SECONDS = 86_400.0  # from one pass to the next, at least
 PIECE_BYTES = 1 << 17
 PIECE_ROWS = 256  # some 2 ms of the interpreter's time

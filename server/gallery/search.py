@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from twinserve.server.gallery.segments import Probes, Segment, safe, stitched
 from twinserve.server.gallery.types import Filter
 
 Indices = NDArray[np.int64]
+Far = TypeVar("Far", float, FloatArray)
 
 CELLS = 1 << 23  # float32 cells of one block of a scan: 32 MB
 REMEMBERED_FILTERS = 64
@@ -291,7 +293,7 @@ def _scan(scope: Scope, probes: Probes) -> Found:
         for number, units in enumerate(_units(some, parts, len(rows)), start):
             scope.proceed()
             ranked = Ranked(rows, labels, units, float(errors[number]))
-            answers.append(_nearest(scope, probes.vectors[number], ranked))
+            answers.append(_nearest(scope, probes.vectors[number], ranked, exact=True))
     return Found.joined(answers)
 
 
@@ -305,13 +307,13 @@ class Ranked:
     error: float
 
 
-def _nearest(scope: Scope, probe: Embeddings, ranked: Ranked) -> Found:
+def _nearest(scope: Scope, probe: Embeddings, ranked: Ranked, *, exact: bool) -> Found:
     """Recompute the front-runners, then everybody whom float32 could have wronged."""
     view, question = scope.view, scope.question
 
     def recompute(chosen: Indices) -> Found:
         distances = rescore(view, probe, ranked.labels[chosen])
-        return _ranked_one(scope, probe, ranked.rows[chosen], distances, exact=True)
+        return _ranked_one(scope, probe, ranked.rows[chosen], distances, exact=exact)
 
     total = len(ranked.rows)
     take = 2 * question.k + 16
@@ -335,7 +337,7 @@ def _float32_above(value: float) -> np.float32:
     return above
 
 
-def _reach(distance: float, error: float, metric: Metric) -> float:
+def _reach(distance: Far, error: float, metric: Metric) -> Far:
     """The ranking units below which a vector may lie at `distance` or nearer."""
     units = distance**2 if metric is Metric.EUCLIDEAN else distance
     return units * (1.0 + 1e-6) + error
@@ -362,8 +364,12 @@ def _through_graphs(scope: Scope, probes: Probes, kept: int, threads: int) -> Fo
         scope.proceed()
         found = _judge(scope, part, candidates)
         done = np.diff(found.starts) >= scope.enough
+        if question.averages:
+            # Only who has no item as near as the last mean is surely farther than that.
+            last = found.distances[found.starts[1:][done] - 1]
+            done[done] = candidates.reached[done] > _reach(last, 0.0, view.metric)
         if question.max_distance is not None:
-            done |= candidates.farthest > _reach(question.max_distance, 0.0, view.metric)
+            done |= candidates.reached > _reach(question.max_distance, 0.0, view.metric)
         if done.all() and not answers:
             return found
         answers |= {int(open_probes[i]): found.of(int(i)) for i in np.flatnonzero(done)}
@@ -382,7 +388,7 @@ class Candidates:
     probes: Indices  # [m]
     rows: Indices  # [m]
     units: FloatArray  # [m]
-    farthest: FloatArray  # [n] per probe: how far the graphs went
+    reached: FloatArray  # [n] per probe: every segment was asked for what lies nearer than this
 
 
 def _candidates(view: View, probes: Probes, wanted: int, threads: int) -> Candidates:
@@ -390,7 +396,7 @@ def _candidates(view: View, probes: Probes, wanted: int, threads: int) -> Candid
     all_probes: list[Indices] = []
     all_rows: list[Indices] = []
     all_units: list[FloatArray] = []
-    farthest = np.zeros(len(probes.vectors))
+    reached = np.full(len(probes.vectors), np.inf)
     for segment, newest in zip(view.segments, view.newest, strict=True):
         take = min(wanted, len(segment))
         found = segment.graph.nearest(probes.vectors, take, threads) if segment.graph else None
@@ -401,9 +407,9 @@ def _candidates(view: View, probes: Probes, wanted: int, threads: int) -> Candid
         all_rows.append(rows)
         all_units.append(units.ravel()[places])
         if take == wanted:
-            np.maximum(farthest, units.max(axis=1), out=farthest)
+            np.minimum(reached, units.max(axis=1), out=reached)
     return Candidates(
-        np.concatenate(all_probes), np.concatenate(all_rows), np.concatenate(all_units), farthest
+        np.concatenate(all_probes), np.concatenate(all_rows), np.concatenate(all_units), reached
     )
 
 
@@ -424,18 +430,17 @@ def _judge(scope: Scope, probes: Probes, candidates: Candidates) -> Found:
     units = candidates.units[admitted]
     count = len(probes.vectors)
     if question.averages:
-        return Found.joined(
-            [
-                _ranked_one(
-                    scope,
-                    probes.vectors[number],
-                    rows[owners == number],
-                    rescore(view, probes.vectors[number], view.rows.label[rows[owners == number]]),
-                    exact=False,
-                )
-                for number in range(count)
-            ]
-        )
+        labels = view.rows.label[rows]
+        # A vector is at most as long as the probe that found it, and as far as it lies from it.
+        farthest = float(units.max(initial=0.0)) ** 0.5
+        errors = probes.error(float(probes.lengths.max()) + farthest)
+        answers = []
+        for number, probe in enumerate(probes.vectors):
+            scope.proceed()
+            own = owners == number
+            ranked = Ranked(rows[own], labels[own], units[own], float(errors[number]))
+            answers.append(_nearest(scope, probe, ranked, exact=False))
+        return Found.joined(answers)
     # float32 ranks well enough to leave out those far behind the k-th: most of the work.
     front = _front(owners, units, 2 * question.k + 16)
     while True:
@@ -540,16 +545,24 @@ def _means(
     """One row per group: its nearest, with the mean distance of its nearest `mean_of`."""
     view, most = scope.view, scope.question.mean_of
     order = np.argsort(groups, kind="stable")  # within a group: nearest first, as before
-    ordered = groups[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    if not len(order):
-        return owners, rows, distances
-    ranks = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    near = np.where(ranks < most, distances[order], 0.0)
-    sizes = np.minimum(np.diff(np.append(starts, len(order))), most)
-    means = np.add.reduceat(near, starts) / sizes
+    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    ranks = np.arange(len(order)) - np.repeat(starts, sizes)
+    means = means_of(distances[order[ranks < most]], np.minimum(sizes, most))
     owners, rows = owners[order][starts], rows[order][starts]
     again = np.lexsort((means, owners))
     owners, rows, means = owners[again], rows[again], means[again]
     _order_ties(view, owners, rows, means)
     return owners, rows, means
+
+
+def means_of(distances: FloatArray, sizes: Indices) -> FloatArray:
+    """The mean distances [n] of n groups of `sizes` [n], end to end, the nearest of each first.
+
+    Summed one after another, so that a subject's mean does not depend on what is searched beside
+    it; and at least its nearest distance, whatever rounding does.
+    """
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    means = np.bincount(groups, weights=distances, minlength=len(sizes)) / sizes
+    nearest = distances[np.cumsum(sizes) - sizes]
+    at_least: FloatArray = np.maximum(means, nearest)
+    return at_least

@@ -266,7 +266,7 @@ class SearchOutcome:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest item of one subject, out of `items_compared`."""
+    """The nearest item of one subject, out of `items_compared`; `distance` may be a mean."""
 
     distance: float
     item_id: str

@@ -11,13 +11,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from twinserve.errors import Code, InternalFault, InvalidInput, NotBuilt, TwinserveError
+from twinserve.errors import Code, InternalFault, InvalidInput, TwinserveError
 from twinserve.server.callers import Caller, Priority
 from twinserve.server.front import Call
 from twinserve.server.gate import Gate
@@ -187,9 +187,3 @@ def count_errors(metrics: Metrics, errors: Mapping[int, TwinserveError]) -> None
     """Count the items that failed in a call that did not."""
     for error in errors.values():
         metrics.rejections.labels(error.reason).inc()
-
-
-async def not_built(context: Context, call: str, instead: str) -> NoReturn:
-    """End a call that a later release brings, with a sentence."""
-    await abort(context, status_of(NotBuilt(f"{call} is not built yet; {instead}")))
-    raise AssertionError("abort did not raise")

@@ -37,6 +37,7 @@ from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.gate import Gate
 from twinserve.server.inputs import Ready, Vector
 from twinserve.server.models.holding import Models
+from twinserve.server.runtime import machine
 from twinserve.server.services import codec, enroll_stream, gallery_codec, searching
 from twinserve.server.services.calls import (
     Context,
@@ -60,6 +61,7 @@ Result = TypeVar("Result")
 
 DEFAULT_TOP_K = 10
 MAX_EF = 4096
+MAX_MEAN_OF = 100
 FEW_INPUTS = 8  # of a call that are read in place; more are read in a thread
 PATIENCE = 10.0  # seconds that a read without a deadline waits for its at_least
 _CHANGES = {
@@ -443,6 +445,13 @@ class GalleryService(rpc.GalleryServiceServicer):
         codec.check_enum(request.view, pb.ItemView.values(), "view")
         codec.check_enum(request.group_by, pb.GroupBy.values(), "group_by")
         k, ef, max_distance = _search_settings(request, self.limits)
+        mean_of = _mean_of(request)
+        if mean_of > 1 and request.group_by == pb.GROUP_BY_ITEM:
+            raise InvalidInput(
+                f"mean_of is {mean_of}, and an item has one distance; group by subject, or leave "
+                "mean_of out",
+                field="mean_of",
+            )
         chosen = gallery_codec.filter_of(request.filter) if request.HasField("filter") else None
         await self._wait_for(gallery, request.at_least, context)
         caller = caller_of(context)
@@ -464,7 +473,7 @@ class GalleryService(rpc.GalleryServiceServicer):
             by_subject=request.group_by != pb.GROUP_BY_ITEM,
             exact=request.exact,
             ef=ef,
-            mean_of=1,
+            mean_of=mean_of,
         )
         ask = searching.Ask(
             probes=probes,
@@ -501,6 +510,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         rule = codec.rule_of(request.rule)
         decision.check_rule(rule, search=False)
         prior = decision.check_prior(request.prior if request.HasField("prior") else None)
+        mean_of = _mean_of(request)
         await self._wait_for(gallery, request.at_least, context)
         messages = [("probe", request.probe)]
         caller = caller_of(context)
@@ -514,16 +524,20 @@ class GalleryService(rpc.GalleryServiceServicer):
             raise probe
         began = time.perf_counter()
         with self._admission.admit(1, caller.client):
-            nearest = await self._read(lambda: gallery.verify(request.subject, probe))
+            nearest = await self._read(lambda: gallery.verify(request.subject, probe, mean_of))
         seconds = time.perf_counter() - began
         settings = gallery.settings
         self.metrics.search.labels("Verify", settings.model).observe(seconds)
-        self.metrics.distances.labels(settings.model).observe(nearest.distance)
         judged = decision.nearest_of(calibrations, settings.metric, nearest.items_compared)
+        # A mean is no nearer than the nearest item, so the rate promised of that one is kept.
         limit = decision.limit(rule, judged.calibration, judged.compared)
+        likelihood = None
+        if mean_of == 1:  # calibrations are of the nearest alone
+            self.metrics.distances.labels(settings.model).observe(nearest.distance)
+            likelihood = judged.likelihood
         return pb.VerifyResponse(
             score=codec.score_message(
-                nearest.distance, decision.likelihood(nearest.distance, judged.likelihood, prior)
+                nearest.distance, decision.likelihood(nearest.distance, likelihood, prior)
             ),
             decision=codec.decision_message(limit, limit.outcome(nearest.distance)),
             item_id=nearest.item_id,
@@ -726,3 +740,18 @@ def _search_settings(
     if max_distance is not None and not max_distance >= 0:
         raise InvalidInput(f"max_distance is {max_distance}; give at least 0", field="max_distance")
     return k, ef, max_distance
+
+
+def _mean_of(request: pb.SearchRequest | pb.VerifyRequest) -> int:
+    """Of how many of a subject's items its distance is the mean.
+
+    Raises:
+        LimitExceeded: outside its range.
+    """
+    if not 0 <= request.mean_of <= MAX_MEAN_OF:
+        raise LimitExceeded(
+            f"mean_of is {request.mean_of}; give 1 to {MAX_MEAN_OF}, or 0 for the nearest alone",
+            field="mean_of",
+            metadata={"limit": str(MAX_MEAN_OF), "value": str(request.mean_of)},
+        )
+    return request.mean_of or 1

@@ -115,11 +115,13 @@ def answer(
     for ask in asks:
         timer.observe(ended - ask.began)
         try:
-            replies.append(_reply(gallery, outcome, first, ask, ended - ask.began, proceed))
+            replies.append(
+                _reply(gallery, question, outcome, first, ask, ended - ask.began, proceed)
+            )
         except TwinserveError as error:
             replies.append(error)
         for probe in range(first, first + len(ask.probes)):
-            if outcome.starts[probe] < outcome.starts[probe + 1]:
+            if question.mean_of == 1 and outcome.starts[probe] < outcome.starts[probe + 1]:
                 seen.observe(outcome.distances[outcome.starts[probe]])
         first += len(ask.probes)
     return replies
@@ -127,6 +129,7 @@ def answer(
 
 def _reply(
     gallery: Gallery,
+    question: Question,
     outcome: SearchOutcome,
     first: int,
     ask: Ask,
@@ -141,10 +144,10 @@ def _reply(
         ask.rule, calibration, outcome.items, outcome.subjects, outcome.strangers
     )
     start, end = outcome.starts[first], outcome.starts[first + len(ask.probes)]
-    judges = {
-        size: decision.nearest_of(ask.calibrations, metric, size).likelihood
-        for size in set(outcome.sizes[start:end])
-    }
+    judges: dict[int, Calibration | None] = dict.fromkeys(outcome.sizes[start:end])
+    if question.mean_of == 1:  # calibrations are of the nearest alone
+        for size in judges:
+            judges[size] = decision.nearest_of(ask.calibrations, metric, size).likelihood
     details: dict[bytes, bytes] = {}
     if ask.full:
         wanted = [item_id.decode() for item_id in outcome.ids[start:end]]

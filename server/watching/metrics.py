@@ -122,15 +122,17 @@ class Metrics:
         )
         self.distances = self.histogram(
             "compared_distance",
-            "Distances that Compare and Verify measured, in the metric's own unit. A shift of "
-            "their distribution is a shift of the inputs, or of who they come from.",
+            "Distances that Compare and Verify measured, in the metric's own unit, means of "
+            "several left out. A shift of their distribution is a shift of the inputs, or of who "
+            "they come from.",
             ("model",),
             DISTANCES,
         )
         self.nearest = self.histogram(
             "nearest_distance",
-            "Distance of each searched probe to its nearest item, in the metric's own unit. "
-            "A shift is one of the probes, or of what is enrolled.",
+            "Distance of each searched probe to its nearest item, in the metric's own unit; "
+            "searches for means of several left out. A shift is one of the probes, or of what is "
+            "enrolled.",
             ("model",),
             DISTANCES,
         )

@@ -341,6 +341,8 @@ class TestDecisions:
         code, out, _ = run("verify", "people", "alice", pictures / "stray.png")
         assert code == 1
         assert "alice:1.png" in out
+        run("verify", "people", "alice", pictures / "stray.png", "--mean-of", "3")
+        assert [request.mean_of for request in fake.asked("Verify")] == [1, 3]
 
 
 class TestSearch:
@@ -360,7 +362,8 @@ class TestSearch:
         )
         fake.on("Search", response)
         code, out, _ = run(
-            "search", "people", pictures / "stray.png", "--top-k", "3", "--fpir", "0.01"
+            *("search", "people", pictures / "stray.png"),
+            *("--top-k", "3", "--fpir", "0.01", "--mean-of", "2"),
         )
         assert code == 0
         head, table, row, *_ = out.splitlines()
@@ -368,7 +371,7 @@ class TestSearch:
         assert table.split() == ["RANK", "SUBJECT", "ITEM", "DISTANCE", "MATCH", "PROBABILITY"]
         assert row.split() == ["1", "alice", "alice:1.png", "0.1250", "yes", "0.9700"]
         (request,) = fake.asked("Search")
-        assert request.top_k == 3
+        assert (request.top_k, request.mean_of) == (3, 2)
         assert request.rule.false_positive_identification_rate == 0.01
 
     def test_what_the_threshold_stands_on_is_printed(self, run: Run, fake: FakeServer) -> None:

@@ -119,7 +119,7 @@ def test_the_server_and_the_command_line_start_without_torch_and_the_trainer(
     done = import_without(
         unpacked,
         "twinserve.server.__main__ twinserve.cli.__main__",
-        ("torch", "onnx", "onnxscript", "twinserve.train", "twinserve.export"),
+        ("torch", "onnx", "onnxscript", "pyarrow", "twinserve.train", "twinserve.export"),
     )
     assert done.returncode == 0, done.stderr
 
@@ -127,8 +127,8 @@ def test_the_server_and_the_command_line_start_without_torch_and_the_trainer(
 def test_the_client_needs_no_runtime_no_index_and_no_pictures(unpacked: Path) -> None:
     done = import_without(
         unpacked,
-        "twinserve.client twinserve.cli.__main__",
-        ("torch", "onnx", "onnxruntime", "hnswlib", "PIL", "tokenizers", "aiohttp"),
+        "twinserve.client twinserve.transfer twinserve.cli.__main__",
+        ("torch", "onnx", "onnxruntime", "hnswlib", "PIL", "tokenizers", "aiohttp", "pyarrow"),
     )
     assert done.returncode == 0, done.stderr
 
@@ -171,7 +171,7 @@ def test_the_wheel_with_the_cpu_extra_serves_a_twin_with_no_torch_on_the_machine
     programs = fresh_environment(
         tmp_path / "server", root, f"twinserve[cpu] @ {built.wheel.as_uri()}"
     )
-    assert packages(programs).isdisjoint({"torch", "onnx", "onnxscript", "pytest"})
+    assert packages(programs).isdisjoint({"torch", "onnx", "onnxscript", "pyarrow", "pytest"})
 
     server = subprocess.Popen(
         [
@@ -214,7 +214,7 @@ def test_the_client_extra_installs_neither_a_runtime_nor_torch(
     programs = fresh_environment(
         tmp_path / "client", root, f"twinserve[client] @ {built.wheel.as_uri()}"
     )
-    heavy = {"torch", "onnx", "onnxruntime", "hnswlib", "pillow", "aiohttp"}
+    heavy = {"torch", "onnx", "onnxruntime", "hnswlib", "pillow", "aiohttp", "pyarrow"}
     assert packages(programs).isdisjoint(heavy)
     subprocess.run(
         [str(programs / "python"), "-c", "import twinserve.client"], check=True, cwd=tmp_path

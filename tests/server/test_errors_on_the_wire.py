@@ -92,6 +92,36 @@ def test_empty_and_oversized_calls_are_refused(stubs: Stubs) -> None:
             "top_k",
         ),
         (
+            lambda: stubs.gallery.Search(
+                pb.SearchRequest(gallery="cosine", probes=[good], mean_of=101)
+            ),
+            "LIMIT_EXCEEDED",
+            "mean_of",
+        ),
+        (
+            lambda: stubs.gallery.Search(
+                pb.SearchRequest(gallery="cosine", probes=[good], mean_of=-1)
+            ),
+            "LIMIT_EXCEEDED",
+            "mean_of",
+        ),
+        (
+            lambda: stubs.gallery.Verify(
+                pb.VerifyRequest(gallery="cosine", subject="s", probe=good, mean_of=101)
+            ),
+            "LIMIT_EXCEEDED",
+            "mean_of",
+        ),
+        (
+            lambda: stubs.gallery.Search(
+                pb.SearchRequest(
+                    gallery="cosine", probes=[good], mean_of=2, group_by=pb.GROUP_BY_ITEM
+                )
+            ),
+            "INVALID_INPUT",
+            "mean_of",
+        ),
+        (
             lambda: stubs.gallery.Search(pb.SearchRequest(gallery="cosine", probes=[good], ef=0)),
             "LIMIT_EXCEEDED",
             "ef",
@@ -384,17 +414,6 @@ def test_a_gallery_with_other_settings_exists_already(stubs: Stubs) -> None:
 def test_a_gallery_name_outside_the_pattern_is_refused(stubs: Stubs, name: str) -> None:
     with Refused(CODE.INVALID_ARGUMENT):
         stubs.gallery.CreateGallery(pb.CreateGalleryRequest(gallery=gallery_pb2.Gallery(name=name)))
-
-
-def test_calls_of_later_releases_answer_unimplemented_with_a_sentence(stubs: Stubs) -> None:
-    calls: list[Callable[[], object]] = [
-        lambda: list(stubs.gallery.ExportItems(pb.ExportItemsRequest(gallery="cosine"))),
-        lambda: list(stubs.gallery.BackupGalleries(pb.BackupGalleriesRequest())),
-    ]
-    for call in calls:
-        with Refused(CODE.UNIMPLEMENTED) as refused:
-            call()
-        assert "is not built yet; " in refused.status.message
 
 
 def test_a_deadline_that_has_passed_is_answered_so(stubs: Stubs) -> None:

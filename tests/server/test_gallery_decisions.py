@@ -296,6 +296,55 @@ def test_verify_against_more_items_than_were_measured_divides_the_rate_and_gives
     assert not reply.score.HasField("probability")
 
 
+def test_a_mean_is_held_to_the_threshold_of_the_nearest_and_has_no_ratio(
+    stubs: Stubs, manifests: dict[str, tuple[Path, Manifest]]
+) -> None:
+    space = manifests["known"][1].space_id
+    stubs.gallery.CreateGallery(
+        pb.CreateGalleryRequest(gallery=gallery_pb2.Gallery(name="means", model="known"))
+    )
+    enroll(stubs, "means", VECTORS[[40, 41]], space, "two")
+    enroll(stubs, "means", VECTORS[[42]], space, "one")
+    probe = wire.ready(VECTORS[40], space)
+    far = float(pairwise(VECTORS[40:41], VECTORS[41:43], Metric.EUCLIDEAN)[0, 0])
+
+    def asked(mean_of: int, threshold: float | None = None) -> pb.Hits:
+        rule = None if threshold is None else shared_pb2.DecisionRule(threshold=threshold)
+        request = pb.SearchRequest(gallery="means", probes=[probe], mean_of=mean_of, rule=rule)
+        return stubs.gallery.Search(request).results[0].hits
+
+    def verified(mean_of: int, threshold: float | None = None) -> pb.VerifyResponse:
+        rule = None if threshold is None else shared_pb2.DecisionRule(threshold=threshold)
+        return stubs.gallery.Verify(
+            pb.VerifyRequest(
+                gallery="means", subject="two", probe=probe, mean_of=mean_of, rule=rule
+            )
+        )
+
+    for mean_of in (0, 1):
+        scores = {hit.item.subject: hit.score for hit in asked(mean_of).hits}
+        assert scores["two"].distance == verified(mean_of).score.distance == 0
+        assert scores["two"].HasField("log_likelihood_ratio")
+        assert verified(mean_of).score.HasField("probability")
+    for mean_of in (2, 100):
+        found, reply = asked(mean_of), verified(mean_of)
+        scores = {hit.item.subject: hit.score for hit in found.hits}
+        assert scores["two"].distance == reply.score.distance == pytest.approx(far / 2)
+        assert (reply.item_id, reply.items_compared) == ("two0", 2)
+        assert {hit.item.id for hit in found.hits} == {"two0", "one0"}
+        for score in (*scores.values(), reply.score):
+            assert not score.HasField("log_likelihood_ratio")
+            assert not score.HasField("probability")
+        # The rule gives the threshold that it gives without a mean, and the mean is held to it.
+        assert found.threshold == asked(1).threshold
+        assert reply.decision.threshold == verified(1).decision.threshold
+        assert found.expected_false_matches == asked(1).expected_false_matches
+    near = shared_pb2.OUTCOME_MATCH
+    assert [asked(m, far / 4).outcome == near for m in (1, 2)] == [True, False]
+    assert [verified(m, far / 4).decision.outcome == near for m in (1, 2)] == [True, False]
+    assert [asked(m, far * 0.51).hits[0].match for m in (1, 2)] == [True, True]
+
+
 def test_the_metrics_count_what_searches_were_decided_by(
     stubs: Stubs, deciding: RunningServer
 ) -> None:

@@ -1041,7 +1041,8 @@ class SearchRequest(google.protobuf.message.Message):
     """at_least is a consistency_token; the read waits, up to its deadline, for that state."""
     mean_of: builtins.int
     """mean_of is how many of a subject's nearest items its distance is the mean of (fewer where it has
-    fewer), 0 to 100; 0 or 1 means the nearest alone. Only where hits are subjects.
+    fewer), 0 to 100; 0 or 1 means the nearest alone. Only where hits are subjects. The threshold is
+    applied to the mean; above 1, scores hold distances alone.
     """
     @property
     def probes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[twinserve.v1.shared_pb2.Input]:
@@ -1218,11 +1219,11 @@ class Hit(google.protobuf.message.Message):
     """match is true when the distance is at most the threshold."""
     @property
     def item(self) -> twinserve.v1.shared_pb2.Item:
-        """item that decided for its subject."""
+        """item is the subject's nearest."""
 
     @property
     def score(self) -> twinserve.v1.shared_pb2.Score:
-        """score of the probe against that item."""
+        """score of the probe against that item, or of the mean that was asked for."""
 
     def __init__(
         self,
@@ -1259,7 +1260,8 @@ class VerifyRequest(google.protobuf.message.Message):
     """prior probability of "same" in (0, 1); absent means 0.5."""
     mean_of: builtins.int
     """mean_of is how many of the subject's nearest items the distance is the mean of (fewer where it
-    has fewer), 0 to 100; 0 or 1 means the nearest alone.
+    has fewer), 0 to 100; 0 or 1 means the nearest alone. The threshold is applied to the mean; above
+    1, the score holds the distance alone.
     """
     @property
     def probe(self) -> twinserve.v1.shared_pb2.Input:
@@ -1300,7 +1302,7 @@ class VerifyResponse(google.protobuf.message.Message):
     MODEL_VERSION_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
     item_id: builtins.str
-    """item_id of the item that decided."""
+    """item_id of the subject's nearest item."""
     items_compared: builtins.int
     """items_compared is the number of the subject's items."""
     consistency_token: builtins.str
@@ -1309,7 +1311,7 @@ class VerifyResponse(google.protobuf.message.Message):
     """model_version that embedded the probe; empty when it was a ready embedding."""
     @property
     def score(self) -> twinserve.v1.shared_pb2.Score:
-        """score against the nearest item of the subject."""
+        """score against the nearest item of the subject, or of the mean that was asked for."""
 
     @property
     def decision(self) -> twinserve.v1.shared_pb2.Decision:

@@ -101,19 +101,28 @@ def brute_force(
     wanted: Filter | None = None,
     by_subject: bool = True,
     max_distance: float = np.inf,
+    mean_of: int = 1,
 ) -> list[tuple[str, float]]:
-    """(id, distance) by the definition: all distances, sorted, first of each subject."""
+    """(id, distance) by the definition: all distances, sorted, first of each subject.
+
+    Or the mean of the first `mean_of` of each, one added after the other, and sorted again.
+    """
     passing = [i for i, m in known.items() if wanted is None or matches(wanted, m.metadata)]
     if not passing:
         return []
     distances = paired(np.stack([known[i].embedding for i in passing]), probe[None], metric)
     ordered = sorted(zip(distances.tolist(), passing, strict=True))
-    found: list[tuple[str, float]] = []
-    seen: set[str] = set()
+    found: list[tuple[float, str]] = []
+    groups: dict[str, list[tuple[float, str]]] = {}
     for distance, item_id in ordered:
-        subject = known[item_id].subject or item_id
-        if distance > max_distance or (by_subject and subject in seen):
-            continue
-        seen.add(subject)
-        found.append((item_id, distance))
-    return found[:k]
+        group = item_id if not by_subject else known[item_id].subject or item_id
+        groups.setdefault(group, []).append((distance, item_id))
+    for near in groups.values():
+        nearest, item_id = near[0]
+        total = 0.0
+        for distance, _ in near[:mean_of]:
+            total += distance
+        found.append((max(nearest, total / len(near[:mean_of])), item_id))
+    return [(item_id, distance) for distance, item_id in sorted(found) if distance <= max_distance][
+        :k
+    ]

@@ -82,6 +82,32 @@ def test_a_backup_is_a_data_folder_with_just_the_galleries_asked_for(tmp_path: P
             fill(copied, 1, first=20)
 
 
+def test_aliases_of_the_galleries_copied_work_on_the_copy_and_others_are_left_out(
+    tmp_path: Path,
+) -> None:
+    with opened(tmp_path / "data") as galleries:
+        for name in ("faces", "hands"):
+            galleries.create(settings(name))
+            fill(galleries.get(name), 3)
+        for alias, name in (("live", "faces"), ("spare", "faces"), ("other", "hands")):
+            galleries.set_alias(alias, name)
+        some = galleries.backup(["live"], tmp_path / "backups", "some", quiet)
+        every = galleries.backup([], tmp_path / "backups", "all", quiet)
+    with opened(some) as copies:
+        assert [one.settings.name for one in copies.list()] == ["faces"]
+        assert copies.status("live").aliases == ("live", "spare")
+        assert ids(copies.get("live")) == {"i0", "i1", "i2"}
+        with pytest.raises(GalleryNotFound):
+            copies.get("other")
+        copies.create(settings("other"))  # the name is free there
+        copies.delete_alias("spare")
+        with pytest.raises(GalleryNotFound):
+            copies.get("spare")
+    with opened(every) as copies:
+        assert copies.get("other").settings.name == "hands"
+        assert copies.get("spare").settings.name == "faces"
+
+
 def test_a_copy_keeps_what_marks_our_files(tmp_path: Path) -> None:
     with opened(tmp_path / "data") as galleries:
         galleries.create(settings())

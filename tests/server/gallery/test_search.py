@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.server.gallery.folders import new, one_gallery, settings
+from tests.server.gallery.test_graphs import settle
 from twinserve.errors import DeadlineExceeded
 from twinserve.server.gallery import GalleryLimits
 
@@ -43,3 +44,21 @@ def test_a_search_that_nobody_waits_for_ends_at_its_next_piece(
             with pytest.raises(DeadlineExceeded):
                 gallery.search(PROBES, k=3, exact=exact, proceed=proceed)
             assert len(made) == calls + 1, "nothing goes on behind it"
+
+
+def test_a_segment_that_saw_far_does_not_end_the_search_for_another(quick_folder: Path) -> None:
+    """Of a crowd of one subject the graph names no other at first, whatever lies elsewhere."""
+    limits = GalleryLimits(exact_scan_below=50, segment_rows=1_024)
+    rng = np.random.default_rng(6)
+    crowd = 0.1 * rng.standard_normal((1_004, 4))
+    behind = [[1.0 + n / 100, 0, 0, 0] for n in range(20)]
+    far = 100 + rng.standard_normal((300, 4))
+    with one_gallery(quick_folder, settings(), limits) as gallery:
+        items = [new(f"c{n}", one, "crowd") for n, one in enumerate(crowd)]
+        items += [new(f"b{n}", one, f"s{n}") for n, one in enumerate(behind)]
+        gallery.enroll(items).result()
+        gallery.enroll([new(f"f{n}", one) for n, one in enumerate(far)]).result()
+        settle(gallery, len(far))
+        probe = np.zeros((1, 4), dtype=np.float32)
+        (hits,) = gallery.search(probe, k=5, max_distance=5.0).results
+    assert [hit.subject for hit in hits.hits] == ["crowd", "s0", "s1", "s2", "s3"]
