@@ -50,8 +50,10 @@ def exit_code(outcome: Outcome) -> int:
     return _CODES[outcome]
 
 
-def print_comparison(comparison: Comparison, prior: float | None) -> None:
-    """Print a decision and the evidence behind it."""
+def print_comparison(
+    comparison: Comparison, prior: float | None, *others: tuple[str, object]
+) -> None:
+    """Print a decision and the evidence behind it, and other fields in line with that."""
     rate = None
     if comparison.false_accept_rate is not None:
         rate = f"{comparison.false_accept_rate:.2g}"
@@ -69,5 +71,6 @@ def print_comparison(comparison: Comparison, prior: float | None) -> None:
             ("false accept rate", rate),
             ("probability", probability),
             ("log likelihood ratio", None if ratio is None else f"{ratio:+.3f}"),
+            *others,
         ]
     )
