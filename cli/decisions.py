@@ -13,6 +13,8 @@ EXIT_CODES = "0 match; 1 no match; 3 not calibrated (distance only); 2 wrong usa
 
 _CODES = {Outcome.MATCH: OK, Outcome.NO_MATCH: NO, Outcome.NOT_CALIBRATED: NOT_CALIBRATED}
 
+_NO_EVIDENCE = "no evidence for this rate; give a larger --far, or a --threshold of your own"
+
 
 def add_rule_flags(parser: argparse.ArgumentParser, *, search: bool = False) -> None:
     """Add --far, --threshold and, for search, --fpir; at most one may be given."""
@@ -68,6 +70,7 @@ def print_comparison(
         [
             ("distance", comparison.distance),
             ("threshold", comparison.threshold),
+            ("why", _NO_EVIDENCE if comparison.outcome is Outcome.NOT_CALIBRATED else None),
             ("false accept rate", rate),
             ("probability", probability),
             ("log likelihood ratio", None if ratio is None else f"{ratio:+.3f}"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from twinserve.cli import connection, decisions, inputs, metadata
 from twinserve.cli.output import complain, plain, print_json, print_table
 from twinserve.cli.progress import Progress
+from twinserve.decision import Outcome
 from twinserve.errors import TwinserveError
 from twinserve.messages import Hits, Results
 
@@ -90,6 +91,8 @@ def _print_hits(name: str, hits: Hits) -> None:
     if hits.threshold is not None:
         source = f" (by the {hits.evidence})" if hits.evidence else ""
         facts.append(f"threshold {hits.threshold:.4f}{source}")
+    if hits.outcome is Outcome.NOT_CALIBRATED:
+        facts.append("no evidence for this rate here; give a larger --fpir, or a --threshold")
     rate = hits.false_positive_identification_rate
     if rate is not None:
         upper = hits.false_positive_identification_rate_upper
