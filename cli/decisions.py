@@ -14,6 +14,8 @@ EXIT_CODES = "0 match; 1 no match; 3 not calibrated (distance only); 2 wrong usa
 
 _CODES = {Outcome.MATCH: OK, Outcome.NO_MATCH: NO, Outcome.NOT_CALIBRATED: NOT_CALIBRATED}
 
+_NO_EVIDENCE = "no evidence for this rate; give a larger --far, or a --threshold of your own"
+
 
 def add_rule_flags(parser: argparse.ArgumentParser, *, search: bool = False) -> None:
     """Add --far, --threshold and, for search, --fpir; at most one may be given."""
@@ -63,8 +65,10 @@ def exit_code(outcome: Outcome) -> int:
     return _CODES[outcome]
 
 
-def print_comparison(comparison: Comparison, prior: float | None) -> None:
-    """Print a decision and the evidence behind it."""
+def print_comparison(
+    comparison: Comparison, prior: float | None, *others: tuple[str, object]
+) -> None:
+    """Print a decision and the evidence behind it, and other fields in line with that."""
     rate = None
     if comparison.false_accept_rate is not None:
         rate = f"{comparison.false_accept_rate:.2g}"
@@ -79,8 +83,10 @@ def print_comparison(comparison: Comparison, prior: float | None) -> None:
         [
             ("distance", comparison.distance),
             ("threshold", comparison.threshold),
+            ("why", _NO_EVIDENCE if comparison.outcome is Outcome.NOT_CALIBRATED else None),
             ("false accept rate", rate),
             ("probability", probability),
             ("log likelihood ratio", None if ratio is None else f"{ratio:+.3f}"),
+            *others,
         ]
     )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from twinserve.cli import connection, inputs
+from twinserve.cli import connection, inputs, metadata
 from twinserve.cli.exit_codes import FAULT, NO, OK
 from twinserve.cli.output import complain, plain, print_json
 from twinserve.cli.progress import Progress
@@ -29,7 +30,7 @@ EXAMPLES = """
   twinserve enroll people photos/ --create           # photos/alice/1.jpg is of alice
   twinserve enroll people new.jpg --subject alice
   twinserve enroll people --csv people.csv           # columns: path or text, subject, id; others
-                                                     # are kept as metadata
+                                                     # are kept as metadata, of the declared types
   twinserve enroll questions --text "card lost" --subject lost_card
 """
 
@@ -69,6 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
                 # There with other settings, such as a metric; a model named must be its own.
                 if arguments.model:
                     raise
+        if any(item.metadata for item in items):
+            kinds = client.get_gallery(arguments.gallery).metadata_keys
+            items = list(_typed(items, kinds, arguments.csv))
 
         replies = client.enroll_stream(
             arguments.gallery, items, prompt=arguments.prompt, batch=arguments.batch
@@ -143,6 +147,16 @@ def _rows(path: Path, subject: str | None) -> Iterator[EnrollItem]:
                 subject=row.get("subject") or subject or "",
                 metadata={k: v for k, v in row.items() if k not in _COLUMNS and v},
             )
+
+
+def _typed(
+    items: Sequence[EnrollItem], kinds: Mapping[str, str], table: Path
+) -> Iterator[EnrollItem]:
+    """Give the metadata the types that the gallery declares; the rows of the table come first."""
+    for number, item in enumerate(items, 2):
+        cells = {key: str(cell) for key, cell in item.metadata.items()}
+        values = metadata.typed_row(f"row {number} of {table}", cells, kinds)
+        yield dataclasses.replace(item, metadata=values)
 
 
 def item_id(path: str) -> str:

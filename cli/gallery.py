@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from twinserve.cli import connection, gallery_files, inputs
+from twinserve.cli import connection, gallery_files, inputs, metadata
 from twinserve.cli.exit_codes import NO, OK
 from twinserve.cli.output import print_fields, print_json, print_table
 from twinserve.client import Client, Gallery
@@ -21,6 +21,7 @@ EXAMPLES = """
   twinserve gallery list
   twinserve gallery items people --subject alice
   twinserve gallery count people --subject alice
+  twinserve gallery count people --filter site=north --filter 'age>=18'
   twinserve gallery move people a1 a2 --to bob
   twinserve gallery rename people bob robert
   twinserve gallery remove people --subject alice
@@ -77,6 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("name", metavar="NAME")
     items.add_argument("--subject", default="", help="only the items of this one")
     count.add_argument("--subject", default="", help="only the items of this one")
+    for action in (items, count):
+        metadata.add_filter_flag(action)
     remove.add_argument("ids", nargs="*", metavar="ID")
     remove.add_argument("--subject")
     move.add_argument("ids", nargs="+", metavar="ID")
@@ -204,7 +207,9 @@ def _show(gallery: Gallery, as_json: bool) -> None:
 
 
 def _items(client: Client, arguments: argparse.Namespace) -> None:
-    items = list(client.list_items(arguments.name, subject=arguments.subject, full=True))
+    wanted = metadata.filter_of(client, arguments.name, arguments.filter)
+    found = client.list_items(arguments.name, filter=wanted, subject=arguments.subject, full=True)
+    items = list(found)
     if arguments.json:
         print_json(items)
         return
@@ -235,7 +240,8 @@ def _remove(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _count(client: Client, arguments: argparse.Namespace) -> None:
-    count = client.count_items(arguments.name, subject=arguments.subject)
+    wanted = metadata.filter_of(client, arguments.name, arguments.filter)
+    count = client.count_items(arguments.name, filter=wanted, subject=arguments.subject)
     if arguments.json:
         print_json({"items": count.items, "subjects": count.subjects})
     else:

@@ -88,7 +88,9 @@ def export(client: Client, arguments: argparse.Namespace) -> None:
     else:
         before = done.items - done.exported
         kept = f", {before} of them by an earlier run" if before else ""
-        print(f"{arguments.name}: {done.items} items in {done.parts} files of {done.folder}{kept}")
+        items = "1 item" if done.items == 1 else f"{done.items} items"
+        files = "1 file" if done.parts == 1 else f"{done.parts} files"
+        print(f"{arguments.name}: {items} in {files} of {done.folder}{kept}")
 
 
 def import_(client: Client, arguments: argparse.Namespace) -> None:

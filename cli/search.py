@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from twinserve.cli import connection, decisions, inputs
+from twinserve.cli import connection, decisions, inputs, metadata
 from twinserve.cli.output import complain, plain, print_json, print_table
 from twinserve.cli.progress import Progress
+from twinserve.decision import Outcome
 from twinserve.errors import TwinserveError
 from twinserve.messages import Hits, Results
 
@@ -16,6 +17,7 @@ DESCRIPTION = "Find the subjects of a gallery that are nearest to each probe, an
 EXAMPLES = """
   twinserve search people probe.jpg
   twinserve search people inbox/ --top-k 3 --fpir 0.01
+  twinserve search people probe.jpg --filter site=north --filter 'age>=18'
   twinserve search questions --text "where is my card?" --json
 """
 
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a hit is (%(default)s)",
     )
     decisions.add_mean_flag(parser)
+    metadata.add_filter_flag(parser)
     parser.add_argument("--exact", action="store_true", help="scan every item, without the index")
     parser.add_argument("--full", action="store_true", help="metadata and times too, with --json")
     inputs.add_batch_flag(parser)
@@ -50,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     named = inputs.several(arguments.probes, text=arguments.text)
     found: list[Hits | TwinserveError] = []
     with connection.connect(arguments) as client, Progress(len(named), "probes") as progress:
+        wanted = metadata.filter_of(client, arguments.gallery, arguments.filter)
 
         def search(batch: Sequence[Path | str]) -> Results[Hits]:
             return client.search(
@@ -60,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.threshold,
                 arguments.fpir,
                 prompt=arguments.prompt,
+                filter=wanted,
                 max_distance=arguments.max_distance,
                 by_item=arguments.by == "item",
                 exact=arguments.exact,
@@ -88,6 +93,8 @@ def _print_hits(name: str, hits: Hits) -> None:
     if hits.threshold is not None:
         source = f" (by the {hits.evidence})" if hits.evidence else ""
         facts.append(f"threshold {hits.threshold:.4f}{source}")
+    if hits.outcome is Outcome.NOT_CALIBRATED:
+        facts.append("no evidence for this rate here; give a larger --fpir, or a --threshold")
     rate = hits.false_positive_identification_rate
     if rate is not None:
         upper = hits.false_positive_identification_rate_upper

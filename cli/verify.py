@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from twinserve.cli import connection, decisions, inputs
-from twinserve.cli.output import print_fields, print_json
+from twinserve.cli.output import print_json
 
 DESCRIPTION = (
     "Say whether a probe is one subject of a gallery. The false accept rate holds for the subject "
@@ -49,11 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(verification)
     else:
-        decisions.print_comparison(verification, arguments.prior)
-        print_fields(
-            [
-                ("nearest item       ", verification.item_id),
-                ("items compared", verification.items_compared),
-            ]
+        decisions.print_comparison(
+            verification,
+            arguments.prior,
+            ("nearest item", verification.item_id),
+            ("items compared", verification.items_compared),
         )
     return decisions.exit_code(verification.outcome)

@@ -434,6 +434,63 @@ class TestSearch:
         assert "stray.png: no match" in out
 
 
+def declared(**keys: str) -> gallery_service_pb2.GetGalleryResponse:
+    """A gallery that declares these keys of metadata, each with its type."""
+    response = gallery_service_pb2.GetGalleryResponse()
+    for key, kind in keys.items():
+        number = gallery_pb2.MetadataType.Value(f"METADATA_TYPE_{kind}")
+        response.gallery.metadata_keys.add(key=key, type=number)
+    return response
+
+
+class TestFilter:
+    FLAGS = ("--filter", "site=north", "--filter", "age>=18", "--filter", "site=a=b")
+
+    def test_search_list_and_count_send_the_filter_in_the_declared_types(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        fake.on("GetGallery", declared(age="INTEGER", site="TEXT"))
+        fake.on("Search", gallery_service_pb2.SearchResponse())
+        fake.on("ListItems", gallery_service_pb2.ListItemsResponse())
+        fake.on("CountItems", gallery_service_pb2.CountItemsResponse())
+        run("search", "people", pictures / "stray.png", *self.FLAGS)
+        run("gallery", "items", "people", *self.FLAGS)
+        run("gallery", "count", "people", *self.FLAGS)
+        for method in ("Search", "ListItems", "CountItems"):
+            (request,) = fake.asked(method)
+            age, site = (one.clause for one in request.filter.all.filters)
+            assert (age.key, age.range.at_least.integer) == ("age", 18)
+            assert not age.range.HasField("below")
+            assert site.key == "site"
+            assert [value.text for value in site.any_of.values] == ["north", "a=b"]
+
+    def test_without_a_filter_the_gallery_is_not_asked_for_its_keys(
+        self, run: Run, fake: FakeServer
+    ) -> None:
+        fake.on("CountItems", gallery_service_pb2.CountItemsResponse())
+        assert run("gallery", "count", "people")[0] == 0
+        assert [name for name, _ in fake.requests] == ["CountItems"]
+
+    @pytest.mark.parametrize(
+        ("condition", "complaint"),
+        [
+            ("north", "write KEY=VALUE"),
+            ("age>18", "write KEY=VALUE"),
+            ("age<=18", "write KEY=VALUE"),
+            ("age=old", "age is 'old'; give a whole number"),
+            ("age<", "age is ''; give a whole number"),
+        ],
+    )
+    def test_a_filter_that_cannot_be_is_refused(
+        self, run: Run, fake: FakeServer, condition: str, complaint: str
+    ) -> None:
+        fake.on("GetGallery", declared(age="INTEGER"))
+        code, _, err = run("gallery", "count", "people", "--filter", condition)
+        assert code == 2
+        assert complaint in err
+        assert fake.asked("CountItems") == []
+
+
 class TestEnroll:
     def test_a_folder_gives_subjects_and_ids_that_stay_the_same(
         self, run: Run, fake: FakeServer, pictures: Path
@@ -466,6 +523,7 @@ class TestEnroll:
         self, run: Run, fake: FakeServer, pictures: Path
     ) -> None:
         fake.on("EnrollStream", enrol_all)
+        fake.on("GetGallery", gallery_service_pb2.GetGalleryResponse())
         table = pictures / "people.csv"
         table.write_text(
             "path,subject,id,site\nalice/1.png,alice,a1,north\nbob/1.png,bob,,\n",
@@ -482,6 +540,37 @@ class TestEnroll:
         assert one.input.image == b"alice/1.png"
         assert two.item.id == "bob:1.png"
         assert dict(two.item.metadata) == {}
+
+    def test_the_cells_of_a_csv_are_of_the_types_that_the_gallery_declares(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        fake.on("EnrollStream", enrol_all)
+        fake.on("GetGallery", declared(age="INTEGER", weight="NUMBER", glad="FLAG", born="TIME"))
+        table = pictures / "people.csv"
+        header = "path,age,weight,glad,born,other\n"
+        table.write_text(header + "bob/1.png,42,1.5,Yes,1984-01-31,7\n", encoding="utf-8")
+        code, _, err = run("enroll", "people", "--csv", table)
+        assert code == 0, err
+        (item,) = fake.asked("EnrollStream")[0].items
+        values = item.item.metadata
+        assert (values["age"].integer, values["weight"].number, values["glad"].flag) == (
+            42,
+            1.5,
+            True,
+        )
+        assert values["born"].time.ToJsonString() == "1984-01-31T00:00:00Z"
+        assert values["other"].text == "7"
+
+    def test_a_cell_of_another_type_is_named_by_its_row_before_anything_is_enrolled(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        fake.on("GetGallery", declared(age="INTEGER"))
+        table = pictures / "people.csv"
+        table.write_text("path,age\nalice/1.png,4\nbob/1.png,old\n", encoding="utf-8")
+        code, _, err = run("enroll", "people", "--csv", table)
+        assert code == 2
+        assert f"row 3 of {table}: age is 'old'; give a whole number" in err
+        assert fake.asked("EnrollStream") == []
 
     @pytest.mark.parametrize(
         ("content", "complaint"),

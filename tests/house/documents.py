@@ -1,0 +1,208 @@
+"""Runs a document's fenced blocks as a reader would: in their order, in one folder.
+
+In: Markdown whose author marks a block by a comment on the line above it, `<!-- test: quick -->`,
+with these words:
+
+    quick    run it: bash, or python
+    serve    a command that serves until the document ends; free ports stand in for those it names
+    server   runs against the server of the demo's twin, which the test starts (README)
+    curl, parquet   leave it out where that program, or pyarrow, is missing
+
+An `<!-- output -->` above the next block makes that what the marked one must say, on standard
+output and error together. There, blanks between words count once, `…` stands for anything within a
+line and alone on a line for any lines, a number with a decimal point for one within a fiftieth of
+it, and a time such as 2026-01-31 12:00:00+00:00 for any time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+_BLOCK = re.compile(
+    r"^<!-- *test: *(?P<words>[a-z, ]+?) *-->\n+```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$"
+    r"(?:\n+<!-- output -->\n+```\w*\n(?P<output>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
+KNOWN_WORDS = {"quick", "serve", "server", "curl", "parquet"}
+STARTERS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+GRPC, HTTP = "127.0.0.1:50051", "127.0.0.1:9090"  # where a server is unless told otherwise
+
+_NUMBER = r"\d+\.\d+(?:e[+-]?\d+)?"
+_TIME = r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d+)?(?:\+00:00|Z)"
+_VARYING = re.compile(rf"(?P<time>{_TIME})|(?P<number>{_NUMBER})|(?P<any>…)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One marked block: what runs it, what it needs, its text, and what it must say, if told."""
+
+    language: str
+    words: frozenset[str]
+    text: str
+    output: str | None = None
+
+
+def blocks(markdown: str) -> list[Block]:
+    """Find the marked blocks.
+
+    Raises:
+        ValueError: a mark has no block, a word that nobody knows, or a language that cannot be run.
+    """
+    found = [
+        Block(
+            one["language"], frozenset(re.split(r"[, ]+", one["words"])), one["text"], one["output"]
+        )
+        for one in _BLOCK.finditer(markdown)
+    ]
+    if markdown.count("<!-- test:") != len(found):
+        raise ValueError("a test mark stands above no fenced block with a language")
+    if markdown.count("<!-- output") != sum(block.output is not None for block in found):
+        raise ValueError("an output mark stands behind no marked block, or above no block")
+    for block in found:
+        if not block.words <= KNOWN_WORDS:
+            raise ValueError(f"unknown words {sorted(block.words - KNOWN_WORDS)} in a test mark")
+        if block.language not in STARTERS:
+            raise ValueError(f"no way to run a block of {block.language}")
+    return found
+
+
+def can_run(block: Block) -> bool:
+    """Say whether all that the block needs is here."""
+    return ("curl" not in block.words or shutil.which("curl") is not None) and (
+        "parquet" not in block.words or importlib.util.find_spec("pyarrow") is not None
+    )
+
+
+def differences(shown: str, said: str) -> str:
+    """Return "" where what was said is as a document shows it, else how the two differ."""
+    wanted, got = _tidy(shown), _tidy(said)
+    lines = [r"(?:[^\n]*\n)*?" if line == "…" else _pattern(line) + r"\n" for line in wanted]
+    found = re.fullmatch("".join(lines), "".join(f"{line}\n" for line in got))
+    if found is not None:
+        numbers = [float(one) for one in re.findall(_NUMBER, _without_times(wanted))]
+        pairs = zip(numbers, map(float, found.groups()), strict=True)
+        if all(math.isclose(a, b, rel_tol=0.02, abs_tol=0.002) for a, b in pairs):
+            return ""
+    return "\n".join(difflib.unified_diff(wanted, got, "shown", "said", lineterm=""))
+
+
+def _tidy(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.strip().splitlines()]
+
+
+def _without_times(lines: list[str]) -> str:
+    return re.sub(_TIME, "", "\n".join(lines))
+
+
+def _pattern(line: str) -> str:
+    """Return an expression for a line, with a group for each number with a decimal point."""
+    parts, end = [], 0
+    for one in _VARYING.finditer(line):
+        parts.append(re.escape(line[end : one.start()]))
+        parts.append(
+            {"time": _TIME, "number": f"({_NUMBER})", "any": r"[^\n]*"}[one.lastgroup or ""]
+        )
+        end = one.end()
+    return "".join(parts) + re.escape(line[end:])
+
+
+def _replaced(text: str, addresses: Mapping[str, str]) -> str:
+    return re.sub(r"\b127\.0\.0\.1:\d+\b", lambda one: addresses.get(one[0], one[0]), text)
+
+
+class Reading:
+    """Runs blocks in a folder, as its reader; the servers that they start end with it.
+
+    Where a block names 127.0.0.1 or localhost with the port of a server of the document, it reaches
+    the one that runs, and what it says of that one's address is put back before it is compared.
+    """
+
+    def __init__(self, document: str, folder: Path) -> None:
+        self.document = document
+        self.folder = folder
+        self._addresses: dict[str, str] = {}  # as the document has them -> as they are
+        self._servers: list[subprocess.Popen[str]] = []
+        here = str(Path(sys.executable).parent)
+        self._environment = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for server in self._servers:
+            server.terminate()
+        for server in self._servers:
+            try:
+                server.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.communicate()
+
+    def run(self, block: Block) -> None:
+        """Run one block to its end, or until it serves; fails the test with all that it said."""
+        if "serve" in block.words:
+            said = self.serve(block.text)
+        else:
+            said = self._run(block)
+        said = _replaced(said, {actual: shown for shown, actual in self._addresses.items()})
+        if block.output is not None and (how := differences(block.output, said)):
+            pytest.fail(f"this block of {self.document} says something else:\n{block.text}\n{how}")
+
+    def serve(self, command: str) -> str:
+        """Start a server, on free ports for those of its command; returns what it says first."""
+        ports = [re.search(rf"--{kind}-port[ =](\d+)", command) for kind in ("grpc", "http")]
+        documented = [
+            f"127.0.0.1:{port[1]}" if port else default
+            for port, default in zip(ports, (GRPC, HTTP), strict=True)
+        ]
+        server = subprocess.Popen(
+            [*STARTERS["bash"], f"exec {command.strip()} --grpc-port 0 --http-port 0"],
+            cwd=self.folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._servers.append(server)
+        assert server.stdout is not None
+        line = next((line for line in server.stdout if "SERVING" in line), "")
+        addresses = re.search(r"grpc=(\S+) http=(\S+)", line)
+        if addresses is None:
+            pytest.fail(f"this server of {self.document} ended before it was SERVING:\n{command}")
+        self._addresses.update(zip(documented, addresses.groups(), strict=True))
+        self._environment["TWINSERVE_TARGET"] = self._addresses.get(GRPC, GRPC)
+        return line
+
+    def _run(self, block: Block) -> str:
+        text = _replaced(block.text.replace("localhost:", "127.0.0.1:"), self._addresses)
+        done = subprocess.run(
+            [*STARTERS[block.language], text],
+            cwd=self.folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if done.returncode != 0:
+            pytest.fail(f"this block of {self.document} fails:\n{block.text}\n{done.stdout}")
+        return done.stdout

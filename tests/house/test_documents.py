@@ -1,0 +1,115 @@
+"""How documents are run: which blocks, where, and what counts as the output shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.house.documents import Block, Reading, blocks, differences
+
+
+def block(text: str, output: str | None = None) -> Block:
+    return Block("bash", frozenset({"quick"}), text, output)
+
+
+def test_marked_blocks_are_found_with_their_output_and_others_are_left_alone() -> None:
+    markdown = (
+        "```bash\nmake demo\n```\n\n<!-- test: quick -->\n```bash\ntrue\nfalse\n```\n"
+        "<!-- test: quick, server -->\n\n```python title=x\nprint(1)\n```\n"
+        "<!-- output -->\n```\n1\n```\n"
+    )
+    assert blocks(markdown) == [
+        Block("bash", frozenset({"quick"}), "true\nfalse\n"),
+        Block("python", frozenset({"quick", "server"}), "print(1)\n", "1\n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("markdown", "reason"),
+    [
+        ("<!-- test: quick -->\nno block", "no fenced block"),
+        ("<!-- test: swift -->\n```bash\ntrue\n```\n", "unknown words"),
+        ("<!-- test: quick -->\n```go\nmain\n```\n", "no way to run"),
+        ("<!-- output -->\n```\n1\n```\n", "an output mark"),
+        ("<!-- test: quick -->\n```bash\ntrue\n```\n<!-- output -->\nno block", "an output mark"),
+    ],
+)
+def test_a_mark_that_would_run_or_check_nothing_is_refused(markdown: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        blocks(markdown)
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ("a  b\nc", "a b\nc\n"),
+        ("id … of …", "id 77 of 99"),
+        ("first\n…\nlast", "first\nlast"),
+        ("first\n…\nlast", "first\nb\nc\nlast"),
+        ("at 0.1234, 15 items", "at 0.1240, 15 items"),
+        ("made 2026-11-28 16:46:37+00:00", "made 2031-01-01 00:00:00+00:00"),
+    ],
+)
+def test_what_may_vary_is_as_shown(shown: str, said: str) -> None:
+    assert differences(shown, said) == ""
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ("a", "b"),
+        ("a", "a\nb"),
+        ("a\nb", "a"),
+        ("id … of c", "id 77 of d"),
+        ("id … of c", "id\n77 of c"),
+        ("at 0.1234", "at 0.1434"),
+        ("at 0.1234", "at 12"),
+        ("15 items", "16 items"),
+        ("1.5 (a)", "1x5 (a)"),
+    ],
+)
+def test_what_differs_is_shown(shown: str, said: str) -> None:
+    assert differences(shown, said)
+
+
+def test_a_block_that_fails_is_shown_with_what_it_said(tmp_path: Path) -> None:
+    with (
+        Reading("README.md", tmp_path) as reading,
+        pytest.raises(pytest.fail.Exception, match="before") as raised,
+    ):
+        reading.run(block("echo before\nfalse\necho after\n"))
+    assert "after\n\nbefore" in str(raised.value)
+    assert not str(raised.value).rstrip().endswith("after")
+
+
+def test_a_block_that_says_something_else_is_shown_with_the_difference(tmp_path: Path) -> None:
+    with Reading("README.md", tmp_path) as reading:
+        reading.run(block("echo one >&2; echo two\n", "one\ntwo\n"))
+        with pytest.raises(pytest.fail.Exception, match=r"(?s)-three.*\+two"):
+            reading.run(block("echo two\n", "three\n"))
+
+
+def test_a_block_speaks_to_the_servers_that_are_up_by_the_documents_addresses(
+    tmp_path: Path,
+) -> None:
+    def server(ports: str, flags: str) -> Block:
+        text = f"bash -c 'echo x SERVING grpc={ports}; exec sleep 99' x {flags}\n"
+        shown = "x SERVING grpc=127.0.0.1:50051 http=127.0.0.1:9090\n"
+        return Block("bash", frozenset({"serve"}), text, None if flags else shown)
+
+    with Reading("README.md", tmp_path) as reading:
+        reading.run(server("127.0.0.1:7 http=127.0.0.1:8", ""))
+        reading.run(server("127.0.0.1:71 http=127.0.0.1:81", "--grpc-port 50052 --http-port 9092"))
+        text = "echo localhost:50051 127.0.0.1:9090 127.0.0.1:50052 $TWINSERVE_TARGET | tee said\n"
+        reading.run(block(text, "127.0.0.1:50051 127.0.0.1:9090 127.0.0.1:50052 127.0.0.1:50051"))
+        said = (tmp_path / "said").read_text()
+    assert said == "127.0.0.1:7 127.0.0.1:8 127.0.0.1:71 127.0.0.1:7\n"
+
+
+def test_a_server_that_does_not_serve_fails_its_block(tmp_path: Path) -> None:
+    with (
+        Reading("README.md", tmp_path) as reading,
+        pytest.raises(pytest.fail.Exception, match="ended before it was SERVING"),
+    ):
+        reading.run(Block("bash", frozenset({"serve"}), "echo no\n"))
