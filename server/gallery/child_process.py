@@ -6,7 +6,8 @@ OpenBLAS waits in its own for threads that multiply, for ever; so the copy is ma
 which runs none. The interpreter: a child of one thread would wait for the others as soon as it is
 asked to give way, and it is asked between any two steps of Python; so the child takes no such step,
 but begins right in the call, which has to be one of a C library. Locks that other threads held,
-such as the allocator's: a child that does not end in time is killed.
+such as the allocator's: a child that does not end in time is killed. Files that the parent holds
+locked, such as the data folder: the child dies with it, or the next server would be refused.
 
 Nothing comes back but files: the caller looks at what the call wrote.
 """
@@ -14,7 +15,9 @@ Nothing comes back but files: the caller looks at what the call wrote.
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
+import operator
 import os
 import signal
 import time
@@ -22,6 +25,7 @@ from collections.abc import Callable
 
 _STACK = 4 << 20  # bytes; of the child alone
 _POLL = 0.005  # seconds
+_PR_SET_PDEATHSIG = 1
 
 
 def call(function: Callable[[], object], patience: float) -> None:
@@ -53,10 +57,13 @@ def _clone(function: Callable[[], object]) -> int:
     library = ctypes.PyDLL(None, use_errno=True)
     clone = library.clone
     clone.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.py_object)
+    # Steps of C only, one after the other.
+    steps = (functools.partial(library.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL), function)
+    both = functools.partial(list, map(operator.call, steps))
     entry = ctypes.cast(ctypes.pythonapi.PyObject_CallNoArgs, ctypes.c_void_p)
     with mmap.mmap(-1, _STACK) as stack:
         start = ctypes.addressof(ctypes.c_char.from_buffer(stack))
-        child = int(clone(entry, start + _STACK - 64, signal.SIGCHLD, function))
+        child = int(clone(entry, start + _STACK - 64, signal.SIGCHLD, both))
         if child < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return child
