@@ -4,8 +4,9 @@ The child is a copy of this process with one thread, makes the call, and ends. W
 when a process with threads is copied is met as follows. Handlers of other libraries at a fork:
 OpenBLAS waits in its own for threads that multiply, for ever; so the copy is made by clone(2),
 which runs none. The interpreter: a child of one thread would wait for the others as soon as it is
-asked to give way, and it is asked between any two steps of Python; so the child takes no such step,
-but begins right in the call, which has to be one of a C library. Locks that other threads held,
+asked to give way, and it is asked between any two steps of Python, and wherever a call gives the
+interpreter's lock away; so the child takes no such step, but begins right in the call, which has to
+be one of a C library that keeps the lock. Locks that other threads held,
 such as the allocator's: a child that does not end in time is killed. Files that the parent holds
 locked, such as the data folder: the child dies with it, or the next server would be refused.
 
@@ -29,10 +30,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def call(function: Callable[[], object], patience: float) -> None:
-    """Call `function`, which must not be Python, in a child; wait at most `patience` seconds.
+    """Call `function` in a child; wait at most `patience` seconds.
 
-    `functools.partial` of a library's function is none of Python. Whether the call itself went
-    well is not known when this returns.
+    It must not be Python (`functools.partial` of a library's function is not) and must keep the
+    interpreter's lock: os.mkdir, which does not, would wait for ever now and then. Whether the call
+    itself went well is not known when this returns.
 
     Raises:
         OSError: no child could be made, or it crashed or was too late.
