@@ -39,7 +39,7 @@ from twinserve.errors import (
     Unavailable,
     WrongShape,
 )
-from twinserve.server.gallery import builder, footprint, metadata, tokens
+from twinserve.server.gallery import builder, fail_points, footprint, metadata, tokens
 from twinserve.server.gallery.array_file import NotAsWritten
 from twinserve.server.gallery.backup import copy_store
 from twinserve.server.gallery.builder import Builder
@@ -93,6 +93,7 @@ SEAL_WHEN_IDLE = (
     512  # vectors of the growing segment that are worth a graph once nothing is written
 )
 PRESSED = 4  # full segments that wait for a graph
+RETRY_SNAPSHOT_SECONDS = 60.0  # after one that could not be written
 SNAPSHOT_SHARE = 0.05  # of the items, those that have to change before another snapshot is worth it
 
 
@@ -626,6 +627,7 @@ class Gallery:
                 answers.append((job, answer))
                 if changes:
                     all_changes.append(changes)
+            fail_points.reach("before_commit")
             self._store.commit()
         except (sqlite3.Error, OSError) as error:
             self._undo(error, requests)
@@ -633,6 +635,7 @@ class Gallery:
         except BaseException:
             self._store.rollback()
             raise
+        fail_points.reach("after_commit")
         committed = time.monotonic()
         self._observer.committed(self.settings.model, committed - began)
         if all_changes:
@@ -645,6 +648,7 @@ class Gallery:
                     self.settings.name,
                 )
                 self._reload()
+        fail_points.reach("after_publish")
         for job, answer in answers:
             if isinstance(answer, TwinserveError):
                 job.future.set_exception(answer)
@@ -669,9 +673,16 @@ class Gallery:
         """Write a snapshot at the end, when no search waits any more, so that the next start is
         fast; the builder is at rest, the writer not yet.
         """
-        if self._gone or self._failed or not self._worth_saving(least=1_000):
+        if self._gone or self._failed:
             return
-        self._save_snapshot(aside=False)
+        try:
+            if self._worth_saving(least=1_000):
+                self._save_snapshot(aside=False)
+        except Exception:  # the store is whole, and the other galleries have to be closed too
+            logging.getLogger(__name__).exception(
+                "gallery %s: no snapshot at the end; the next start takes longer",
+                self.settings.name,
+            )
 
     def close(self) -> None:
         """Close the store; called on the writing thread, after the last job."""
@@ -723,6 +734,7 @@ class Gallery:
     def _swap(self, work: SwapWork) -> None:
         if self._gone or self._failed:
             return
+        fail_points.reach("before_swap")
         if self._memory.swap(work.old, work.new):
             self._set_view()
         self._builder.consider(self)
@@ -731,7 +743,7 @@ class Gallery:
         view = self._memory.view(self._store.sequence)
         with self._published:
             # One reference, so that the builder never counts one state's segments in another.
-            self._planned = (self._memory, view, self._memory.parts)
+            self._planned = (view, self._memory.parts)
             self._view = view
             self._published.notify_all()
 
@@ -785,7 +797,7 @@ class Gallery:
         """The next segment worth rebuilding; any thread."""
         if self._gone or self._failed:
             return None
-        _, view, parts = self._planned  # what grew when the view was made is not among the sealed
+        view, parts = self._planned  # what grew when the view was made is not among the sealed
         alive = [part.alive for part in parts]
         rebuild = builder.plan(
             view, len(parts), alive, self._limits.exact_scan_below, quiet=self._quiet
@@ -794,7 +806,7 @@ class Gallery:
 
     def living(self, segments: Sequence[Segment]) -> NDArray[np.int64]:
         """Labels of these segments that an item still holds; any thread."""
-        return self._planned[0].living(segments)
+        return Memory.living(self._planned[1], segments)
 
     def gathered(self, old: Sequence[Segment], labels: NDArray[np.int64]) -> Segment:
         """The vectors of labels in one segment, for a graph to be built; the builder's thread."""
@@ -814,37 +826,61 @@ class Gallery:
         """Nothing is left to build: the moment for a snapshot; the builder's thread."""
         if self._gone or self._failed:
             return
-        due = time.monotonic() >= self._snapshot_due
-        if due and self._worth_saving(self._limits.snapshot_rows):
+        if time.monotonic() >= self._snapshot_due:
             began = time.monotonic()
-            self._save_snapshot(aside=True)
+            written = self._put_into_files() and (
+                not self._worth_saving(self._limits.snapshot_rows)
+                or self._save_snapshot(aside=True)
+            )
             # At most a tenth of the time, however often the index changes.
-            self._snapshot_due = time.monotonic() + 9 * (time.monotonic() - began)
-        self._snapshots.tidy([part.segment for part in self._planned[2]])
+            pause = 9 * (time.monotonic() - began)
+            self._snapshot_due = time.monotonic() + (
+                pause if written else max(pause, RETRY_SNAPSHOT_SECONDS)
+            )
+        self._snapshots.tidy([part.segment for part in self._planned[1]])
+
+    def _put_into_files(self) -> bool:
+        """Write the vectors of graphs that found no room on the disk before; False: still none."""
+        for part in self._planned[1]:
+            segment = part.segment
+            if segment.graph is None or segment.file:
+                continue
+            moved = self._snapshots.put_into_file(segment)
+            if moved is None:
+                return False
+            done = self.offer([segment], moved)
+            if done is not None:
+                done.result()
+        return True
 
     def _worth_saving(self, least: int) -> bool:
-        _, view, parts = self._planned
+        view, parts = self._planned
         graphs = {part.segment.file for part in parts if part.segment.graph is not None}
-        if not graphs or "" in graphs:
-            return False  # too small for a graph, or a disk that had no room for it
+        if not graphs:
+            return False  # too small for a graph
         manifest = self._snapshots.manifest
         if manifest is None or manifest.graphs != graphs:
             return True
         return self._changed_rows >= max(least, int(SNAPSHOT_SHARE * view.rows.item_count))
 
-    def _save_snapshot(self, *, aside: bool) -> None:
-        changed, view = self._changed_rows, self._planned[1]
+    def _save_snapshot(self, *, aside: bool) -> bool:
+        changed, view = self._changed_rows, self._planned[0]
         began = time.monotonic()
 
-        def note(snapshot: int) -> None:
-            self._store.note_snapshot(snapshot)
+        def note(snapshot: int, before: int) -> None:
+            try:
+                self._writer.call(lambda: self._store.note_snapshot(snapshot, before)).result()
+            except (sqlite3.Error, OSError) as error:
+                raise as_twinserve_error(error, self.settings.name) from error
+
+        def count_anew() -> None:
             self._changed_rows -= changed  # what changed since counts on
 
-        saved = self._snapshots.save(
-            view, lambda snapshot: self._writer.call(lambda: note(snapshot)).result(), aside=aside
-        )
-        if saved is not None:
-            self._observer.snapshotted(self.settings.model, time.monotonic() - began)
+        if self._snapshots.save(view, note, aside=aside) is None:
+            return False
+        self._writer.call(count_anew).result()
+        self._observer.snapshotted(self.settings.model, time.monotonic() - began)
+        return True
 
     def built(self, kind: BuildKind, seconds: float, rows: int) -> None:
         """Tell whoever watches that a segment was made; any thread."""

@@ -2,7 +2,7 @@
 
 In: what a committed transaction changed (`publish`), rebuilt segments (`swap`). Out: views, each
 one state, which readers hold for as long as they like. One thread calls everything here but
-`parts` and `living`; it neither reads nor writes a file.
+`living`; it neither reads nor writes a file.
 
 A vector is kept once, however many items have it: the digest of its bytes finds it, the bytes
 decide. It is dead when its last item is gone, and an equal one that comes later is a new vector.
@@ -75,7 +75,7 @@ class Memory:
         self._metric = settings.metric
         self._segment_rows = segment_rows
         self._rows = Rows(self._declared)
-        self.parts: tuple[Part, ...] = ()  # the sealed ones: one reference, for any thread
+        self.parts: tuple[Part, ...] = ()  # the sealed ones; never changed, only replaced
         self._growing = Growing(0, segment_rows, settings.dimension)
         self._growing_holders = Holders.nobody(segment_rows)
         self._label_of = HashIndex()  # digest of a vector that some item has -> its label
@@ -337,9 +337,14 @@ class Memory:
         self.parts = (*parts[:first], *fresh, *parts[first + len(old) :])
         return True
 
-    def living(self, segments: Sequence[Segment]) -> Indices:
-        """Labels of sealed segments that an item has; any thread."""
-        holders = {id(part.segment): part.holders for part in self.parts}
+    @staticmethod
+    def living(parts: Sequence[Part], segments: Sequence[Segment]) -> Indices:
+        """Labels of sealed segments that an item has; any thread.
+
+        `parts` as a view was made with them: while the dead rows are left behind, those of now say
+        of nobody that it lives.
+        """
+        holders = {id(part.segment): part.holders for part in parts}
         labels = []
         for segment in segments:
             held = holders.get(id(segment))

@@ -242,6 +242,8 @@ class Subjects:
         self.name_at: Indices = np.empty(0, dtype=np.int64)  # [>= count]
         self.items: NDArray[np.int32] = np.empty(0, dtype=np.int32)  # [>= count] alive now
         self.newest: NDArray[np.int32] = np.empty(0, dtype=np.int32)  # [>= count] the last row
+        # Codes that are not found by the digest of their name, which another name had already.
+        self.moved: list[int] = []
         self._index = HashIndex(expected)
 
     @property
@@ -284,9 +286,9 @@ class Subjects:
             if code == NOTHING:
                 code = fresh.get(name, NOTHING)
             if code == NOTHING:
-                if key in taken or found[position] != NOTHING:
-                    key = self._free_key(key, taken)
                 code = self.count + len(fresh)
+                if key in taken or found[position] != NOTHING:
+                    key = self._free_key(key, code, taken)
                 fresh[name] = taken[key] = code
                 where.append(position)
             found[position] = code
@@ -294,9 +296,13 @@ class Subjects:
             self._add(list(fresh), kept_at[where], np.fromiter(taken, np.uint64, len(taken)))
         return np.array(found, dtype=np.int64)
 
-    def _free_key(self, key: int, taken: Mapping[int, int]) -> int:
+    def _free_key(self, key: int, code: int, taken: Mapping[int, int]) -> int:
+        """The key that a new code is found by: that of its name, or where it leads."""
+        first = key
         while key in taken or self._index.get(np.array([key], np.uint64))[0] != NOTHING:
             key = _next_key(key)
+        if key != first:
+            self.moved.append(code)
         return key
 
     def _add(self, names: Sequence[bytes], kept_at: Indices, keys: Keys) -> None:
@@ -329,13 +335,19 @@ class Subjects:
         return ordered
 
     @classmethod
-    def restored(cls, texts: Texts, name_at: Indices, keys: Keys) -> Subjects:
-        """Subjects of no items yet, from the handles of their names and from `keys`."""
+    def restored(cls, texts: Texts, name_at: Indices, keys: Keys, moved: Indices) -> Subjects:
+        """Subjects of no items yet, from the handles of their names, `keys` and `moved`."""
         subjects = cls(texts, len(name_at))
         subjects._extend(name_at)
+        own = np.ones(len(keys), dtype=np.bool_)
+        own[moved] = False
         for start in range(0, len(keys), PIECE):
-            end = min(start + PIECE, len(keys))
-            subjects._index.put(keys[start:end], np.arange(start, end))
+            codes = start + np.flatnonzero(own[start : start + PIECE])
+            subjects._index.put(keys[codes], codes)
+        for code in moved.tolist():
+            # Anew: the name that had its key, or one on the way to it, may be gone.
+            key = subjects._free_key(_name_key(texts.at(int(name_at[code]))), code, {})
+            subjects._index.put(np.array([key], np.uint64), np.array([code]))
         return subjects
 
 
@@ -412,6 +424,7 @@ class RowsView:
         """The live rows as flat arrays, from which `Rows.restored` makes them again."""
         live = self.live_rows
         codes = self.subject[live]
+        moved = list(self.subjects.moved)
         used = np.zeros(self.subjects.count, dtype=np.bool_)
         used[codes] = True
         kept = np.flatnonzero(used)
@@ -422,6 +435,10 @@ class RowsView:
             "subject": renumbered[codes].astype(np.int32),
             "unnamed": self.unnamed[live],
             "subject_key": self.subjects.keys()[kept],
+            "subject_moved": np.array(
+                [renumbered[code] for code in moved if code < len(used) and used[code]],
+                dtype=np.int64,
+            ),
         }
         texts, (id_at, name_at) = self.texts.copied(self.id_at[live], self.subjects.name_at[kept])
         arrays |= {"texts": texts, "id_at": id_at, "name_at": name_at}
@@ -631,7 +648,8 @@ class Rows:
         """Rows from what `RowsView.saved` gave; each must be hung into the chain of its label."""
         rows = cls(declared)
         rows.texts = Texts(arrays["texts"].tobytes())
-        rows.subjects = Subjects.restored(rows.texts, arrays["name_at"], arrays["subject_key"])
+        names_of = (arrays[name] for name in ("name_at", "subject_key", "subject_moved"))
+        rows.subjects = Subjects.restored(rows.texts, *names_of)
         names = ("number", "id_at", "subject", "unnamed", "label")
         for start in range(0, len(arrays["number"]), PIECE):
             numbers, id_at, codes, unnamed, labels = (

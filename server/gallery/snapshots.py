@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve.errors import InternalFault
-from twinserve.server.gallery import array_file, child_process
+from twinserve.errors import InternalFault, TwinserveError
+from twinserve.server.gallery import array_file, child_process, fail_points
 from twinserve.server.gallery.array_file import NotAsWritten, Stretches, Written
 from twinserve.server.gallery.memory import Snapshot
 from twinserve.server.gallery.search import View
@@ -94,6 +94,16 @@ class Snapshots:
             vectors, lengths = stitched(old, labels, dimension)
             return Segment(labels, keys_of(old, labels), vectors, lengths)
 
+    def put_into_file(self, segment: Segment) -> Segment | None:
+        """A segment that is in memory, graph included, mapped instead; None where that cannot be
+        written.
+        """
+        try:
+            name = self._write_vectors([segment], segment.labels)
+        except OSError:  # said when it was made, and by whoever fails to write a snapshot
+            return None
+        return self._mapped(name, segment.graph)
+
     def _write_vectors(self, old: Sequence[Segment], labels: NDArray[np.int64]) -> str:
         dimension = self._settings.dimension
         count = len(labels)
@@ -138,18 +148,19 @@ class Snapshots:
 
     # -- saving -----------------------------------------------------------------------------------
 
-    def save(self, view: View, note: Callable[[int], None], *, aside: bool) -> Manifest | None:
+    def save(self, view: View, note: Callable[[int, int], None], *, aside: bool) -> Manifest | None:
         """Write what a start from this view needs, and make it the snapshot; None if that failed.
 
         Args:
             view: the state.
-            note: has the store remember the snapshot's id, durably, before it counts.
+            note: has the store remember the snapshot's id, durably, before it counts, beside that
+                of the one before (0: none).
             aside: let a child process write the graphs, since hnswlib stops every thread of the
                 process that it writes in; False at the end, when nobody waits any more.
         """
         try:
             return self._save(view, note, aside=aside)
-        except (OSError, InternalFault) as error:
+        except (OSError, TwinserveError) as error:
             logging.getLogger(__name__).warning(
                 "gallery %s: no snapshot of the index could be written to %s (%s); the store is "
                 "whole, and the next start takes longer",
@@ -159,7 +170,7 @@ class Snapshots:
             )
             return None
 
-    def _save(self, view: View, note: Callable[[int], None], *, aside: bool) -> Manifest:
+    def _save(self, view: View, note: Callable[[int, int], None], *, aside: bool) -> Manifest:
         self.folder.mkdir(exist_ok=True)
         segments = []
         for segment in view.segments:
@@ -169,6 +180,7 @@ class Snapshots:
             if segment.graph is not None:
                 entry["graph"] = _as_json(self._write_graph(segment.graph, name, aside=aside))
             segments.append(entry)
+        fail_points.reach("before_snapshot_rows")
         rows_file = f"rows-{view.sequence}.arrays"
         self._written[rows_file] = array_file.write(
             self.folder / rows_file, view.rows.saved(), {"gallery": self._key}
@@ -180,7 +192,7 @@ class Snapshots:
             tuple(segment["name"] for segment in segments),
             frozenset(segment["name"] for segment in segments if "graph" in segment),
         )
-        note(manifest.id)
+        note(manifest.id, 0 if self.manifest is None else self.manifest.id)
         self._write_manifest(
             {
                 "version": VERSION,
@@ -226,7 +238,9 @@ class Snapshots:
             file.write(f"{text}\n{zlib.crc32(text.encode()):08x}\n")
             file.flush()
             os.fsync(file.fileno())
+        fail_points.reach("before_manifest_rename")
         aside.rename(self.folder / "manifest.json")
+        fail_points.reach("after_manifest_rename")
         array_file.fsync_folder(self.folder)
 
     def tidy(self, used: Sequence[Segment]) -> None:
@@ -236,11 +250,13 @@ class Snapshots:
             kept.add(f"rows-{self.manifest.sequence}.arrays")
         for name in (*(self.manifest.segments if self.manifest else ()), *_files(used)):
             kept |= {f"{name}.arrays", f"{name}.graph"}
-        with contextlib.suppress(OSError):  # a chore: the next one tries again
-            for entry in list(os.scandir(self.folder)):
-                if entry.name not in kept:
-                    os.unlink(entry.path)
-                    self._written.pop(entry.name, None)
+        entries: list[os.DirEntry[str]] = []
+        with contextlib.suppress(OSError):  # no segment was written yet
+            entries = [entry for entry in os.scandir(self.folder) if entry.name not in kept]
+        for entry in entries:
+            with contextlib.suppress(OSError):  # a chore: the next one tries again
+                os.unlink(entry.path)
+                self._written.pop(entry.name, None)
 
     def discard(self) -> None:
         """Forget the snapshot, so that it can never count again."""
@@ -265,7 +281,15 @@ class Snapshots:
             if content["id"] not in known or not oldest <= content["sequence"] <= newest:
                 raise NotAsWritten("it is of another state than the store")
             return self._load(content)
-        except (NotAsWritten, InternalFault, KeyError, ValueError, TypeError, OSError) as error:
+        except (
+            NotAsWritten,
+            InternalFault,
+            LookupError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OSError,
+        ) as error:
             logging.getLogger(__name__).warning(
                 "gallery %s: the snapshot of the index is not used (%s); it is built again from "
                 "the store",

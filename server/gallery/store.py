@@ -321,9 +321,11 @@ class Store:
                         raise StoreDamaged(f"the vector of item {record.id!r} is not as written")
                 yield Changed(first, last, records, [row[8] for row in found])
 
-    def note_snapshot(self, snapshot: int) -> None:
-        """Know a snapshot by its id, beside the one before; a transaction of its own."""
-        ids = (snapshot, self.snapshots[0])
+    def note_snapshot(self, snapshot: int, before: int) -> None:
+        """Know a snapshot by its id, beside the one before, which counts until the new one is
+        whole; a transaction of its own.
+        """
+        ids = (snapshot, before)
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             self._connection.executemany(

@@ -13,6 +13,7 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,7 @@ from twinserve.errors import ConfigError, FailedPrecondition
 from twinserve.server.storage import database
 
 SCHEMA_VERSION = 3
+_ORPHAN_SECONDS = 10.0
 _GALLERIES = """
 CREATE TABLE galleries(
     name TEXT PRIMARY KEY, folder TEXT NOT NULL UNIQUE, settings TEXT NOT NULL,
@@ -133,20 +135,37 @@ class DataFolder:
         self._lock.close()
 
 
+def _is_gone(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, OSError):
+        return False
+    return False
+
+
 def _take_lock(path: Path) -> IO[str]:
     # Opened for appending: a refused second server must not wipe the holder's process id.
     file = path.open("a+", encoding="ascii")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read(32).strip() or "unknown"
-        file.close()
-        raise FailedPrecondition(
-            f"the data folder {path.parent} is in use by another server (process {holder}); stop "
-            "that one, or give this one a folder of its own",
-            resource=("folder", str(path.parent)),
-        ) from error
+    end = time.monotonic() + _ORPHAN_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            file.seek(0)
+            holder = file.read(32).strip() or "unknown"
+            # A killed server's child, which writes a graph, holds the lock until it has died too.
+            if _is_gone(holder) and time.monotonic() < end:
+                time.sleep(0.02)
+                continue
+            file.close()
+            raise FailedPrecondition(
+                f"the data folder {path.parent} is in use by another server (process {holder}); "
+                "stop that one, or give this one a folder of its own",
+                resource=("folder", str(path.parent)),
+            ) from error
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()

@@ -1,14 +1,19 @@
 """The process that the durability tests kill, starve of disk, and lock out.
 
 It says on standard output what it is about to do and, after the future resolved, that it is done.
+`many` forks such processes, one for each line on standard input: starting Python a thousand times
+would take longer than all that they do.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
+import traceback
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,49 +21,107 @@ from numpy.typing import NDArray
 
 from tests.server.gallery.folders import new, settings
 from twinserve.errors import DiskFull, FailedPrecondition, ItemNotFound
-from twinserve.server.gallery import Galleries, Gallery, GalleryLimits
+from twinserve.server.gallery import (
+    Galleries,
+    Gallery,
+    GalleryLimits,
+    GallerySettings,
+    HnswSettings,
+    fail_points,
+)
 
-LIMITS = GalleryLimits(exact_scan_below=50, segment_rows=32)
+# Always indexing, sealing, merging and writing snapshots.
+LIMITS = GalleryLimits(exact_scan_below=50, segment_rows=32, snapshot_rows=20)
 IDS = 300
+SHARED = 7  # one version in so many has a vector that other items of the version have too
+
+# What is known of an item: its version and subject; None = it is not there.
+State = tuple[int, str] | None
+
+
+def wanted() -> GallerySettings:
+    return settings(hnsw=HnswSettings(m=8, ef_construction=50, ef=16))
 
 
 def embedding(item_id: str, version: int) -> NDArray[np.float32]:
-    seed = zlib.crc32(f"{item_id}/{version}".encode())
+    whose = "" if version % SHARED == 0 else item_id
+    seed = zlib.crc32(f"{whose}/{version}".encode())
     return np.random.default_rng(seed).normal(size=4).astype(np.float32)
 
 
-def holds(gallery: Gallery, item_id: str, version: int | None) -> bool:
-    """Whether the gallery has exactly this version of the item (None: does not have it)."""
+def holds(gallery: Gallery, item_id: str, state: State) -> bool:
+    """Whether the gallery has the item exactly so."""
     try:
         item, stored = gallery.get_item(item_id)
     except ItemNotFound:
-        return version is None
-    if version is None or stored is None:
+        return state is None
+    if state is None or stored is None:
         return False
-    return (
-        item.subject == f"{item_id}-{version}"
-        and item.metadata == {"count": version}
-        and np.array_equal(stored, embedding(item_id, version))
-    )
+    return (item.metadata, item.subject) == (
+        {"count": state[0]},
+        state[1],
+    ) and stored.tobytes() == embedding(item_id, state[0]).tobytes()
+
+
+def present(gallery: Gallery) -> dict[str, tuple[int, str]]:
+    """What a gallery holds."""
+    items, _ = gallery.list_items(limit=10**6)
+    return {item.id: (int(str(item.metadata["count"])), item.subject) for item in items}
 
 
 def work(gallery: Gallery, seed: int) -> None:
+    """Enrol, replace, remove, move, rename and search, until killed."""
     rng = np.random.default_rng([seed, 77])
+    known = present(gallery)
     for step in range(10_000):
+        version = seed * 10_000 + step
         names = [f"i{n}" for n in rng.choice(IDS, size=int(rng.integers(1, 20)), replace=False)]
-        if rng.random() < 0.3:
-            say("begin", dict.fromkeys(names))
+        there = [name for name in names if name in known]
+        kind = rng.random()
+        effects: dict[str, State]
+        if kind < 0.2:
+            effects = dict.fromkeys(names)
+            begin(effects)
             gallery.remove(ids=names).result()
+        elif kind < 0.35 and there:
+            subject = "" if rng.random() < 0.2 else f"g{rng.integers(30)}"
+            effects = {name: (known[name][0], subject) for name in there}
+            begin(effects)
+            gallery.move(subject, ids=there).result()
+        elif kind < 0.45 and there and known[there[0]][1]:
+            subject = known[there[0]][1]
+            fresh = f"r{version}" if rng.random() < 0.5 else f"g{rng.integers(30)}"
+            if fresh == subject:
+                continue
+            effects = {
+                name: (number, fresh) for name, (number, old) in known.items() if old == subject
+            }
+            begin(effects)
+            gallery.rename(subject, fresh, merge=True).result()
+        elif kind < 0.55 and there:
+            probes = np.stack([embedding(name, known[name][0]) for name in there])
+            outcome = gallery.search(probes, k=1, by_subject=False, exact=bool(step % 2))
+            found = [(outcome.ids[at], outcome.distances[at]) for at in outcome.starts[:-1]]
+            assert all(item.decode() in known for item, _ in found)
+            continue
         else:
-            version = seed * 10_000 + step
-            say("begin", dict.fromkeys(names, version))
-            gallery.enroll(
-                [
-                    new(name, embedding(name, version), f"{name}-{version}", {"count": version})
-                    for name in names
-                ]
-            ).result()
+            items = []
+            for name in names:
+                subject = "" if rng.random() < 0.2 else f"g{rng.integers(30)}"
+                items.append(new(name, embedding(name, version), subject, {"count": version}))
+            effects = {item.id: (version, item.subject) for item in items}
+            begin(effects)
+            gallery.enroll(items).result()
         say("done")
+        for name, state in effects.items():
+            if state is None:
+                known.pop(name, None)
+            else:
+                known[name] = state
+
+
+def begin(effects: Mapping[str, State]) -> None:
+    say("begin", effects)
 
 
 def full(gallery: Gallery, folder: Path) -> None:
@@ -83,18 +146,36 @@ def full(gallery: Gallery, folder: Path) -> None:
 
 
 def say(word: str, facts: object = None) -> None:
-    print(word if facts is None else f"{word} {json.dumps(facts)}", flush=True)
+    line = word if facts is None else f"{word} {json.dumps(facts)}"
+    os.write(1, f"{line}\n".encode())  # in one step: it may be the last
 
 
-def main() -> int:
-    mode, folder, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+def many() -> None:
+    """Fork a process for each line `mode folder seed fail-point` (- = none)."""
+    for line in sys.stdin:
+        mode, folder, seed, point = line.split()
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                fail_points.arm("" if point == "-" else point)
+                code = run(mode, Path(folder), int(seed))
+            except BaseException:
+                traceback.print_exc()
+            os._exit(code)
+        say("pid", child)
+        _, status = os.waitpid(child, 0)
+        say("ended", os.waitstatus_to_exitcode(status))
+
+
+def run(mode: str, folder: Path, seed: int) -> int:
     galleries = Galleries(folder, LIMITS)
     try:
         galleries.open()
     except FailedPrecondition as error:
-        print(error.message)
+        print(error.message, flush=True)
         return 3
-    galleries.create(settings())
+    galleries.create(wanted())
     gallery = galleries.get("faces")
     if mode == "full":
         full(gallery, folder)
@@ -105,4 +186,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    if sys.argv[1] == "many":
+        many()
+        raise SystemExit(0)
+    raise SystemExit(run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))

@@ -1,16 +1,13 @@
-"""What the galleries survive: SIGKILL, a full disk, a damaged file, a second server.
+"""What the galleries survive: a full disk, a damaged file, a second server, half a deletion.
 
-A killed process proves what a process's death leaves behind, not what a power cut does; for that
-the store relies on SQLite's fsync before each answer.
+What they survive of SIGKILL stands in test_kills.py, and of a damaged index in test_snapshots.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -20,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.server.gallery import child
 from tests.server.gallery.folders import KEYS, new, one_gallery, opened, settings
 from twinserve.errors import (
     AlreadyExists,
@@ -37,8 +33,6 @@ from twinserve.server.gallery.catalog import Catalog
 from twinserve.server.gallery.store import Store, as_twinserve_error
 from twinserve.server.storage import data_folder
 
-KILLS = 12
-
 
 def start_child(mode: str, folder: Path, seed: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -48,47 +42,6 @@ def start_child(mode: str, folder: Path, seed: int) -> subprocess.Popen[str]:
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-
-
-def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
-    rng = np.random.default_rng(20)
-    expected: dict[str, int | None] = {}  # id -> version, None = removed
-    acknowledged = 0
-    for kill in range(KILLS):
-        process = start_child("work", tmp_path, seed=kill)
-        assert process.stdout is not None
-        quota = int(rng.integers(1, 30))
-        pending: dict[str, int | None] = {}
-        for line in process.stdout:
-            word, _, rest = line.strip().partition(" ")
-            if word == "begin":
-                pending = json.loads(rest)
-            elif word == "done":
-                expected.update(pending)
-                pending = {}
-                acknowledged += 1
-                quota -= 1
-            if quota <= 0 and (quota < 0 or rng.random() < 0.5):
-                process.send_signal(signal.SIGKILL)
-                quota = 10**9
-        process.wait()
-        process.stdout.close()
-        with opened(tmp_path, child.LIMITS) as galleries:
-            gallery = galleries.get("faces")
-            listed, _ = gallery.list_items(limit=10**6)
-            there = {item.id: item for item in listed}
-            # The request in flight is there whole or not at all, and from now on counts.
-            if pending and all(child.holds(gallery, i, v) for i, v in pending.items()):
-                expected.update(pending)
-            for item_id, version in expected.items():
-                assert child.holds(gallery, item_id, version), (kill, item_id, version)
-            assert set(there) == {i for i, version in expected.items() if version is not None}
-            if there:
-                probes = np.stack([child.embedding(i, expected[i] or 0) for i in there])
-                found = gallery.search(probes, k=1, exact=True).results
-                assert [hits.hits[0].item_id for hits in found] == list(there)
-                assert all(hits.hits[0].distance == 0.0 for hits in found)
-    assert acknowledged > 5 * KILLS
 
 
 def test_a_full_disk_refuses_writes_and_keeps_reading_and_recovers(tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
-"""Random operations against a dictionary and brute force, with restarts; the seed is the case."""
+"""Random operations against a dictionary and brute force, with restarts; the seed is the case.
+
+Most restarts take up a snapshot of the index. OPERATIONS and SEED choose another long run.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,9 +35,12 @@ from twinserve.server.gallery import (
     Not,
 )
 from twinserve.server.gallery.filters import matches
+from twinserve.server.gallery.memory import Memory
 
 DIMENSION = 4
-OPERATIONS = 1_500
+OPERATIONS = 1_200
+RESTARTS = 151  # operations from one to the next
+LIMITS = dataclasses.replace(SMALL, snapshot_rows=100)
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -95,11 +104,38 @@ class Dice:
 
 @pytest.mark.parametrize(("seed", "metric"), [(1, Metric.EUCLIDEAN), (2, Metric.COSINE)])
 def test_random_operations_agree_with_brute_force(
-    quick_folder: Path, seed: int, metric: Metric
+    quick_folder: Path, seed: int, metric: Metric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    operate(quick_folder, seed, metric, OPERATIONS, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(6 * 3_600)
+@pytest.mark.parametrize("metric", list(Metric))
+def test_two_hundred_thousand_random_operations_agree_with_brute_force(
+    quick_folder: Path, metric: Metric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = int(os.environ.get("SEED", time.time_ns() % 2**32))
+    operations = int(os.environ.get("OPERATIONS", "200000")) // len(Metric)
+    operate(quick_folder, seed, metric, operations, monkeypatch)
+
+
+def operate(
+    quick_folder: Path, seed: int, metric: Metric, operations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    print(f"{operations} operations, seed {seed}")
     dice = Dice(seed)
+    from_snapshot = 0
+    restored = Memory.restored.__func__  # type: ignore[attr-defined]
+
+    def counting(cls: type[Memory], *values: object) -> Memory:
+        nonlocal from_snapshot
+        from_snapshot += 1
+        return restored(cls, *values)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Memory, "restored", classmethod(counting))
     known: dict[str, Known] = {}
-    galleries = Galleries(quick_folder, SMALL)
+    galleries = Galleries(quick_folder, LIMITS)
     galleries.open()
     # A narrow ef, since a search that asks for a quarter of all vectors is scanned anyway.
     narrow = HnswSettings(m=8, ef_construction=50, ef=4)
@@ -249,10 +285,10 @@ def test_random_operations_agree_with_brute_force(
         assert status.subject_count == len({m.subject or i for i, m in known.items()})
 
     try:
-        for step in range(OPERATIONS):
-            if step % 251 == 250:
+        for step in range(operations):
+            if step % RESTARTS == RESTARTS - 1:
                 galleries.close()
-                galleries = Galleries(quick_folder, SMALL)
+                galleries = Galleries(quick_folder, LIMITS)
                 galleries.open()
                 gallery = galleries.get("faces")
             (enroll, enroll, enroll, remove, move, rename, search, search, search, read)[
@@ -261,3 +297,5 @@ def test_random_operations_agree_with_brute_force(
     finally:
         galleries.close()
     assert graph_answers > 20, "the graphs were never asked: the test lost its point"
+    assert from_snapshot > 0.6 * (operations // RESTARTS), "the snapshots were not taken up"
+    print(f"{graph_answers} answers by graph, {from_snapshot} starts from a snapshot")
