@@ -41,5 +41,5 @@ def test_files_count_by_what_they_are_for(tmp_path: Path) -> None:
     (tmp_path / "index" / "a").write_bytes(bytes(23))
     found = disk_usage(tmp_path)
     assert found == DiskUsage(store=7, log=11, index=42, broken=17)
-    assert found + found == DiskUsage(14, 26, 84, 34)
+    assert found + found == DiskUsage(14, 22, 84, 34)
     assert disk_usage(tmp_path / "gone") == DiskUsage()
