@@ -102,8 +102,8 @@ class Metrics:
         )
         self.search = self.histogram(
             "search_seconds",
-            "Seconds of a call inside the gallery: of Enroll up to the commit on disk, of Search "
-            "and Verify the search alone.",
+            "Seconds of a call inside the gallery: of Enroll (or a request of EnrollStream) up to "
+            "the commit on disk, of Search and Verify the search alone.",
             ("method", "model"),
         )
         self.batch_rows = self.histogram(

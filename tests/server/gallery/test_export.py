@@ -186,11 +186,11 @@ def test_a_gallery_says_what_it_takes_on_disk(tmp_path: Path) -> None:
         gallery.enroll(bulk(0, 500)).result()
         folder = gallery._store.path.parent
         assert gallery.status().disk_bytes >= before + 500 * 4_000
-        (folder / "index").mkdir()
-        (folder / "index" / "graph").write_bytes(b"x" * 1_000_000)
+        other = folder / "other" / "graph"  # in index/ the gallery would tidy it away
+        other.parent.mkdir()
+        other.write_bytes(b"x" * 1_000_000)
         (folder / "store.db.broken").write_bytes(b"x" * 1_000_000)
         expected = sum(
-            path.stat().st_size
-            for path in (folder / "store.db", folder / "store.db-wal", folder / "index" / "graph")
+            path.stat().st_size for path in (folder / "store.db", folder / "store.db-wal", other)
         )
         assert gallery.status().disk_bytes == expected

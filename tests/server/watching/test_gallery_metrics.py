@@ -55,7 +55,7 @@ def test_what_happens_in_a_gallery_is_counted_by_its_model(tmp_path: Path) -> No
     gallery.damaged = None
     saved = 'gallery_snapshot_seconds_count{model="twin"}'
     before = samples(metrics).get(saved, 0)
-    gallery.enroll([new(f"more{n}", row) for n, row in enumerate(VECTORS[::-1])]).result()
+    gallery.enroll([new(f"more{n}", row) for n, row in enumerate(VECTORS + 1)]).result()
     settle(gallery, 128)
     galleries.close()
     assert samples(metrics)[saved] > before, "with other graphs the last snapshot is of no use"
