@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -292,6 +293,23 @@ def test_a_shortened_log_makes_an_older_snapshot_useless_and_not_wrong(
         settle(gallery)
         assert answers(gallery) == right
     assert made_anew == [NAMES[0]]
+
+
+def test_a_log_with_a_gap_is_noticed_by_the_number_of_items(
+    data: Path, right: object, made_anew: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, path = index_and_store(data)
+    connection = sqlite3.connect(path)
+    (numbers,) = connection.execute("SELECT number FROM items WHERE id = 'fresh'").fetchall()
+    connection.execute("DELETE FROM changes WHERE ? BETWEEN first AND last", numbers)
+    connection.commit()
+    connection.close()
+    with opened(data, LIMITS) as galleries:
+        gallery = galleries.get(NAMES[0])
+        settle(gallery)
+        assert answers(gallery) == right
+    assert made_anew == [NAMES[0]]
+    assert f"gallery faces: {REFUSED}" in caplog.text
 
 
 def test_without_a_snapshot_the_log_is_kept_until_it_is_long(
