@@ -60,8 +60,9 @@ def _clone(function: Callable[[], object]) -> int:
     clone = library.clone
     clone.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.py_object)
     # Steps of C only, one after the other.
-    steps = (functools.partial(library.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL), function)
-    both = functools.partial(list, map(operator.call, steps))
+    dies_too = functools.partial(library.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL)
+    calls: tuple[Callable[[], object], ...] = (dies_too, function)
+    both: Callable[[], object] = functools.partial(list, map(operator.call, calls))
     entry = ctypes.cast(ctypes.pythonapi.PyObject_CallNoArgs, ctypes.c_void_p)
     with mmap.mmap(-1, _STACK) as stack:
         start = ctypes.addressof(ctypes.c_char.from_buffer(stack))

@@ -55,6 +55,31 @@ def test_a_full_disk_refuses_writes_and_keeps_reading_and_recovers(tmp_path: Pat
         assert not any(item.id.startswith("large") for item in listed)
 
 
+def test_a_disk_that_becomes_read_only_keeps_reading_and_resumes(tmp_path: Path) -> None:
+    with one_gallery(tmp_path, settings()) as gallery:
+        gallery.enroll([new("before", [1, 0, 0, 0])]).result()
+        connection = gallery.store._connection
+        connection.execute("PRAGMA query_only = ON")  # SQLITE_READONLY, as the root may not get
+        changes: list[Callable[[], object]] = [
+            lambda: gallery.enroll([new("lost", [1, 0, 0, 0])]).result(),
+            lambda: gallery.remove(ids=["before"]).result(),
+            lambda: gallery.move("anna", ids=["before"]).result(),
+            lambda: gallery.rename("before", "anna").result(),
+        ]
+        for change in changes:
+            with pytest.raises(DiskFull) as refused:
+                change()
+            assert refused.value.retry_after
+        (hits,) = gallery.search(np.ones((1, 4), dtype=np.float32), k=5).results
+        assert [(hit.item_id, hit.subject) for hit in hits.hits] == [("before", "")]
+        assert gallery.get_item("before")[0].id == "before"
+        connection.execute("PRAGMA query_only = OFF")
+        gallery.enroll([new("after", [1, 0, 0, 0])]).result()
+    with opened(tmp_path) as galleries:
+        listed, _ = galleries.get("faces").list_items(limit=10)
+        assert [item.id for item in listed] == ["after", "before"]
+
+
 def damage_header(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[:100] = bytes(100)
@@ -188,6 +213,8 @@ def failure(code: int) -> sqlite3.OperationalError:
         (sqlite3.SQLITE_IOERR_SHORT_READ, True, StoreDamaged, "could not be read"),
         (sqlite3.SQLITE_IOERR_WRITE, False, DiskFull, "Free space"),
         (sqlite3.SQLITE_FULL, False, DiskFull, "Free space"),
+        (sqlite3.SQLITE_READONLY, False, DiskFull, "Free space"),
+        (sqlite3.SQLITE_READONLY_DIRECTORY, False, DiskFull, "Free space"),
         (sqlite3.SQLITE_CORRUPT, True, StoreDamaged, "restart the server"),
     ],
 )

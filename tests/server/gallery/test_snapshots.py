@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -294,6 +295,23 @@ def test_a_shortened_log_makes_an_older_snapshot_useless_and_not_wrong(
     assert made_anew == [NAMES[0]]
 
 
+def test_a_log_with_a_gap_is_noticed_by_the_number_of_items(
+    data: Path, right: object, made_anew: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, path = index_and_store(data)
+    connection = sqlite3.connect(path)
+    (numbers,) = connection.execute("SELECT number FROM items WHERE id = 'fresh'").fetchall()
+    connection.execute("DELETE FROM changes WHERE ? BETWEEN first AND last", numbers)
+    connection.commit()
+    connection.close()
+    with opened(data, LIMITS) as galleries:
+        gallery = galleries.get(NAMES[0])
+        settle(gallery)
+        assert answers(gallery) == right
+    assert made_anew == [NAMES[0]]
+    assert f"gallery faces: {REFUSED}" in caplog.text
+
+
 def test_without_a_snapshot_the_log_is_kept_until_it_is_long(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -554,6 +572,32 @@ def test_a_graph_that_was_written_short_is_no_snapshot(
             snapshots_._write_graph(Short(), "segment-short", aside=False)  # type: ignore[arg-type]
         assert snapshots_.manifest == before
         assert not list(snapshots_.folder.glob("segment-short*"))
+
+
+def test_many_items_of_one_vector_and_one_subject_come_back(
+    quick_folder: Path, made_anew: list[str]
+) -> None:
+    others = np.random.default_rng(1).normal(size=(200, DIMENSION)).astype(np.float32)
+    same = np.ones(DIMENSION)
+    with one_gallery(quick_folder, damage.wanted(NAMES[0]), LIMITS) as gallery:
+        gallery.enroll([new(f"o{n:03}", row, "others") for n, row in enumerate(others)]).result()
+        for start in range(0, 2_000, 500):
+            some = [new(f"same{n:04}", same, f"s{n % 2}") for n in range(start, start + 500)]
+            gallery.enroll(some).result()
+        settle(gallery)
+        gallery.remove(ids=[f"same{n:04}" for n in range(100)]).result()
+    made_anew.clear()
+    with opened(quick_folder, LIMITS) as galleries:
+        gallery = galleries.get(NAMES[0])
+        for exact in (True, False):
+            probes = same.astype(np.float32)[None]
+            found = gallery.search(probes, k=1_000, by_subject=False, exact=exact)
+            assert found.ids == [f"same{n:04}".encode() for n in range(100, 1_100)]
+        assert gallery.count(subject="s0").items == 950
+        assert gallery.remove(ids=[f"same{n:04}" for n in range(100, 1_999)]).result().removed
+        (hits,) = gallery.search(probes, k=1, by_subject=False).results
+        assert hits.hits[0].item_id == "same1999"
+    assert made_anew == []
 
 
 def test_new_settings_of_the_server_do_not_spoil_a_snapshot(data: Path, right: object) -> None:
