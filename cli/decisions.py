@@ -14,7 +14,7 @@ EXIT_CODES = "0 match; 1 no match; 3 not calibrated (distance only); 2 wrong usa
 
 _CODES = {Outcome.MATCH: OK, Outcome.NO_MATCH: NO, Outcome.NOT_CALIBRATED: NOT_CALIBRATED}
 
-_NO_EVIDENCE = "no evidence for this rate; give a larger --far, or a --threshold of your own"
+_NO_EVIDENCE = "no evidence for this rate: a larger --far may have some, or give a --threshold"
 
 
 def add_rule_flags(parser: argparse.ArgumentParser, *, search: bool = False) -> None:

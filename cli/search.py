@@ -94,7 +94,9 @@ def _print_hits(name: str, hits: Hits) -> None:
         source = f" (by the {hits.evidence})" if hits.evidence else ""
         facts.append(f"threshold {hits.threshold:.4f}{source}")
     if hits.outcome is Outcome.NOT_CALIBRATED:
-        facts.append("no evidence for this rate here; give a larger --fpir, or a --threshold")
+        facts.append(
+            "no evidence for this rate: a larger --fpir may have some, or give a --threshold"
+        )
     rate = hits.false_positive_identification_rate
     if rate is not None:
         upper = hits.false_positive_identification_rate_upper

@@ -304,6 +304,7 @@ class TestDecisions:
         assert (found, err) == (code, "")
         assert out.splitlines()[0] == word
         assert "0.2500" in out
+        assert ("give a --threshold" in out) == (word == "NOT CALIBRATED")
 
     def test_compare_sends_the_rule_the_prior_and_the_model(
         self, run: Run, fake: FakeServer, pictures: Path
@@ -340,7 +341,13 @@ class TestDecisions:
         )
         code, out, _ = run("verify", "people", "alice", pictures / "stray.png")
         assert code == 1
-        assert "alice:1.png" in out
+        assert out.splitlines() == [
+            "NO MATCH",
+            "distance        0.9000",
+            "threshold       0.3000",
+            "nearest item    alice:1.png",
+            "items compared  2",
+        ]
         run("verify", "people", "alice", pictures / "stray.png", "--mean-of", "3")
         assert [request.mean_of for request in fake.asked("Verify")] == [1, 3]
 
@@ -390,6 +397,16 @@ class TestSearch:
         assert out.splitlines()[0] == (
             "hello: no match, threshold 0.4000 (by the gallery), "
             "a stranger matches somebody at a rate of 0.01 (at most 0.014)"
+        )
+
+    def test_a_search_without_a_decision_says_what_to_do(self, run: Run, fake: FakeServer) -> None:
+        hits = gallery_service_pb2.Hits(outcome=shared_pb2.OUTCOME_NOT_CALIBRATED)
+        result = gallery_service_pb2.SearchResult(hits=hits)
+        fake.on("Search", gallery_service_pb2.SearchResponse(results=[result]))
+        _, out, _ = run("search", "questions", "--text", "hello")
+        assert out.splitlines()[0] == (
+            "hello: not calibrated, no evidence for this rate: a larger --fpir may have some, "
+            "or give a --threshold"
         )
 
     def test_a_folder_is_searched_batch_by_batch(
