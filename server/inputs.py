@@ -192,13 +192,24 @@ def check_ready(raw: Ready, dimension: int, space_id: str, metric: Metric) -> Ve
         WrongShape: of another dimension.
         NotFinite, ZeroVector: see `distance.check_vectors`.
     """
+    values = fitting(raw, dimension, space_id)
+    distance.check_vectors(values, metric)
+    return values
+
+
+def fitting(raw: Ready, dimension: int, space_id: str) -> Vector:
+    """Return a ready vector of a space, float32 [dimension], whose values are not checked.
+
+    Raises:
+        SpaceMismatch: of another space; both are named.
+        WrongShape: of another dimension.
+    """
     check_space(raw.space_id, space_id)
     if raw.values.shape != (dimension,):
         raise WrongShape(
             f"the embedding has {raw.values.size} values, space {space_id} has {dimension}; "
             "send it as Embed returned it"
         )
-    distance.check_vectors(raw.values, metric)
     return raw.values
 
 

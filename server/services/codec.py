@@ -22,6 +22,7 @@ from twinserve.errors import (
 from twinserve.server.batching.batcher import Reason, Ride
 from twinserve.server.config import Limits
 from twinserve.server.inputs import Array, ImageBytes, RawInput, Ready, Text, Vector
+from twinserve.server.services.wire_format import varint
 from twinserve.v1 import embedding_service_pb2 as embedding
 from twinserve.v1 import shared_pb2 as shared
 
@@ -150,10 +151,24 @@ def _array(tensor: shared.Tensor, limits: Limits) -> NDArray[Any]:
 def _ready(message: shared.Embedding) -> Ready:
     if not message.values:
         raise EmptyInput("the embedding has no values; send it as Embed returned it")
-    values = np.array(message.values, dtype=np.float32)
+    values = _values(message)
     if not np.isfinite(values).all():
         raise NotFinite("the embedding holds a NaN or an infinity; send finite numbers only")
     return Ready(values, message.space_id)
+
+
+def _values(message: shared.Embedding) -> Vector:
+    """Return an embedding's values: float32 [n].
+
+    Taking them out of the message one by one costs six times what it does to have the message
+    written anew, which lays them end to end behind its first tag.
+    """
+    count = len(message.values)
+    data = message.SerializeToString()
+    head = b"\x0a" + varint(4 * count)
+    if not data.startswith(head):  # some implementation of protobuf that orders fields otherwise
+        return np.array(message.values, dtype=np.float32)
+    return np.frombuffer(data, "<f4", count, len(head)).astype(np.float32)
 
 
 def rule_of(message: shared.DecisionRule) -> Rule:

@@ -590,11 +590,15 @@ class GalleryService(rpc.GalleryServiceServicer):
         """Embed inputs into the gallery's space; no model is needed when all are ready vectors."""
         settings = gallery.settings
         if engine is None or all(one.kind == "embedding" for one in readings):
-            checked = tuple(_checked(one.raw, settings) for one in readings)
-            embedded = Embedded(checked, "", 0.0, None)
+            ready = tuple(_ready(one.raw, settings) for one in readings)
+            embedded = Embedded(ready, "", 0.0, None)
         else:
             embedded = await embed_readings(engine, readings, caller, settings.dimension)
             self.metrics.embedded(engine.name, embedded.preprocess, embedded.ride)
+        vectors = [one for one in embedded.outcomes if not isinstance(one, TwinserveError)]
+        sound = 0 < len(vectors) == len(readings)
+        if sound and distance.are_sound(np.stack(vectors), settings.metric):
+            return embedded
         outcomes: list[Vector | TwinserveError] = []
         for one, outcome in zip(readings, embedded.outcomes, strict=True):
             try:
@@ -645,14 +649,15 @@ def _content_digest(gallery: Gallery, one: Reading) -> bytes:
     return hashlib.sha256(one.digest + gallery.settings.space_id.encode()).digest()
 
 
-def _checked(
+def _ready(
     raw: inputs.RawInput | TwinserveError, settings: GallerySettings
 ) -> Vector | TwinserveError:
+    """A ready embedding of the gallery's space and shape; its values are checked later."""
     if isinstance(raw, TwinserveError):
         return raw
     assert isinstance(raw, Ready)
     try:
-        return inputs.check_ready(raw, settings.dimension, settings.space_id, settings.metric)
+        return inputs.fitting(raw, settings.dimension, settings.space_id)
     except TwinserveError as error:
         return error
 

@@ -34,14 +34,18 @@ class _Waiting(Generic[Ask, Answer]):
 
 
 class Gathering(Generic[Ask, Answer]):
-    """Runs asks on at most `runners` threads, up to a weight of `most` at a time."""
+    """Runs asks on at most `runners` threads, up to a weight of `most` at a time.
+
+    Asks of one key run on one thread: two would each take half of what waits, and their Python
+    would wait for each other all the same.
+    """
 
     def __init__(self, executor: Executor, runners: int, most: int) -> None:
         self._executor = executor
         self._runners = runners
         self._most = most
         self._lock = threading.Lock()  # held for moments
-        self._running = 0
+        self._running: set[Hashable] = set()
         self._waiting: OrderedDict[Hashable, deque[_Waiting[Ask, Answer]]] = OrderedDict()
 
     async def ask(self, key: Hashable, ask: Ask, weight: int, run: Run[Ask, Answer]) -> Answer:
@@ -51,35 +55,45 @@ class Gathering(Generic[Ask, Answer]):
         waiting = _Waiting(ask, weight, run, future)
         with self._lock:
             self._waiting.setdefault(key, deque()).append(waiting)
-            start = self._running < self._runners
-            self._running += start
+            start = len(self._running) < self._runners and key not in self._running
+            if start:
+                self._running.add(key)
         if start:
             try:
-                self._executor.submit(self._work, loop)
+                self._executor.submit(self._work, loop, key)
             except RuntimeError:  # the executor was shut down
                 with self._lock:
-                    self._running -= 1
+                    self._running.discard(key)
                 raise
         return await future
 
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run until nothing waits; a thread of the executor."""
-        while group := self._take():
+    def _work(self, loop: asyncio.AbstractEventLoop, key: Hashable) -> None:
+        """Run until nothing waits, beginning with `key`; a thread of the executor."""
+        while group := self._take(key):
             asks = [waiting.ask for waiting in group]
             try:
                 answers = group[0].run(asks)
             except Exception as error:
                 answers = [_again(error, alone=len(group) == 1) for _ in group]
+            with self._lock:
+                key = self._next(key)
             try:
                 loop.call_soon_threadsafe(_deliver, group, answers)
             except RuntimeError:  # the loop is closed: nobody waits
                 continue
 
-    def _take(self) -> list[_Waiting[Ask, Answer]]:
-        """The next group; empty, and one runner less, where nothing waits."""
+    def _next(self, key: Hashable) -> Hashable:
+        """Leave a key for the first that waits and is not run; itself, where there is none."""
+        self._running.discard(key)
+        found = next((other for other in self._waiting if other not in self._running), key)
+        self._running.add(found)
+        return found
+
+    def _take(self, key: Hashable) -> list[_Waiting[Ask, Answer]]:
+        """The next group of a key; empty, and one runner less, where nothing of it waits."""
         with self._lock:
-            while self._waiting:
-                key, queue = next(iter(self._waiting.items()))
+            while True:
+                queue = self._waiting.get(key, deque())
                 group: list[_Waiting[Ask, Answer]] = []
                 weight = 0
                 while queue and (not group or weight + queue[0].weight <= self._most):
@@ -90,11 +104,14 @@ class Gathering(Generic[Ask, Answer]):
                 if queue:
                     self._waiting.move_to_end(key)  # others have their turn
                 else:
-                    del self._waiting[key]
+                    self._waiting.pop(key, None)
                 if group:
                     return group
-            self._running -= 1
-            return []
+                following = self._next(key)
+                if following not in self._waiting:
+                    self._running.discard(following)
+                    return []
+                key = following
 
 
 def _again(error: Exception, *, alone: bool) -> Exception:

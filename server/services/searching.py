@@ -23,7 +23,7 @@ from twinserve.server.services import codec, gallery_codec, search_reply
 from twinserve.server.watching.metrics import Metrics
 
 MOST_TOGETHER = 64  # probes
-THREADS = 1  # of a graph
+MANY = 8  # probes that are worth a second thread in the graph
 ALONE = 16  # probes of a call that need no company
 
 
@@ -105,7 +105,7 @@ def answer(
         ef=question.ef,
         mean_of=question.mean_of,
         proceed=proceed,
-        threads=THREADS if len(probes) >= 8 else 1,
+        threads=2 if len(asks) > 1 and len(probes) >= MANY else 1,
     )
     ended = time.perf_counter()
     model = gallery.settings.model

@@ -244,6 +244,53 @@ def test_one_bad_item_fails_alone_and_atomic_enrols_none(stubs: Stubs, gallery: 
     assert wire.field(reply.results[2].error) == "items[2].item.id"
 
 
+def test_embeddings_go_end_to_end_in_place_of_inputs(stubs: Stubs, gallery: str) -> None:
+    space = stubs.gallery.GetGallery(pb.GetGalleryRequest(name=gallery)).gallery.space_id
+    vectors = np.arange(48, dtype="<f4").reshape(3, 16)
+    named = [pb.EnrollItem(item=shared_pb2.Item(id=f"packed-{i}")) for i in range(3)]
+    whole = pb.EnrollRequest(
+        gallery=gallery, items=named, embeddings=vectors.tobytes(), space_id=space
+    )
+    changes = [r.enrolled.change for r in stubs.gallery.Enroll(whole).results]
+    assert changes == [pb.CHANGE_CREATED] * 3
+    for i in range(3):
+        asked = pb.GetItemRequest(gallery=gallery, id=f"packed-{i}", with_embedding=True)
+        kept = stubs.gallery.GetItem(asked).embedding.values
+        assert list(kept) == vectors[i].tolist()
+    # The same vector as an input is the same content.
+    one = shared_pb2.Embedding(values=vectors[1].tolist(), space_id=space)
+    again = pb.EnrollItem(item=named[1].item, input=shared_pb2.Input(embedding=one))
+    reply = stubs.gallery.Enroll(pb.EnrollRequest(gallery=gallery, items=[again]))
+    assert reply.results[0].enrolled.change == pb.CHANGE_UNCHANGED
+
+
+def test_packed_embeddings_that_do_not_fit_are_refused_by_name(stubs: Stubs, gallery: str) -> None:
+    space = stubs.gallery.GetGallery(pb.GetGalleryRequest(name=gallery)).gallery.space_id
+    named = [pb.EnrollItem(item=shared_pb2.Item(id=f"packed-{i}")) for i in range(2)]
+    vectors = np.ones((2, 16), dtype="<f4")
+
+    def refused(code: wire.grpc.StatusCode, **changed: object) -> tuple[str, str]:
+        fields = {"items": named, "embeddings": vectors.tobytes(), "space_id": space} | changed
+        with wire.Refused(code) as refusal:
+            stubs.gallery.Enroll(pb.EnrollRequest(gallery=gallery, **fields))  # type: ignore[arg-type]
+        return wire.reason(refusal.status), wire.field(refusal.status)
+
+    invalid = wire.grpc.StatusCode.INVALID_ARGUMENT
+    short = refused(invalid, embeddings=vectors.tobytes()[:-4])
+    assert short == ("WRONG_SHAPE", "embeddings")
+    both = refused(invalid, items=[named[0], pb.EnrollItem(input=probe(0))])
+    assert both == ("INVALID_INPUT", "items[1].input")
+    foreign = refused(wire.grpc.StatusCode.FAILED_PRECONDITION, space_id="elsewhere")
+    assert foreign == ("SPACE_MISMATCH", "space_id")
+    vectors[1, 3] = np.nan
+    request = pb.EnrollRequest(
+        gallery=gallery, items=named, embeddings=vectors.tobytes(), space_id=space
+    )
+    reply = stubs.gallery.Enroll(request)
+    assert reply.results[0].enrolled.change == pb.CHANGE_CREATED
+    assert "NaN" in reply.results[1].error.message
+
+
 def test_what_is_removed_is_not_found_again(stubs: Stubs, gallery: str) -> None:
     by_id = pb.RemoveRequest(gallery=gallery, ids=pb.IdList(ids=["item-1", "none"]))
     assert stubs.gallery.Remove(by_id).removed == 1
