@@ -527,7 +527,7 @@ def test_a_snapshot_that_fails_leaves_the_one_before(
                 connection.execute("PRAGMA query_only = OFF")
             patched.setattr(Gallery, "finish", lambda gallery: None)
             galleries.close()
-    assert caplog.text.count("no snapshot of the index could be written") == 3
+    assert caplog.text.count("no snapshot of the index could be written") >= 3
     assert (index / "manifest.json").read_bytes() == manifest
     with opened(data, LIMITS) as galleries:
         assert answers(galleries.get(NAMES[0])) == right
