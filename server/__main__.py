@@ -66,6 +66,9 @@ from twinserve.v1 import (
 log = logging.getLogger("twinserve.server")
 
 LAST_BYTES = 1.0  # seconds
+# How long a thread keeps the interpreter that another waits for. Python's own 5 ms, several times
+# over, is what a call waited for while a thousand items were enrolled beside it.
+SWITCH_SECONDS = 0.0005
 
 _SERVICES = (
     embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
@@ -270,6 +273,7 @@ def run(config: ServerConfig) -> int:
     # Searches run side by side, each on a thread; BLAS threads of its own make one wait for all the
     # others: up to fifty times as long, measured where both processors were busy.
     threadpoolctl.threadpool_limits(1, user_api="blas")
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         import uvloop
 

@@ -399,7 +399,7 @@ def _candidates(view: View, probes: Probes, wanted: int, threads: int) -> Candid
     reached = np.full(len(probes.vectors), np.inf)
     for segment, newest in zip(view.segments, view.newest, strict=True):
         take = min(wanted, len(segment))
-        found = segment.graph.nearest(probes.vectors, take, threads) if segment.graph else None
+        found = segment.graph.nearest(probes.scaled, take, threads) if segment.graph else None
         local, units = found if found is not None else _scan_segment(segment, probes, take)
         flat = local.ravel()
         rows, places = view.rows.of_labels(newest[flat], segment.labels[flat])
@@ -442,7 +442,7 @@ def _judge(scope: Scope, probes: Probes, candidates: Candidates) -> Found:
             answers.append(_nearest(scope, probe, ranked, exact=False))
         return Found.joined(answers)
     # float32 ranks well enough to leave out those far behind the k-th: most of the work.
-    front = _front(owners, units, 2 * question.k + 16)
+    front = _front(count, owners, units, 2 * question.k + 16)
     while True:
         some_owners, some_rows = owners[front], rows[front]
         distances = _rescored(view, probes.vectors, some_owners, some_rows)
@@ -452,14 +452,21 @@ def _judge(scope: Scope, probes: Probes, candidates: Candidates) -> Found:
         front = np.arange(len(owners))
 
 
-def _front(owners: Indices, units: FloatArray, most: int) -> Indices:
-    """Which candidates are among the first `most` of their probe."""
+def _front(probes: int, owners: Indices, units: FloatArray, most: int) -> Indices:
+    """Which candidates are among the first `most` of their probe, or as near as the last of these:
+    equal ones are told apart by their ids.
+    """
     if len(owners) <= most:
         return np.arange(len(owners))
+    if probes == 1:
+        return np.flatnonzero(units <= np.partition(units, most - 1)[most - 1])
     order = np.lexsort((units, owners))
     ordered = owners[order]
-    starts = np.searchsorted(ordered, ordered, side="left")
-    return order[np.arange(len(order)) - starts < most]
+    ranks = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
+    last = order[ranks == most - 1]
+    edges = np.full(probes, np.inf)
+    edges[owners[last]] = units[last]
+    return np.flatnonzero(units <= edges[owners])
 
 
 def _rescored(view: View, probes: Embeddings, owners: Indices, rows: Indices) -> FloatArray:

@@ -138,7 +138,8 @@ class Graph:
     ) -> tuple[Indices, FloatArray] | None:
         """Rows and ranking units of `wanted` neighbours per probe, or None if it cannot say.
 
-        probes: float32 [n, dimension] -> ([n, wanted], [n, wanted]), nearest first.
+        probes: float32 [n, dimension], of length one under cosine (`Probes.scaled`)
+        -> ([n, wanted], [n, wanted]), nearest first.
         """
         if (
             self._index is None
@@ -149,9 +150,7 @@ class Graph:
         ):
             return None
         try:
-            rows, units = self._index.knn_query(
-                self._prepared(probes), k=wanted, num_threads=threads
-            )
+            rows, units = self._index.knn_query(probes, k=wanted, num_threads=threads)
         except RuntimeError:
             # A graph with too few reachable nodes. hnswlib leaks its buffers on this path, so the
             # same question is not put to it again.
