@@ -10,6 +10,7 @@ Asks with equal keys may go together. One event loop asks, threads of an executo
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
@@ -17,7 +18,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from twinserve.errors import InternalFault
+from twinserve.errors import InternalFault, TwinserveError
+
+log = logging.getLogger(__name__)
 
 Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
@@ -74,6 +77,8 @@ class Gathering(Generic[Ask, Answer]):
             try:
                 answers = group[0].run(asks)
             except Exception as error:
+                if len(group) > 1 and not isinstance(error, TwinserveError):
+                    log.exception("a run of %d calls failed", len(group))
                 answers = [_again(error, alone=len(group) == 1) for _ in group]
             with self._lock:
                 key = self._next(key)
@@ -118,11 +123,9 @@ def _again(error: Exception, *, alone: bool) -> Exception:
     """An error of all for one of them: an exception belongs to one who raises it."""
     if alone:
         return error
-    again = getattr(error, "again", None)
-    if again is None:
-        return InternalFault("the call failed inside the server; its log says why")
-    fresh: Exception = again()
-    return fresh
+    if isinstance(error, TwinserveError):
+        return error.again()
+    return InternalFault("the call failed inside the server; its log says why")
 
 
 def _deliver(group: Sequence[_Waiting[Ask, Answer]], answers: Sequence[Answer | Exception]) -> None:

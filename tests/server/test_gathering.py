@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from twinserve.errors import InvalidInput
+from twinserve.errors import InternalFault, InvalidInput
 from twinserve.server.services.gathering import Gathering
 
 
@@ -95,3 +95,26 @@ def test_an_error_of_a_run_ends_each_of_its_asks_and_the_next_run_goes_on() -> N
             assert await gathering.ask("a", 5, 1, runs) == 50
 
     asyncio.run(scenario())
+
+
+def test_a_fault_of_ours_in_a_run_of_several_is_in_the_log_that_its_calls_are_sent_to(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def breaks(asks: Sequence[int]) -> list[int | Exception]:
+        raise ZeroDivisionError("a bug")
+
+    async def scenario() -> None:
+        runs = Runs()
+        with ThreadPoolExecutor(2) as threads:
+            gathering: Gathering[int, int] = Gathering(threads, runners=1, most=9)
+            first = asyncio.create_task(gathering.ask("a", 1, 1, runs))
+            await begun(runs)
+            rest = [asyncio.create_task(gathering.ask("b", n, 1, breaks)) for n in (2, 3)]
+            await asyncio.sleep(0)
+            runs.go.set()
+            await first
+            found = await asyncio.gather(*rest, return_exceptions=True)
+            assert all(isinstance(error, InternalFault) for error in found)
+
+    asyncio.run(scenario())
+    assert "ZeroDivisionError: a bug" in caplog.text
