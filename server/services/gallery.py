@@ -682,7 +682,7 @@ def _packed(
     if len(request.embeddings) != 4 * count * dimension:
         raise WrongShape(
             f"embeddings has {len(request.embeddings)} bytes; {count} items of {dimension} "
-            f"float32 values take {4 * count * dimension}",
+            f"float32 values take {4 * count * dimension}; send each item's vector, end to end",
             field="embeddings",
         )
     inputs.check_space(request.space_id, settings.space_id, "space_id")
