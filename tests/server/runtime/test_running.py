@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,9 +113,9 @@ def wide_twin(path: Path) -> Path:
     return path
 
 
-def test_a_lone_large_batch_does_not_stay_in_memory(tmp_path: Path) -> None:
+def growth_by_a_large_batch(path: Path) -> int:
+    """Bytes that a twin keeps in memory after a batch of 24 rows among batches of one."""
     library = Onnxruntime()
-    path = wide_twin(tmp_path / "wide.onnx")
     session = open_session(path, Device(CPU, {}), Setting(1, 1), library)
     running = CpuRunning(session, TensorInput((8,)), library)
     small, large = np.ones((1, 8), np.float32), np.ones((24, 8), np.float32)
@@ -121,7 +123,22 @@ def test_a_lone_large_batch_does_not_stay_in_memory(tmp_path: Path) -> None:
         running.run(small)
     before = machine.resident()
     np.testing.assert_allclose(running.run(large), large)
-    assert machine.resident() - before < 24 << 20, "96 MB and more were needed for a while"
+    return machine.resident() - before
+
+
+def test_a_lone_large_batch_does_not_stay_in_memory(tmp_path: Path) -> None:
+    # In a process of its own: what the arena gives back, the C library keeps where the memory came
+    # from a hole that something else has left in its heap.
+    path = wide_twin(tmp_path / "wide.onnx")
+    program = (
+        "import pathlib, sys\n"
+        "from tests.server.runtime.test_running import growth_by_a_large_batch\n"
+        "print(growth_by_a_large_batch(pathlib.Path(sys.argv[1])))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert int(ran.stdout) < 24 << 20, "96 MB and more were needed for a while"
 
 
 @pytest.mark.long
