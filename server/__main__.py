@@ -150,6 +150,7 @@ async def serve(config: ServerConfig) -> None:
                 admission,
                 readers,
                 config.backup_dir,
+                afterwards,
             ),
             server,
         )

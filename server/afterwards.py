@@ -36,9 +36,14 @@ class Afterwards:
         """Make it this thread's, which calls `run` whenever it has read something."""
         self._thread = threading.get_ident()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the thread that may put work off."""
+        return threading.get_ident() == self._thread
+
     def put(self, work: Work) -> bool:
         """Put work off until the next `run`; False in any other thread, which does it itself."""
-        if threading.get_ident() != self._thread:
+        if not self.is_here:
             return False
         self._works.append(work)
         return True

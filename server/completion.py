@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Executor
 from typing import Any, Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -200,6 +201,28 @@ def drive(
     driven = Driven(coroutine, ended)
     driven._go_on()
     return driven
+
+
+def in_executor(executor: Executor, work: Callable[[], Value]) -> Completion[Value]:
+    """Have work done in a thread of an executor; what nobody waits for any more is not begun.
+
+    Raises:
+        RuntimeError: the executor was shut down.
+    """
+    completion: Completion[Value] = Completion()
+
+    def run() -> None:
+        if completion.done:
+            return
+        try:
+            value = work()
+        except BaseException as error:
+            completion.set_error(error)
+        else:
+            completion.set_result(value)
+
+    executor.submit(run)
+    return completion
 
 
 def _tell(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:

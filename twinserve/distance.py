@@ -92,19 +92,25 @@ def paired(first: Embeddings, second: Embeddings, metric: Metric) -> FloatArray:
     return np.asarray(np.minimum(np.sum(difference**2, axis=-1) / 2.0, 2.0))
 
 
+def prepared(vectors: Embeddings, metric: Metric) -> FloatArray:
+    """What `paired_with` compares with: float32 [n, d] -> float64 [n, d]."""
+    wide = vectors.astype(np.float64)
+    return unit(wide) if metric is Metric.COSINE else wide
+
+
 def paired_with(
-    first: Embeddings, second: Embeddings, which: NDArray[np.int64], metric: Metric
+    first: Embeddings, second: FloatArray, which: NDArray[np.int64], metric: Metric
 ) -> FloatArray:
     """Distances of rows to chosen ones: float32 [n, d] x [m, d], [n] below m -> float64 [n].
 
-    To the last bit those of `paired(first, second[which])`, with less work for each of `second`.
+    To the last bit those of `paired(first, s[which])`, with less work for each of s, of which
+    `second` is what `prepared` gives.
     """
     a = first.astype(np.float64)  # a copy, to be written over
-    b = np.asarray(second, dtype=np.float64)
     if metric is Metric.EUCLIDEAN:
-        a -= b[which]
+        a -= second[which]
         return np.asarray(np.sqrt(np.sum(a**2, axis=-1)))
-    difference = unit(a) - unit(b)[which]
+    difference = unit(a) - second[which]
     return np.asarray(np.minimum(np.sum(difference**2, axis=-1) / 2.0, 2.0))
 
 

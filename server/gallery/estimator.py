@@ -165,6 +165,11 @@ class Estimator:
         if seconds_to_measure(self._present()) > self._inline_seconds:
             self._background.consider(self)
 
+    def is_ready(self, view: View) -> bool:
+        """Whether `strangers` answers at once."""
+        outdated = self._outdated(self._measured, view.rows)
+        return not outdated or seconds_to_measure(view) > self._inline_seconds
+
     def strangers(self, view: View) -> Strangers | None:
         """What is known of strangers in a view; None where nothing is, or nothing yet."""
         measured = self._measured

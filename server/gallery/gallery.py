@@ -50,8 +50,8 @@ from twinserve.server.gallery.footprint import DiskUsage
 from twinserve.server.gallery.memory import Memory
 from twinserve.server.gallery.observing import BuildKind, GalleryObserver
 from twinserve.server.gallery.recall import Recomputed, Sampler
-from twinserve.server.gallery.search import Question, View, go_on, means_of, rescore, search
-from twinserve.server.gallery.segments import Segment
+from twinserve.server.gallery.search import Question, View, go_on, means_of, quick, rescore, search
+from twinserve.server.gallery.segments import Probes, Segment
 from twinserve.server.gallery.snapshots import Snapshots
 from twinserve.server.gallery.store import Store, as_twinserve_error
 from twinserve.server.gallery.transactions import (
@@ -336,7 +336,7 @@ class Gallery:
             WrongShape, NotFinite, ZeroVector: the probes cannot be compared.
             InvalidInput: k, ef, mean_of, max_distance or the filter is out of range.
         """
-        self._check_probes(probes)
+        ready = self._ready(probes)
         if k < 1:
             raise InvalidInput(f"k is {k}; ask for at least 1", field="top_k")
         _check_mean(mean_of)
@@ -355,7 +355,7 @@ class Gallery:
         view = self.view
         exact_below = self._limits.exact_scan_below
         found, items, subjects = search(
-            view, probes, question, filter, exact_below, proceed, threads
+            view, ready, question, filter, exact_below, proceed, threads
         )
         if self.recomputed.wanted and not question.averages and not found.exact[:1].all():
             first = found.of(0)
@@ -384,6 +384,22 @@ class Gallery:
             strangers=self.estimator.strangers(view),
         )
 
+    def is_quick(
+        self,
+        probes: int,
+        *,
+        k: int,
+        filter: Filter | None,
+        exact: bool,
+        ef: int | None,
+        mean_of: int,
+    ) -> bool:
+        """Whether a search takes a few milliseconds at most; of what may not, it says False."""
+        if exact or filter is not None or mean_of > 1 or not self.estimator.is_ready(self.view):
+            return False
+        breadth = ef or self.settings.hnsw.ef
+        return quick(self.view, probes, k, breadth, self._limits.exact_scan_below)
+
     def verify(self, subject: str, probe: NDArray[np.float32], mean_of: int = 1) -> Nearest:
         """The nearest item of a subject to a probe, float32 [dimension]; always exact.
 
@@ -399,7 +415,7 @@ class Gallery:
             raise WrongShape(
                 f"the probe has shape {list(probe.shape)}; send [{self.settings.dimension}]"
             )
-        self._check_probes(probe[None, :])
+        self._ready(probe[None, :])
         view = self.view
         rows = view.rows.of_subject(subject)
         if not len(rows):
@@ -904,14 +920,17 @@ class Gallery:
     def _token(self, sequence: int) -> str:
         return tokens.make_token(self._key, sequence)
 
-    def _check_probes(self, probes: Embeddings) -> None:
+    def _ready(self, probes: Embeddings) -> Probes:
         dimension = self.settings.dimension
         if probes.ndim != 2 or probes.shape[1] != dimension or probes.dtype != np.float32:
             raise WrongShape(
                 f"the probes are {probes.dtype} {list(probes.shape)}; gallery "
                 f"{self.settings.name!r} compares float32 [n, {dimension}]"
             )
-        check_vectors(probes, self._metric)
+        ready = Probes(probes, self._metric)
+        if not ready.are_sound:
+            check_vectors(probes, self._metric)
+        return ready
 
     def _check_request_id(self, request_id: str) -> None:
         if self._gone:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -398,6 +398,11 @@ class RowsView:
         """The rows of `alive`, ascending."""
         return np.flatnonzero(self.alive)
 
+    @property
+    def has_dead(self) -> bool:
+        """Whether any row is not the present version of an item."""
+        return self.item_count < self.count
+
     def lives(self, rows: Indices) -> Mask:
         """Which of some rows are the present version of an item."""
         return np.asarray(self.died[rows] > self.sequence)
@@ -466,11 +471,16 @@ class RowsView:
         rows = np.flatnonzero(self.subject[: self.count] == code)
         return rows[self.lives(rows)]
 
-    def of_labels(self, newest: NDArray[np.int32], labels: Indices) -> tuple[Indices, Indices]:
+    def of_labels(
+        self, newest: NDArray[np.int32], labels: Callable[[], Indices]
+    ) -> tuple[Indices, Indices | None]:
         """All rows, dead ones included, whose vectors have labels [n] with `newest` rows [n].
 
-        Returns rows [m], and [m] which of the n each belongs to.
+        Returns rows [m], and [m] which of the n each belongs to; None where each has its one.
         """
+        plain = len(newest) and int(newest.min()) > NOTHING and int(newest.max()) < self.count
+        if plain and int(self.chains.earlier[newest].max()) == NOTHING:
+            return newest.astype(np.int64), None
         places = np.flatnonzero(newest != NOTHING)
         rows = newest[places]
         found: list[NDArray[np.int32]] = []
@@ -487,12 +497,9 @@ class RowsView:
                 break
             rows, places = rows[on], places[on]
         else:
-            return self._scan_for(labels)
-        if len(found) == 1:
-            return found[0].astype(np.int64), owners[0]
-        if not found:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        return np.concatenate(found).astype(np.int64), np.concatenate(owners)
+            return self._scan_for(labels())
+        none = np.zeros(0, dtype=np.int64)
+        return np.concatenate([none, *found]), np.concatenate([none, *owners])
 
     def _scan_for(self, labels: Indices) -> tuple[Indices, Indices]:
         """`of_labels` where one vector is that of very many items."""

@@ -8,6 +8,8 @@ recomputed in float64 from the vectors as enrolled; float32 only chooses whom to
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from twinserve.distance import Embeddings, FloatArray, Metric, paired, paired_with
 from twinserve.server.gallery.rows import RowsView
-from twinserve.server.gallery.segments import Probes, Segment, safe, stitched
+from twinserve.server.gallery.segments import Probes, Segment, vectors_at
 from twinserve.server.gallery.types import Filter
 
 Indices = NDArray[np.int64]
@@ -26,6 +28,8 @@ Far = TypeVar("Far", float, FloatArray)
 
 CELLS = 1 << 23  # float32 cells of one block of a scan: 32 MB
 REMEMBERED_FILTERS = 64
+QUICK = 1 << 23  # float32 values that are compared within a few milliseconds
+VISIT = 16  # vectors that a graph compares for each that it is asked for
 NARROW = 0.1  # a filter that keeps less is scanned: exact, and cheaper than the graph
 
 
@@ -106,10 +110,15 @@ class Found:
     distances: FloatArray  # [m]
     exact: NDArray[np.bool_]  # [n] these are provably the nearest
 
+    @property
+    def counts(self) -> Indices:
+        """How many hits each probe has, [n]."""
+        return np.asarray(self.starts[1:] - self.starts[:-1])
+
     @classmethod
     def joined(cls, parts: Sequence[Found]) -> Found:
         """One after another."""
-        counts = np.concatenate([np.diff(part.starts) for part in parts])
+        counts = np.concatenate([part.counts for part in parts])
         return cls(
             np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)]),
             np.concatenate([part.rows for part in parts]),
@@ -145,7 +154,7 @@ def go_on() -> None:
 
 def search(
     view: View,
-    probes: Embeddings,
+    probes: Probes,
     question: Question,
     wanted: Filter | None,
     exact_below: int,
@@ -156,7 +165,7 @@ def search(
 
     Args:
         view: what is searched.
-        probes: float32 [n, dimension], checked.
+        probes: sound ones.
         question: what is asked.
         wanted: only items that pass are searched.
         exact_below: up to so many live vectors are scanned.
@@ -171,20 +180,35 @@ def search(
         kept, subjects = passed.items, passed.subjects
     if kept == 0 or not len(probes):
         return nothing_found(len(probes)), kept, subjects
-    ready = Probes(probes, view.metric)
     scan = (
         question.exact
         or min(kept, rows.vector_count) <= exact_below
         or kept < NARROW * rows.item_count
         or not view.safe
-        or not safe(ready.lengths, view.metric)
+        or not probes.are_safe
         or all(segment.graph is None for segment in view.segments)
     )
     enough = min(question.k, subjects if question.by_subject else kept)
     scope = Scope(view, question, passed, enough, proceed)
     if scan:
-        return _scan(scope, ready), kept, subjects
-    return _through_graphs(scope, ready, kept, threads), kept, subjects
+        return _scan(scope, probes), kept, subjects
+    return _through_graphs(scope, probes, kept, threads), kept, subjects
+
+
+def quick(view: View, probes: int, k: int, ef: int, exact_below: int) -> bool:
+    """Whether a search without a filter takes a few milliseconds at most."""
+    rows = view.rows
+    bare = [len(segment) for segment in view.segments if segment.graph is None]
+    wanted = max(ef, 2 * k)
+    if min(rows.item_count, rows.vector_count) <= exact_below or 4 * wanted > rows.vector_count:
+        compared = sum(map(len, view.segments))
+    else:
+        compared = VISIT * wanted * (len(view.segments) - len(bare)) + sum(bare)
+    return (
+        view.safe
+        and 2 * rows.item_count > rows.count  # else the dead have it asked for far more
+        and compared * view.dimension * probes <= QUICK
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +231,7 @@ class Scope:
 def rescore(view: View, probe: Embeddings, labels: Indices) -> FloatArray:
     """Exact distances, float64 [n], of one probe [d] to the vectors of labels."""
     unique, back = np.unique(labels, return_inverse=True)
-    vectors, _ = stitched(view.segments, unique, view.dimension)
+    vectors = vectors_at(view.segments, unique, view.dimension)
     return paired(vectors, probe[None, :], view.metric)[back]
 
 
@@ -275,7 +299,7 @@ def _scan(scope: Scope, probes: Probes) -> Found:
         rows = np.flatnonzero(scope.passed.mask)
         labels = view.rows.label[rows]
         parts = stretches(view.segments, labels)
-    if not (view.safe and safe(probes.lengths, view.metric)):
+    if not (view.safe and probes.are_safe):
         slow = []
         for probe in probes.vectors:
             scope.proceed()
@@ -288,7 +312,7 @@ def _scan(scope: Scope, probes: Probes) -> Found:
     for start in range(0, len(probes.vectors), block):
         some = probes
         if block < len(probes.vectors):
-            some = Probes(probes.vectors[start : start + block], probes.metric)
+            some = probes.some(slice(start, start + block))
         scope.proceed()
         for number, units in enumerate(_units(some, parts, len(rows)), start):
             scope.proceed()
@@ -353,128 +377,169 @@ def _through_graphs(scope: Scope, probes: Probes, kept: int, threads: int) -> Fo
     needed = question.k * question.mean_of if question.averages else question.k
     wanted = max(question.ef, int(2 * needed / share) if share < 0.9 else 2 * needed)
     most = view.rows.vector_count // 4
-    count = len(probes.vectors)
     answers: dict[int, Found] = {}
-    open_probes = np.arange(count)
-    while len(open_probes) and wanted <= most:
-        part = probes
-        if len(open_probes) < count:
-            part = Probes(probes.vectors[open_probes], probes.metric)
+    part, places = probes, np.arange(len(probes))  # those without an answer
+    while len(part) and wanted <= most:
         candidates = _candidates(view, part, wanted, threads)
         scope.proceed()
         found = _judge(scope, part, candidates)
-        done = np.diff(found.starts) >= scope.enough
+        done = found.counts >= scope.enough
         if question.averages:
             # Only who has no item as near as the last mean is surely farther than that.
             last = found.distances[found.starts[1:][done] - 1]
             done[done] = candidates.reached[done] > _reach(last, 0.0, view.metric)
         if question.max_distance is not None:
             done |= candidates.reached > _reach(question.max_distance, 0.0, view.metric)
-        if done.all() and not answers:
+        everyone = bool(done.all())
+        if everyone and not answers:
             return found
-        answers |= {int(open_probes[i]): found.of(int(i)) for i in np.flatnonzero(done)}
-        open_probes = open_probes[~done]
+        answers |= {int(places[i]): found.of(int(i)) for i in np.flatnonzero(done)}
+        places = places[~done]
+        part = probes.some(places)
         wanted *= 4
-    if len(open_probes):
-        rest = _scan(scope, Probes(probes.vectors[open_probes], probes.metric))
-        answers |= {int(probe): rest.of(i) for i, probe in enumerate(open_probes)}
-    return Found.joined([answers[probe] for probe in range(count)])
+    if len(part):
+        rest = _scan(scope, part)
+        answers |= {int(place): rest.of(i) for i, place in enumerate(places)}
+    return Found.joined([answers[probe] for probe in range(len(probes))])
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Rows that the graphs name, dead ones included, with float32 ranking units."""
+    """Rows that the graphs name for n probes, dead ones included."""
 
-    probes: Indices  # [m]
-    rows: Indices  # [m]
-    units: FloatArray  # [m]
-    reached: FloatArray  # [n] per probe: every segment was asked for what lies nearer than this
+    rows: Indices  # [n, w]; any where the units are infinite
+    units: NDArray[np.float32]  # [n, w] ranking units; infinite where there is no candidate
+
+    # [n] every segment was asked for what lies nearer than this
+    reached: FloatArray
 
 
 def _candidates(view: View, probes: Probes, wanted: int, threads: int) -> Candidates:
     """The `wanted` nearest of each segment per probe, as far as its graph knows."""
-    all_probes: list[Indices] = []
+    count = len(probes)
     all_rows: list[Indices] = []
-    all_units: list[FloatArray] = []
-    reached = np.full(len(probes.vectors), np.inf)
+    all_units: list[NDArray[np.float32]] = []
+    reached = np.full(count, np.inf)
     for segment, newest in zip(view.segments, view.newest, strict=True):
         take = min(wanted, len(segment))
         found = segment.graph.nearest(probes.scaled, take, threads) if segment.graph else None
         local, units = found if found is not None else _scan_segment(segment, probes, take)
-        flat = local.ravel()
-        rows, places = view.rows.of_labels(newest[flat], segment.labels[flat])
-        all_probes.append(places // take)
-        all_rows.append(rows)
-        all_units.append(units.ravel()[places])
         if take == wanted:
             np.minimum(reached, units.max(axis=1), out=reached)
-    return Candidates(
-        np.concatenate(all_probes), np.concatenate(all_rows), np.concatenate(all_units), reached
-    )
+        flat = local.reshape(-1)
+        labels = functools.partial(segment.labels_at, flat)
+        rows, places = view.rows.of_labels(newest[flat], labels)
+        if places is None:
+            rows = rows.reshape(count, take)
+        else:
+            rows, units = _side_by_side(count, places // take, rows, units.reshape(-1)[places])
+        all_rows.append(rows)
+        all_units.append(units)
+    if len(all_rows) == 1:
+        return Candidates(all_rows[0], all_units[0], reached)
+    return Candidates(np.concatenate(all_rows, axis=1), np.concatenate(all_units, axis=1), reached)
 
 
-def _scan_segment(segment: Segment, probes: Probes, take: int) -> tuple[Indices, FloatArray]:
+def _side_by_side(
+    count: int, owners: Indices, rows: Indices, units: NDArray[np.float32]
+) -> tuple[Indices, NDArray[np.float32]]:
+    """Candidates [m] of `count` probes as a row for each of these, filled up with infinite ones."""
+    order = np.argsort(owners, kind="stable")
+    counts = np.bincount(owners, minlength=count)
+    owners = owners[order]
+    columns = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
+    shape = count, int(counts.max(initial=0))
+    placed, near = np.zeros(shape, dtype=np.int64), np.full(shape, np.inf, dtype=np.float32)
+    placed[owners, columns] = rows[order]
+    near[owners, columns] = units[order]
+    return placed, near
+
+
+def _scan_segment(
+    segment: Segment, probes: Probes, take: int
+) -> tuple[Indices, NDArray[np.float32]]:
     units = probes.units(segment)
     if take < len(segment):
         order = np.argpartition(units, take - 1, axis=1)[:, :take]
     else:
         order = np.broadcast_to(np.arange(len(segment)), units.shape)
-    return order, np.take_along_axis(units, order, axis=1).astype(np.float64)
+    return order, np.take_along_axis(units, order, axis=1)
 
 
 def _judge(scope: Scope, probes: Probes, candidates: Candidates) -> Found:
     """Rescore the best candidates of each probe exactly, and rank them."""
     view, question = scope.view, scope.question
-    admitted = scope.admits(candidates.rows)
-    owners, rows = candidates.probes[admitted], candidates.rows[admitted]
-    units = candidates.units[admitted]
-    count = len(probes.vectors)
+    units = candidates.units
+    if scope.passed is not None or view.rows.has_dead:
+        units = np.where(scope.admits(candidates.rows), units, np.float32(np.inf))
     if question.averages:
-        labels = view.rows.label[rows]
-        # A vector is at most as long as the probe that found it, and as far as it lies from it.
-        farthest = float(units.max(initial=0.0)) ** 0.5
-        errors = probes.error(float(probes.lengths.max()) + farthest)
-        answers = []
-        for number, probe in enumerate(probes.vectors):
-            scope.proceed()
-            own = owners == number
-            ranked = Ranked(rows[own], labels[own], units[own], float(errors[number]))
-            answers.append(_nearest(scope, probe, ranked, exact=False))
-        return Found.joined(answers)
-    # float32 ranks well enough to leave out those far behind the k-th: most of the work.
-    front = _front(count, owners, units, 2 * question.k + 16)
+        return _judge_averages(scope, probes, candidates.rows, units)
+    errors = probes.error(_longest(probes, units))
+    most = question.k
     while True:
-        some_owners, some_rows = owners[front], rows[front]
-        distances = _rescored(view, probes.vectors, some_owners, some_rows)
-        found = _ranked(scope, count, some_owners, some_rows, distances, exact=False)
-        if len(front) == len(owners) or bool((np.diff(found.starts) >= scope.enough).all()):
+        fronts, reach = _fronts(units, most, errors)
+        owners, columns = np.nonzero(fronts)
+        rows = candidates.rows[owners, columns]
+        vectors = vectors_at(view.segments, view.rows.label[rows], view.dimension)
+        distances = paired_with(vectors, probes.precise, owners, view.metric)
+        found = _ranked(scope, len(probes), owners, rows, distances, exact=False)
+        if most >= units.shape[1] or _reach_far_enough(scope, found, reach, errors):
             return found
-        front = np.arange(len(owners))
+        most *= 4
 
 
-def _front(probes: int, owners: Indices, units: FloatArray, most: int) -> Indices:
-    """Which candidates are among the first `most` of their probe, or as near as the last of these:
-    equal ones are told apart by their ids.
+def _longest(probes: Probes, units: NDArray[np.float32]) -> float:
+    """Which length no candidate has more than: it is as far from its probe as it says, and the
+    probe as long as it is. Cosine knows no length.
     """
-    if len(owners) <= most:
-        return np.arange(len(owners))
-    if probes == 1:
-        return np.flatnonzero(units <= np.partition(units, most - 1)[most - 1])
-    order = np.lexsort((units, owners))
-    ordered = owners[order]
-    ranks = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
-    last = order[ranks == most - 1]
-    edges = np.full(probes, np.inf)
-    edges[owners[last]] = units[last]
-    return np.flatnonzero(units <= edges[owners])
+    if probes.metric is Metric.COSINE:
+        return 1.0
+    within = units[units < np.inf]
+    return probes.extent[1] + math.sqrt(float(within.max(initial=0.0)))
 
 
-def _rescored(view: View, probes: Embeddings, owners: Indices, rows: Indices) -> FloatArray:
-    """Exact distances [m] of rows [m] to the probes that they were found for."""
-    if not len(rows):
-        return np.zeros(0)
-    vectors, _ = stitched(view.segments, view.rows.label[rows], view.dimension)
-    return paired_with(vectors, probes, owners, view.metric)
+def _fronts(
+    units: NDArray[np.float32], most: int, errors: FloatArray
+) -> tuple[NDArray[np.bool_], FloatArray]:
+    """Which candidates [n, w] may be among the `most` nearest of their probes.
+
+    float32 ranks well enough to leave out who is surely behind them: most of the work. Whoever is
+    left out lies beyond the second answer, [n].
+    """
+    if most >= units.shape[1]:
+        return units < np.inf, np.full(len(units), np.inf)
+    last = np.partition(units, most - 1, axis=1)[:, most - 1].astype(np.float64)
+    reach = np.minimum(last * (1.0 + 4e-6) + 4.0 * errors, np.finfo(np.float32).max)
+    return units <= reach[:, None], reach
+
+
+def _reach_far_enough(scope: Scope, found: Found, reach: FloatArray, errors: FloatArray) -> bool:
+    """Whether nobody beyond `reach` [n] can be nearer than the hits that were found."""
+    question, metric = scope.question, scope.view.metric
+    limit = _reach(question.limit, 0.0, metric)
+    done = found.counts >= scope.enough
+    if bool(done.all()):
+        if not question.by_subject:
+            return True  # of items it holds by the choice of `reach`
+        last = found.distances[found.starts[1:] - 1]
+        return bool((np.minimum(_reach(last, 0.0, metric), limit) + errors <= reach).all())
+    return limit < np.inf and bool((done | (limit + errors <= reach)).all())
+
+
+def _judge_averages(
+    scope: Scope, probes: Probes, rows: Indices, units: NDArray[np.float32]
+) -> Found:
+    labels = scope.view.rows.label[rows]
+    errors = probes.error(_longest(probes, units))
+    answers = []
+    for number, probe in enumerate(probes.vectors):
+        scope.proceed()
+        own = units[number] < np.inf
+        ranked = Ranked(
+            rows[number][own], labels[number][own], units[number][own], float(errors[number])
+        )
+        answers.append(_nearest(scope, probe, ranked, exact=False))
+    return Found.joined(answers)
 
 
 # -- ranking --------------------------------------------------------------------------------------
@@ -511,20 +576,27 @@ def _ranked(
     owners [m]: which of `count` probes each row was found for.
     """
     view, question = scope.view, scope.question
-    order = np.lexsort((distances, owners))
-    owners, rows, distances = owners[order], rows[order], distances[order]
+    if count == 1:
+        order = np.argsort(distances, kind="stable")
+    else:
+        order = np.lexsort((distances, owners))
+        owners = owners[order]
+    rows, distances = rows[order], distances[order]
     _order_ties(view, owners, rows, distances)
     if question.by_subject:
         codes = view.rows.subject[rows].astype(np.int64)
         groups = owners * (int(codes.max(initial=0)) + 1) + codes
         if question.mean_of > 1:
             owners, rows, distances = _means(scope, groups, owners, rows, distances)
-        else:
+        elif len(set(groups.tolist())) < len(groups):
             firsts = np.sort(np.unique(groups, return_index=True)[1])
             owners, rows, distances = owners[firsts], rows[firsts], distances[firsts]
-    within = distances <= question.limit
-    if not within.all():
+    if question.max_distance is not None:
+        within = distances <= question.limit
         owners, rows, distances = owners[within], rows[within], distances[within]
+    if count == 1:
+        rows, distances = rows[: question.k], distances[: question.k]
+        return Found(np.array([0, len(rows)]), rows, distances, np.array([exact]))
     ends = np.searchsorted(owners, np.arange(count + 1))
     ranks = np.arange(len(owners)) - ends[owners]
     chosen = ranks < question.k
@@ -536,7 +608,10 @@ def _ranked(
 
 def _order_ties(view: View, owners: Indices, rows: Indices, distances: FloatArray) -> None:
     """Put rows of equal distance to one probe into the order of their ids, in place."""
-    same = np.flatnonzero((distances[1:] == distances[:-1]) & (owners[1:] == owners[:-1]))
+    equal = distances[1:] == distances[:-1]
+    if not equal.any():
+        return
+    same = np.flatnonzero(equal & (owners[1:] == owners[:-1]))
     if not len(same):
         return
     breaks = np.flatnonzero(np.diff(same) > 1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve.distance import Embeddings, FloatArray, Metric, unit
+from twinserve.distance import Embeddings, FloatArray, Metric, prepared, unit
 from twinserve.errors import InternalFault
 from twinserve.server.gallery.types import HnswSettings
 
@@ -135,7 +135,7 @@ class Graph:
 
     def nearest(
         self, probes: Embeddings, wanted: int, threads: int = 1
-    ) -> tuple[Indices, FloatArray] | None:
+    ) -> tuple[Indices, NDArray[np.float32]] | None:
         """Rows and ranking units of `wanted` neighbours per probe, or None if it cannot say.
 
         probes: float32 [n, dimension], of length one under cosine (`Probes.scaled`)
@@ -156,7 +156,7 @@ class Graph:
             # same question is not put to it again.
             self._largest = min(self._largest, wanted - 1)
             return None
-        return rows.astype(np.int64), units.astype(np.float64)
+        return rows.view(np.int64), units
 
     def _prepared(self, vectors: Embeddings) -> Embeddings:
         if self._metric is Metric.COSINE:
@@ -203,6 +203,10 @@ class Segment:
             found.__dict__.update(scale=self.scale, squares=self.squares)
         return found
 
+    def labels_at(self, local: Indices) -> Indices:
+        """Labels by position."""
+        return self.labels[local]
+
     def local(self, labels: Indices) -> Indices:
         """Positions of labels that this segment holds."""
         first = int(self.labels[0])
@@ -233,6 +237,13 @@ def stitched(
     return vectors, lengths
 
 
+def vectors_at(segments: Sequence[Segment], labels: Indices, dimension: int) -> Embeddings:
+    """Vectors [n, d] of labels that the segments hold."""
+    if len(segments) == 1 and len(labels):
+        return segments[0].vectors[segments[0].local(labels)]
+    return stitched(segments, labels, dimension)[0]
+
+
 def keys_of(segments: Sequence[Segment], labels: Indices) -> Keys:
     """Keys [n] of ascending labels that the segments hold, which ascend too."""
     parts = []
@@ -242,22 +253,59 @@ def keys_of(segments: Sequence[Segment], labels: Indices) -> Keys:
     return np.concatenate(parts)
 
 
-@dataclass(frozen=True, eq=False)
 class Probes:
-    """Probes made ready for ranking."""
+    """Probes made ready for ranking.
 
-    vectors: Embeddings  # [n, d], as given
-    metric: Metric
-    lengths: FloatArray = field(init=False)  # [n]
-    scaled: Embeddings = field(init=False)  # [n, d], of length one under cosine
+    Args:
+        vectors: float32 [n, d], as given.
+        metric: that they are compared by.
+    """
 
-    def __post_init__(self) -> None:
-        lengths = lengths_of(self.vectors)
-        scaled = self.vectors
-        if self.metric is Metric.COSINE:
-            scaled = unit(scaled.astype(np.float64)).astype(np.float32)
-        object.__setattr__(self, "lengths", lengths)
-        object.__setattr__(self, "scaled", scaled)
+    def __init__(self, vectors: Embeddings, metric: Metric) -> None:
+        self.vectors = vectors
+        self.metric = metric
+        self.lengths = lengths_of(vectors)  # [n]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @cached_property
+    def precise(self) -> FloatArray:
+        """In float64, of length one under cosine: [n, d]."""
+        return prepared(self.vectors, self.metric)
+
+    @cached_property
+    def scaled(self) -> Embeddings:
+        """Of length one under cosine: float32 [n, d]."""
+        return self.precise.astype(np.float32) if self.metric is Metric.COSINE else self.vectors
+
+    @cached_property
+    def extent(self) -> tuple[float, float]:
+        """The least and the greatest of the lengths; there must be some."""
+        if len(self.lengths) == 1:
+            length = float(self.lengths[0])
+            return length, length
+        return float(self.lengths.min()), float(self.lengths.max())
+
+    @property
+    def are_sound(self) -> bool:
+        """Whether all can be compared: finite, and under cosine not of length zero."""
+        if not len(self):
+            return True
+        least, greatest = self.extent
+        # Of a NaN neither holds.
+        return greatest < np.inf and (self.metric is Metric.EUCLIDEAN or least > 0.0)
+
+    @property
+    def are_safe(self) -> bool:
+        """Whether float32 arithmetic can rank by them; see `safe`."""
+        least, greatest = self.extent
+        low = self.metric is Metric.EUCLIDEAN or least >= SAFE_LENGTHS[0]
+        return low and greatest <= SAFE_LENGTHS[1]
+
+    def some(self, which: Indices | slice) -> Probes:
+        """Those at these places."""
+        return Probes(self.vectors[which], self.metric)
 
     def units(self, segment: Segment, local: Indices | None = None) -> NDArray[np.float32]:
         """Ranking units in float32, [n, m], to a segment's vectors or to those at `local`.

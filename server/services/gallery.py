@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twinserve import decision, distance
 from twinserve.errors import (
@@ -26,8 +27,10 @@ from twinserve.errors import (
 )
 from twinserve.manifest import Calibration
 from twinserve.server import inputs, paging
+from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.admission import Admission
 from twinserve.server.callers import Caller
+from twinserve.server.completion import Completion, in_executor
 from twinserve.server.config import Limits
 from twinserve.server.engine import Embedded, Engine
 from twinserve.server.front import Call, driven
@@ -46,6 +49,7 @@ from twinserve.server.services.calls import (
     caller_of,
     check_items,
     count_errors,
+    leave_front,
     unary,
 )
 from twinserve.server.services.embedding_inputs import Reading, embed_readings, read_messages
@@ -64,6 +68,7 @@ MAX_EF = 4096
 MAX_MEAN_OF = 100
 FEW_INPUTS = 8  # of a call that are read in place; more are read in a thread
 PATIENCE = 10.0  # seconds that a read without a deadline waits for its at_least
+_VIEWS, _GROUPS = pb.ItemView.values(), pb.GroupBy.values()
 _CHANGES = {
     "created": pb.CHANGE_CREATED,
     "replaced": pb.CHANGE_REPLACED,
@@ -88,6 +93,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         admission: Admission,
         readers: Executor,
         backup_dir: Path | None = None,
+        afterwards: Afterwards | None = None,
     ) -> None:
         self.galleries = galleries
         self.models = models
@@ -97,7 +103,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         self._admission = admission
         self._readers = readers
         self._searches: Gathering[searching.Ask, searching.Reply] = Gathering(
-            readers, machine.processors().usable, searching.MOST_TOGETHER
+            readers, machine.processors().usable, searching.MOST_TOGETHER, afterwards
         )
         self._changer = ThreadPoolExecutor(1, thread_name_prefix="galleries")
         self._backups = Backups(galleries, backup_dir, gate)
@@ -232,7 +238,9 @@ class GalleryService(rpc.GalleryServiceServicer):
         else:
             messages = [(f"items[{i}].input", request.items[i].input) for i in places]
             with self._engine(gallery, messages) as engine:
-                readings = await self._read_inputs(engine, messages, digests=True)
+                readings = await self._read_many(
+                    len(messages), lambda: self._readings(engine, messages, digests=True)
+                )
                 embedded = await attempt(lambda: self._embed(gallery, engine, readings, caller))
             errors = {places[i]: error for i, error in embedded.errors.items()}
             given = {
@@ -254,7 +262,7 @@ class GalleryService(rpc.GalleryServiceServicer):
                 except TwinserveError as error:
                     errors[i] = error
 
-        await self._read(gather) if len(request.items) > FEW_INPUTS else gather()
+        await self._read_many(len(request.items), gather)
         check()
         began = time.perf_counter()
 
@@ -407,7 +415,7 @@ class GalleryService(rpc.GalleryServiceServicer):
     ) -> pb.ListItemsResponse:
         gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
         size = paging.size(request.page_size, 100, 10_000)
-        codec.check_enum(request.view, pb.ItemView.values(), "view")
+        codec.check_enum(request.view, _VIEWS, "view")
         # The gallery's key, not the name in the request: that may be an alias, which moves.
         subject = request.subject.encode()
         binding = b"items\0%s\0%d\0%s" % (gallery.key.encode(), len(subject), subject)
@@ -436,14 +444,15 @@ class GalleryService(rpc.GalleryServiceServicer):
             response.next_page_token = paging.encode(binding, found[size - 1].id)
         return response
 
+    @driven
     @unary
     async def Search(self, request: pb.SearchRequest, context: Context) -> Encoded:
         codec.check_count(len(request.probes), "probes", self.limits)
         gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
         rule = codec.rule_of(request.rule)
         decision.check_rule(rule, search=True)
-        codec.check_enum(request.view, pb.ItemView.values(), "view")
-        codec.check_enum(request.group_by, pb.GroupBy.values(), "group_by")
+        codec.check_enum(request.view, _VIEWS, "view")
+        codec.check_enum(request.group_by, _GROUPS, "group_by")
         k, ef, max_distance = _search_settings(request, self.limits)
         mean_of = _mean_of(request)
         if mean_of > 1 and request.group_by == pb.GROUP_BY_ITEM:
@@ -454,10 +463,11 @@ class GalleryService(rpc.GalleryServiceServicer):
             )
         chosen = gallery_codec.filter_of(request.filter) if request.HasField("filter") else None
         await self._wait_for(gallery, request.at_least, context)
+        await leave_front(context, len(request.probes))
         caller = caller_of(context)
         messages = [(f"probes[{i}]", probe) for i, probe in enumerate(request.probes)]
         with self._engine(gallery, messages) as engine:
-            readings = await self._read_inputs(engine, messages)
+            readings = self._readings(engine, messages)
             embedded = await self._embed(gallery, engine, readings, caller)
             calibrations = _calibrations(engine, gallery.settings)
             version = _version_that_ran(engine, embedded)
@@ -465,7 +475,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         check_items(errors, len(request.probes))
         count_errors(self.metrics, errors)
         places = [i for i in range(len(request.probes)) if i not in errors]
-        probes = np.stack([o for o in embedded.outcomes if not isinstance(o, TwinserveError)])
+        probes = _vectors(embedded)
         question = searching.Question(
             k=k,
             filter=chosen,
@@ -495,6 +505,7 @@ class GalleryService(rpc.GalleryServiceServicer):
                     ask,
                     len(probes),
                     functools.partial(searching.answer, gallery, question, self.metrics),
+                    is_quick=ask.is_quick(gallery, question),
                 )
             except asyncio.CancelledError:
                 ask.given_up = True
@@ -502,6 +513,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         self.metrics.search_decisions.labels(reply.evidence.value).inc(len(probes))
         return Encoded(reply.data, version.partition("@")[0])
 
+    @driven
     @unary
     async def Verify(self, request: pb.VerifyRequest, context: Context) -> pb.VerifyResponse:
         gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
@@ -515,7 +527,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         messages = [("probe", request.probe)]
         caller = caller_of(context)
         with self._engine(gallery, messages) as engine:
-            readings = await self._read_inputs(engine, messages)
+            readings = self._readings(engine, messages)
             embedded = await self._embed(gallery, engine, readings, caller)
             calibrations = _calibrations(engine, gallery.settings)
             version = _version_that_ran(engine, embedded)
@@ -564,25 +576,20 @@ class GalleryService(rpc.GalleryServiceServicer):
                     raise
             yield engine
 
-    async def _read_inputs(
+    def _readings(
         self,
         engine: Engine | None,
         messages: Sequence[tuple[str, shared.Input]],
         *,
         digests: bool = False,
     ) -> list[Reading]:
-        """Read the inputs of a call, many of them in a thread."""
+        """Read the inputs of a call."""
         if engine is None:
             return [
                 Reading(field, "embedding", codec.raw_input(message, field, self.limits))
                 for field, message in messages
             ]
-        contract = engine.manifest.input
-
-        def read() -> list[Reading]:
-            return read_messages(messages, self.limits, contract, digests=digests)
-
-        return read() if len(messages) <= FEW_INPUTS else await self._read(read)
+        return read_messages(messages, self.limits, engine.manifest.input, digests=digests)
 
     async def _embed(
         self, gallery: Gallery, engine: Engine | None, readings: Sequence[Reading], caller: Caller
@@ -595,9 +602,8 @@ class GalleryService(rpc.GalleryServiceServicer):
         else:
             embedded = await embed_readings(engine, readings, caller, settings.dimension)
             self.metrics.embedded(engine.name, embedded.preprocess, embedded.ride)
-        vectors = [one for one in embedded.outcomes if not isinstance(one, TwinserveError)]
-        sound = 0 < len(vectors) == len(readings)
-        if sound and distance.are_sound(np.stack(vectors), settings.metric):
+        vectors = _vectors(embedded)
+        if 0 < len(vectors) == len(readings) and distance.are_sound(vectors, settings.metric):
             return embedded
         outcomes: list[Vector | TwinserveError] = []
         for one, outcome in zip(readings, embedded.outcomes, strict=True):
@@ -612,8 +618,12 @@ class GalleryService(rpc.GalleryServiceServicer):
             outcomes.append(outcome)
         return Embedded(tuple(outcomes), embedded.space_id, embedded.preprocess, embedded.ride)
 
-    async def _read(self, call: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+    def _read(self, call: Callable[[], Result]) -> Completion[Result]:
+        return in_executor(self._readers, call)
+
+    async def _read_many(self, inputs: int, call: Callable[[], Result]) -> Result:
+        """Read so many inputs of a call in place, if they are few."""
+        return call() if inputs <= FEW_INPUTS else await self._read(call)
 
     async def _change(self, call: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._changer, call)
@@ -636,6 +646,14 @@ def _calibrations(engine: Engine | None, settings: GallerySettings) -> list[Cali
         if calibration.precision == manifest.precision
         and calibration.dimension == settings.dimension
     ]
+
+
+def _vectors(embedded: Embedded) -> NDArray[np.float32]:
+    """Return the embeddings that there are: [n, d], or empty."""
+    vectors = [one for one in embedded.outcomes if not isinstance(one, TwinserveError)]
+    if len(vectors) == 1:
+        return vectors[0][None]
+    return np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
 
 
 def _version_that_ran(engine: Engine | None, embedded: Embedded) -> str:

@@ -12,7 +12,7 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -41,7 +41,7 @@ Servicer = TypeVar("Servicer", bound=Serving)
 class Read(Protocol):
     """Runs a blocking read in a thread."""
 
-    async def __call__(self, call: Callable[[], Result]) -> Result:
+    def __call__(self, call: Callable[[], Result]) -> Awaitable[Result]:
         """Return what the call returns."""
         ...
 

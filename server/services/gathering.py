@@ -4,12 +4,13 @@ The same thought as the models' batching: nobody waits for company, but what has
 worked on at once. A search of one probe costs a dozen steps of Python around some tens of
 microseconds in the index; of sixteen that came together each costs a sixteenth of these steps.
 
-Asks with equal keys may go together. One event loop asks, threads of an executor run.
+Asks with equal keys may go together. Any thread asks, threads of an executor run, and they go on
+with whoever waited. What is quick is run by the thread that reads the calls, once it has read all
+that came (server/afterwards.py): the two hand-overs would cost more than the run.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections import OrderedDict, deque
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from twinserve.errors import InternalFault, TwinserveError
+from twinserve.server.afterwards import Afterwards
+from twinserve.server.completion import Completion
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +31,19 @@ Answer = TypeVar("Answer")
 Run = Callable[[Sequence[Ask]], Sequence[Answer | Exception]]
 
 
+MOST_HERE = 16  # weight of one run in the thread that reads the calls
+PATIENCE = 4  # times that a run there lets others be read first
+
+
 @dataclass(frozen=True, eq=False)
 class _Waiting(Generic[Ask, Answer]):
     ask: Ask
     weight: int
     run: Run[Ask, Answer]
-    future: asyncio.Future[Answer]
+    completion: Completion[Answer]
+
+
+_Queues = OrderedDict[Hashable, deque[_Waiting[Ask, Answer]]]
 
 
 class Gathering(Generic[Ask, Answer]):
@@ -43,19 +53,41 @@ class Gathering(Generic[Ask, Answer]):
     would wait for each other all the same.
     """
 
-    def __init__(self, executor: Executor, runners: int, most: int) -> None:
+    def __init__(
+        self, executor: Executor, runners: int, most: int, afterwards: Afterwards | None = None
+    ) -> None:
         self._executor = executor
         self._runners = runners
         self._most = most
+        self._here = _Here[Ask, Answer](afterwards or Afterwards())
         self._lock = threading.Lock()  # held for moments
         self._running: set[Hashable] = set()
-        self._waiting: OrderedDict[Hashable, deque[_Waiting[Ask, Answer]]] = OrderedDict()
+        self._waiting: _Queues[Ask, Answer] = OrderedDict()
 
-    async def ask(self, key: Hashable, ask: Ask, weight: int, run: Run[Ask, Answer]) -> Answer:
-        """Have `ask` answered, by the `run` of whoever of its key came first."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-        waiting = _Waiting(ask, weight, run, future)
+    def ask(
+        self,
+        key: Hashable,
+        ask: Ask,
+        weight: int,
+        run: Run[Ask, Answer],
+        *,
+        is_quick: bool = False,
+    ) -> Completion[Answer]:
+        """Have `ask` answered, by the `run` of whoever of its key came first.
+
+        Args:
+            key: asks with an equal one may go together.
+            ask: what is asked.
+            weight: of it in a run.
+            run: answers asks.
+            is_quick: it takes a few milliseconds at most and waits for nothing.
+
+        Raises:
+            RuntimeError: the executor was shut down.
+        """
+        waiting = _Waiting(ask, weight, run, Completion[Answer]())
+        if is_quick and self._here.takes(key, waiting):
+            return waiting.completion
         with self._lock:
             self._waiting.setdefault(key, deque()).append(waiting)
             start = len(self._running) < self._runners and key not in self._running
@@ -63,29 +95,19 @@ class Gathering(Generic[Ask, Answer]):
                 self._running.add(key)
         if start:
             try:
-                self._executor.submit(self._work, loop, key)
+                self._executor.submit(self._work, key)
             except RuntimeError:  # the executor was shut down
                 with self._lock:
                     self._running.discard(key)
                 raise
-        return await future
+        return waiting.completion
 
-    def _work(self, loop: asyncio.AbstractEventLoop, key: Hashable) -> None:
+    def _work(self, key: Hashable) -> None:
         """Run until nothing waits, beginning with `key`; a thread of the executor."""
         while group := self._take(key):
-            asks = [waiting.ask for waiting in group]
-            try:
-                answers = group[0].run(asks)
-            except Exception as error:
-                if len(group) > 1 and not isinstance(error, TwinserveError):
-                    log.exception("a run of %d calls failed", len(group))
-                answers = [_again(error, alone=len(group) == 1) for _ in group]
+            _run(group)
             with self._lock:
                 key = self._next(key)
-            try:
-                loop.call_soon_threadsafe(_deliver, group, answers)
-            except RuntimeError:  # the loop is closed: nobody waits
-                continue
 
     def _next(self, key: Hashable) -> Hashable:
         """Leave a key for the first that waits and is not run; itself, where there is none."""
@@ -98,25 +120,76 @@ class Gathering(Generic[Ask, Answer]):
         """The next group of a key; empty, and one runner less, where nothing of it waits."""
         with self._lock:
             while True:
-                queue = self._waiting.get(key, deque())
-                group: list[_Waiting[Ask, Answer]] = []
-                weight = 0
-                while queue and (not group or weight + queue[0].weight <= self._most):
-                    waiting = queue.popleft()
-                    if not waiting.future.cancelled():
-                        group.append(waiting)
-                        weight += waiting.weight
-                if queue:
-                    self._waiting.move_to_end(key)  # others have their turn
-                else:
-                    self._waiting.pop(key, None)
-                if group:
+                if group := _taken(self._waiting, key, self._most):
                     return group
                 following = self._next(key)
                 if following not in self._waiting:
                     self._running.discard(following)
                     return []
                 key = following
+
+
+class _Here(Generic[Ask, Answer]):
+    """What is run by the thread that reads the calls; belongs to that thread."""
+
+    def __init__(self, afterwards: Afterwards) -> None:
+        self._afterwards = afterwards
+        self._waiting: _Queues[Ask, Answer] = OrderedDict()
+        self._weight = 0  # that came since the last run
+        self._asked = 0  # how often it let others be read first
+
+    def takes(self, key: Hashable, waiting: _Waiting[Ask, Answer]) -> bool:
+        """Have it run here; False in any other thread."""
+        if not self._afterwards.is_here:
+            return False
+        if not self._waiting:
+            self._afterwards.put(self._go)
+        self._waiting.setdefault(key, deque()).append(waiting)
+        self._weight += waiting.weight
+        return True
+
+    def _go(self, nothing_left: bool) -> bool:
+        """Run what of one key waits, or let more come; see `Afterwards`."""
+        self._asked += 1
+        if not nothing_left and self._weight < MOST_HERE and self._asked <= PATIENCE:
+            return False
+        self._asked = self._weight = 0
+        if group := _taken(self._waiting, next(iter(self._waiting)), MOST_HERE):
+            _run(group)
+        return not self._waiting
+
+
+def _taken(waiting: _Queues[Ask, Answer], key: Hashable, most: int) -> list[_Waiting[Ask, Answer]]:
+    """Take the first of a key that nobody gave up, of a weight of `most` together, or one."""
+    queue = waiting.get(key, deque())
+    group: list[_Waiting[Ask, Answer]] = []
+    weight = 0
+    while queue and (not group or weight + queue[0].weight <= most):
+        first = queue.popleft()
+        if not first.completion.done:  # else given up
+            group.append(first)
+            weight += first.weight
+    if queue:
+        waiting.move_to_end(key)  # others have their turn
+    else:
+        waiting.pop(key, None)
+    return group
+
+
+def _run(group: Sequence[_Waiting[Ask, Answer]]) -> None:
+    """Answer a group, and go on with who waits for it."""
+    asks = [waiting.ask for waiting in group]
+    try:
+        answers = group[0].run(asks)
+    except Exception as error:
+        if len(group) > 1 and not isinstance(error, TwinserveError):
+            log.exception("a run of %d calls failed", len(group))
+        answers = [_again(error, alone=len(group) == 1) for _ in group]
+    for waiting, answer in zip(group, answers, strict=True):
+        if isinstance(answer, Exception):
+            waiting.completion.set_error(answer)
+        else:
+            waiting.completion.set_result(answer)
 
 
 def _again(error: Exception, *, alone: bool) -> Exception:
@@ -126,13 +199,3 @@ def _again(error: Exception, *, alone: bool) -> Exception:
     if isinstance(error, TwinserveError):
         return error.again()
     return InternalFault("the call failed inside the server; its log says why")
-
-
-def _deliver(group: Sequence[_Waiting[Ask, Answer]], answers: Sequence[Answer | Exception]) -> None:
-    for waiting, answer in zip(group, answers, strict=True):
-        if waiting.future.done():  # given up meanwhile
-            continue
-        if isinstance(answer, Exception):
-            waiting.future.set_exception(answer)
-        else:
-            waiting.future.set_result(answer)

@@ -17,7 +17,7 @@ from twinserve.manifest import Calibration
 from twinserve.server.gallery import SearchOutcome
 from twinserve.server.services import gallery_codec
 from twinserve.server.services.status import status_of
-from twinserve.server.services.wire_format import FIXED_64, VARINT, field, number, text
+from twinserve.server.services.wire_format import FIXED_64, VARINT, Heads, field, number, text
 from twinserve.v1 import gallery_service_pb2 as pb
 from twinserve.v1 import shared_pb2 as shared
 
@@ -56,30 +56,43 @@ def result(
     parts = []
     threshold = limit.threshold
     matched = False
-    for at in range(outcome.starts[probe], outcome.starts[probe + 1]):
-        distance = outcome.distances[at]
-        item_id = outcome.ids[at]
-        item = field(_ID, item_id)
-        if subject := outcome.subject_names[at]:
-            item += field(_SUBJECT, subject)
+    hits = slice(outcome.starts[probe], outcome.starts[probe + 1])
+    distances = outcome.distances[hits]
+    packed = struct.pack(f"<{len(distances)}d", *distances)
+    judged = any(judge is not None for judge in judges.values())
+    place = 0
+    for item_id, subject, distance, size in zip(
+        outcome.ids[hits], outcome.subject_names[hits], distances, outcome.sizes[hits], strict=True
+    ):
+        item = _ID[len(item_id)] + item_id
+        if subject:
+            item += _SUBJECT[len(subject)] + subject
         if details:
             item += details.get(item_id, b"")
         # In the middle of a hit a default is left out, as everywhere; -0.0 is none.
-        score = _DISTANCE + _double(distance) if distance else b""
-        judge = judges[outcome.sizes[at]]
-        if judge is not None:
-            likelihood = decision.likelihood(distance, judge, EVEN_PRIOR)
-            if likelihood.log_likelihood_ratio is not None:
-                score += _RATIO + _double(likelihood.log_likelihood_ratio)
-            if likelihood.probability is not None:
-                score += _PROBABILITY + _double(likelihood.probability)
-        hit = field(_ITEM, item) + field(_SCORE, score)
+        score = _DISTANCE + packed[place : place + 8] if distance else b""
+        if judged:
+            score += _judged(distance, judges[size])
+        hit = _ITEM[len(item)] + item + _SCORE[len(score)] + score
         if threshold is not None and distance <= threshold:
             matched = True
             hit += _MATCH
-        parts.append(field(_HIT, hit))
+        parts.append(_HIT[len(hit)])
+        parts.append(hit)
+        place += 8
     parts.append(_tail(limit, matched, outcome.exact[probe]))
     return field(_HITS, b"".join(parts))
+
+
+def _judged(distance: float, judge: Calibration | None) -> bytes:
+    """Return what a score says beside the distance."""
+    likelihood = decision.likelihood(distance, judge, EVEN_PRIOR)
+    said = b""
+    if likelihood.log_likelihood_ratio is not None:
+        said += _RATIO + _double(likelihood.log_likelihood_ratio)
+    if likelihood.probability is not None:
+        said += _PROBABILITY + _double(likelihood.probability)
+    return said
 
 
 @functools.lru_cache(256)
@@ -100,12 +113,12 @@ _VERSION = number(pb.SearchResponse, "model_version")
 _TIMING = number(pb.SearchResponse, "timing")
 _HITS = number(pb.SearchResult, "hits")
 _ERROR = number(pb.SearchResult, "error")
-_HIT = number(pb.Hits, "hits")
-_ITEM = number(pb.Hit, "item")
-_SCORE = number(pb.Hit, "score")
+_HIT = Heads(number(pb.Hits, "hits"))
+_ITEM = Heads(number(pb.Hit, "item"))
+_SCORE = Heads(number(pb.Hit, "score"))
 _MATCH = number(pb.Hit, "match", VARINT) + b"\x01"
-_ID = number(shared.Item, "id")
-_SUBJECT = number(shared.Item, "subject")
+_ID = Heads(number(shared.Item, "id"))
+_SUBJECT = Heads(number(shared.Item, "subject"))
 _DISTANCE = number(shared.Score, "distance", FIXED_64)
 _RATIO = number(shared.Score, "log_likelihood_ratio", FIXED_64)
 _PROBABILITY = number(shared.Score, "probability", FIXED_64)

@@ -20,6 +20,7 @@ from twinserve.server.batching.jobs import Ride
 from twinserve.server.gallery import Filter, SearchOutcome
 from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.services import codec, gallery_codec, search_reply
+from twinserve.server.services.gathering import MOST_HERE
 from twinserve.server.watching.metrics import Metrics
 
 MOST_TOGETHER = 64  # probes
@@ -61,6 +62,22 @@ class Ask:
     def late(self) -> bool:
         """Whether nobody waits any more."""
         return self.given_up or (self.deadline is not None and time.monotonic() >= self.deadline)
+
+    def is_quick(self, gallery: Gallery, question: Question) -> bool:
+        """Whether it takes a few milliseconds at most, and reads no file of the gallery."""
+        # Others come along, so what counts is a whole run of such searches.
+        return (
+            not self.full
+            and len(self.probes) <= MOST_HERE
+            and gallery.is_quick(
+                MOST_HERE,
+                k=question.k,
+                filter=question.filter,
+                exact=question.exact,
+                ef=question.ef,
+                mean_of=question.mean_of,
+            )
+        )
 
     def company(self, gallery: Gallery, question: Question) -> Hashable:
         """Asks with an equal key may go together; an exact search takes long, so it goes alone."""

@@ -6,11 +6,12 @@ import asyncio
 import gc
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from twinserve.server.completion import Completion, drive
+from twinserve.server.completion import Completion, drive, in_executor
 
 
 class Ended:
@@ -225,3 +226,29 @@ def test_an_error_that_was_met_is_freed_without_the_collector() -> None:
         assert left() is None
     finally:
         gc.enable()
+
+
+def test_work_of_an_executor_is_awaited_either_way_and_not_begun_for_nobody() -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    with ThreadPoolExecutor(1) as threads:
+        free = threading.Event()
+        threads.submit(free.wait, 10)
+        first = in_executor(threads, lambda: done.append("first"))
+        unwanted = in_executor(threads, lambda: done.append("unwanted"))
+        failing = in_executor(threads, fail)
+        unwanted.abandon()
+        free.set()
+        ended = Ended()
+
+        async def wait() -> str:
+            await first
+            with pytest.raises(ValueError, match="no"):
+                await failing
+            return "waited"
+
+        drive(wait(), ended)
+    assert (ended.value, ended.error, done) == ("waited", None, ["first"])

@@ -61,6 +61,9 @@ class EndlessGallery:
         self.searching = threading.Event()
         self.ended = threading.Event()
 
+    def is_quick(self, probes: int, **more: object) -> bool:
+        return False
+
     def search(self, probes: object, *, proceed: Callable[[], None], **more: object) -> None:
         try:
             while True:

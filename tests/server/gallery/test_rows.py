@@ -26,6 +26,7 @@ from twinserve.server.gallery import (
 from twinserve.server.gallery.memory import Memory
 from twinserve.server.gallery.rows import ALIVE, NOTHING, NewRows, Rows, RowsView, Subjects
 from twinserve.server.gallery.search import Question, View, search
+from twinserve.server.gallery.segments import Probes
 from twinserve.server.gallery.texts import MAX_BYTES, Texts
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -222,12 +223,12 @@ def test_a_subject_whose_name_is_being_added_does_not_disturb_who_saves() -> Non
 def found_in(view: View, probes: np.ndarray) -> list[object]:
     answer: list[object] = []
     for question in (Question(5, exact=True), Question(9, by_subject=False, exact=True)):
-        found, items, subjects = search(view, probes, question, None, 10)
+        found, items, subjects = search(view, Probes(probes, view.metric), question, None, 10)
         ids = [view.rows.id_of(row) for row in found.rows.tolist()]
         names = [view.rows.subject_of(row) for row in found.rows.tolist()]
         answer += [ids, names, found.distances.tolist(), items, subjects]
     wanted = Clause("count", InRange(below=40))
-    found, items, subjects = search(view, probes, Question(5), wanted, 10)
+    found, items, subjects = search(view, Probes(probes, view.metric), Question(5), wanted, 10)
     answer += [[view.rows.id_of(row) for row in found.rows.tolist()], items, subjects]
     answer.append(sorted(view.rows.id_of(row) for row in view.rows.of_subject("s3").tolist()))
     return answer
