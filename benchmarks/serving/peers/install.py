@@ -10,40 +10,17 @@ not.
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
-from pathlib import Path
+from benchmarks.serving.environments import install
 
-PACKAGES = {
-    "mosec": "mosec",
-    "litserve": "litserve",
-    "pytriton": "nvidia-pytriton",
-    "bentoml": "bentoml",
-}
 # What the shared `twin` needs.
 BESIDE = ("numpy", "onnxruntime", "tokenizers")
-
-
-def main() -> None:
-    """Install what is not there yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--python", default=sys.executable, help="makes the environments")
-    parser.add_argument("--peers", nargs="+", choices=PACKAGES, default=list(PACKAGES))
-    given = parser.parse_args()
-    missing = []
-    for name in given.peers:
-        environment = given.folder / name
-        if environment.exists():
-            continue
-        subprocess.run([given.python, "-m", "venv", str(environment)], check=True)
-        command = [str(environment / "bin/python"), "-m", "pip", "install", "--quiet"]
-        if subprocess.run([*command, PACKAGES[name], *BESIDE], check=False).returncode:
-            missing.append(name)
-    if missing:
-        sys.exit(f"could not be installed: {', '.join(missing)}; remove their folders to try again")
+PACKAGES = {
+    "mosec": ["mosec", *BESIDE],
+    "litserve": ["litserve", *BESIDE],
+    "pytriton": ["nvidia-pytriton", *BESIDE],
+    "bentoml": ["bentoml", *BESIDE],
+}
 
 
 if __name__ == "__main__":
-    main()
+    install(__doc__ or "", PACKAGES)
