@@ -171,13 +171,13 @@ def many() -> None:
         child = os.fork()
         if not child:
             code = 1
+            say("pid", os.getpid())  # not by the parent, which may be later than what comes next
             try:
                 fail_points.arm("" if point == "-" else point)
                 code = run(mode, Path(folder), int(seed))
             except BaseException:
                 traceback.print_exc()
             os._exit(code)
-        say("pid", child)
         _, status = os.waitpid(child, 0)
         say("ended", os.waitstatus_to_exitcode(status))
 
