@@ -1,9 +1,10 @@
 """A map from 64-bit keys to small numbers in two flat arrays, of 12 bytes a slot.
 
 Open addressing (Knuth, The Art of Computer Programming 3, 6.4), whole batches at a time. A key's
-probes go 1, 3, 6, 10 … slots on, which meets every slot of a table whose size is a power of two, and
-gathers no long runs: a batch takes as many passes as its longest chain has probes. One thread writes, others may look up meanwhile: a slot's key is written before its
-value, a value never moves within a table, and a larger table is put in place by one assignment.
+probes go 1, 3, 6, 10 … slots on, which meets every slot of a table whose size is a power of two
+and gathers no long runs: a batch takes as many passes as its longest chain has probes. One thread
+writes, others may look up meanwhile: a slot's key is written before its value, a value never moves
+within a table, and a larger table is put in place by one assignment.
 
 Keys are digests: whoever needs certainty compares what lies behind the value.
 """
