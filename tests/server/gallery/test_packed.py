@@ -281,6 +281,22 @@ def test_vectors_with_one_digest_stay_apart_in_columns(
         assert one.status().dead_count == 0
 
 
+def test_what_new_items_share_is_kept_once(tmp_path: Path) -> None:
+    with one_gallery(tmp_path, settings()) as one:
+        some = vectors(5)
+        some[3] = some[1]
+        one.enroll(packed(list("abcde"), some, ["s", "t", "s", "", "d"])).result()
+        assert one.view.rows.vector_count == 4
+        assert one.status().subject_count == 3  # e has the subject that d, without one, is its own by
+        assert one.verify("s", some[0]).items_compared == 2
+        assert one.verify("d", some[0]).items_compared == 2
+        one.remove(ids=["b"]).result()
+        assert one.view.rows.vector_count == 4
+        one.remove(ids=["d"]).result()
+        assert one.view.rows.vector_count == 3
+        assert one.status().subject_count == 2
+
+
 def test_columns_are_the_rows_they_stand_for() -> None:
     items = packed(["a", "b", "c"], vectors(3), ["", "s", ""], [{}, {"count": 1}, {}])
     assert len(items) == 3
