@@ -287,7 +287,8 @@ def test_what_new_items_share_is_kept_once(tmp_path: Path) -> None:
         some[3] = some[1]
         one.enroll(packed(list("abcde"), some, ["s", "t", "s", "", "d"])).result()
         assert one.view.rows.vector_count == 4
-        assert one.status().subject_count == 3  # e has the subject that d, without one, is its own by
+        # Of e the subject is "d", and so is that of d, which has none beside its id.
+        assert one.status().subject_count == 3
         assert one.verify("s", some[0]).items_compared == 2
         assert one.verify("d", some[0]).items_compared == 2
         one.remove(ids=["b"]).result()
