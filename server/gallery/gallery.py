@@ -15,6 +15,7 @@ import hashlib
 import logging
 import re
 import sqlite3
+import string
 import threading
 import time
 import uuid
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve.distance import Embeddings, check_vectors
+from twinserve.distance import Embeddings, are_sound, check_vectors
 from twinserve.errors import (
     DeadlineExceeded,
     GalleryNotFound,
@@ -55,7 +56,9 @@ from twinserve.server.gallery.segments import Probes, Segment
 from twinserve.server.gallery.snapshots import Snapshots
 from twinserve.server.gallery.store import Store, as_twinserve_error
 from twinserve.server.gallery.transactions import (
+    Batch,
     Changes,
+    Created,
     EnrollWork,
     MoveWork,
     Prepared,
@@ -65,6 +68,7 @@ from twinserve.server.gallery.transactions import (
     Transactions,
     digest,
     digest_of_items,
+    digests,
     no_item,
     no_subject,
 )
@@ -80,12 +84,15 @@ from twinserve.server.gallery.types import (
     Moved,
     Nearest,
     NewItem,
+    PackedItems,
     Removal,
     SearchOutcome,
 )
 from twinserve.server.gallery.writer import Job, Writer
 
-ITEM_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+MAX_ID_CHARACTERS = 128
+_ID_CHARACTERS = string.ascii_letters.encode() + string.digits.encode() + b"._:-"
+ITEM_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_ID_CHARACTERS}}}")
 MAX_REQUEST_ID_BYTES = 128
 RETRY_DEBT_SECONDS = 1.0
 LIST_ROWS = 1_000
@@ -477,23 +484,13 @@ class Gallery:
         request id came with another body.
         """
         self._check_request_id(request_id)
-        prepared: list[Prepared | TwinserveError] = []
-        seen: set[str] = set()
-        checked = self._all_sound(items)
-        for number, item in enumerate(items):
-            try:
-                ready = self._prepare(item, checked)
-                if ready.id in seen:  # named by id: the caller may count otherwise than we do
-                    raise InvalidInput(
-                        f"item {ready.id!r} is in the request twice; send it once",
-                        field="item.id",
-                    )
-                seen.add(ready.id)
-                prepared.append(ready)
-            except TwinserveError as error:
-                where = f"items[{number}]" + (f".{error.field}" if error.field else "")
-                prepared.append(error.at(where))
-        vectors = sum(1 for item in prepared if isinstance(item, Prepared) and item.vector)
+        batch = self._batch(items) if isinstance(items, PackedItems) else None
+        prepared = batch or self._prepared(items)
+        vectors = (
+            len(batch)
+            if batch
+            else sum(1 for item in prepared if isinstance(item, Prepared) and item.vector)
+        )
         if vectors:
             debt, bound = self._debt(self._view), self._limits.max_index_debt
             if debt + vectors > max(bound, 2 * self._limits.segment_rows):
@@ -504,7 +501,7 @@ class Gallery:
                     retry_after=RETRY_DEBT_SECONDS,
                 )
         body = request_digest or (digest_of_items(items) if request_id else b"")
-        work = EnrollWork(tuple(prepared), atomic, request_id, body)
+        work = EnrollWork(prepared, atomic, request_id, body)
         return self._writer.submit(self, work, rows=max(1, len(prepared)))
 
     def remove(
@@ -723,7 +720,7 @@ class Gallery:
 
     def _publish(self, all_changes: Sequence[Changes]) -> None:
         self._quiet = False
-        self._changed_rows += sum(len(one.put) + len(one.dropped) for one in all_changes)
+        self._changed_rows += sum(map(len, all_changes))
         self._memory.publish(all_changes)
         self._set_view()
         self._builder.consider(self)
@@ -780,7 +777,8 @@ class Gallery:
                     for record, vector in zip(changed.records, changed.embeddings, strict=True)
                 ]
                 self._changed_rows += len(numbers)
-                memory.publish([Changes(store.sequence, puts, sorted(known - there))])
+                gone = sorted(known - there)
+                memory.publish([Changes(store.sequence, put=puts, dropped=gone)])
             if memory.items != store.count():
                 raise NotAsWritten(f"it leads to {memory.items} items of {store.count()}")
         except (NotAsWritten, LookupError, ValueError, TypeError) as error:
@@ -798,13 +796,17 @@ class Gallery:
     def _loaded(self) -> Memory:
         """Memory made anew from the store alone."""
         memory = Memory(self.settings, self._limits.segment_rows)
-        width = 4 * self.settings.dimension
         for loaded in self._store.load(self.settings.dimension):
-            puts = []
-            for number, record in enumerate(loaded.records):
-                vector = loaded.embeddings[number * width : (number + 1) * width]
-                puts.append(Put(record, vector, digest(vector), False))
-            memory.publish([Changes(self._store.sequence, puts)])
+            records, vectors = loaded.records, loaded.embeddings
+            batch = Batch(
+                [record.id for record in records],
+                [record.subject for record in records],
+                [record.metadata for record in records],
+                vectors,
+                digests(vectors, len(records)),
+            )
+            created = Created([record.number for record in records], batch)
+            memory.publish([Changes(self._store.sequence, created)])
         return memory
 
     # -- what the builder asks --------------------------------------------------------------------
@@ -946,6 +948,50 @@ class Gallery:
                 field="request_id",
             )
 
+    def _prepared(self, items: Sequence[NewItem]) -> list[Prepared | TwinserveError]:
+        """The items as they will be stored, or in its place what is wrong with one."""
+        prepared: list[Prepared | TwinserveError] = []
+        seen: set[str] = set()
+        checked = self._all_sound(items)
+        for number, item in enumerate(items):
+            try:
+                ready = self._prepare(item, checked)
+                if ready.id in seen:  # named by id: the caller may count otherwise than we do
+                    raise InvalidInput(
+                        f"item {ready.id!r} is in the request twice; send it once",
+                        field="item.id",
+                    )
+                seen.add(ready.id)
+                prepared.append(ready)
+            except TwinserveError as error:
+                where = f"items[{number}]" + (f".{error.field}" if error.field else "")
+                prepared.append(error.at(where))
+        return prepared
+
+    def _batch(self, items: PackedItems) -> Batch | None:
+        """The same in bulk; None where some item is wrong, which `_prepared` tells of by name."""
+        embeddings = items.embeddings
+        if (
+            not len(items)
+            or embeddings.shape != (len(items), self.settings.dimension)
+            or embeddings.dtype != np.float32
+            or not are_sound(embeddings, self._metric)
+            or not _are_ids(items.ids)
+        ):
+            return None
+        try:
+            for subject in set(items.subjects):
+                self._check_subject(subject, "item.subject")
+            texts = [
+                metadata.encode(one, self._declared, self._limits) if one else "[]"
+                for one in items.metadata
+            ]
+        except TwinserveError:
+            return None
+        ids = items.ids if all(items.ids) else [one or uuid.uuid4().hex for one in items.ids]
+        vectors = embeddings.astype("<f4", copy=False).tobytes()
+        return Batch(ids, items.subjects, texts, vectors, digests(vectors, len(ids)))
+
     def _all_sound(self, items: Sequence[NewItem]) -> bool:
         """Whether all embeddings pass their check; one question, since most requests are good."""
         embeddings = [item.embedding for item in items if item.embedding is not None]
@@ -1023,6 +1069,18 @@ class Gallery:
             f"gallery {self.settings.name!r} was deleted or closed",
             resource=("gallery", self.settings.name),
         )
+
+
+def _are_ids(ids: Sequence[str]) -> bool:
+    """Whether all are good as `ITEM_ID`s, or empty, and none is there twice."""
+    text = "\n".join(ids)
+    if not text.isascii() or len(max(ids, key=len)) > MAX_ID_CHARACTERS:
+        return False
+    # What is left without the characters of ids are the line ends between them.
+    if text.encode().translate(None, _ID_CHARACTERS) != b"\n" * (len(ids) - 1):
+        return False
+    given = list(filter(None, ids))
+    return len(set(given)) == len(given)
 
 
 def _check_mean(mean_of: int) -> None:

@@ -1,8 +1,10 @@
 """A map from 64-bit keys to small numbers in two flat arrays, of 12 bytes a slot.
 
-Open addressing with linear probing (Knuth, The Art of Computer Programming 3, 6.4), whole batches
-at a time. One thread writes, others may look up meanwhile: a slot's key is written before its
-value, a value never moves within a table, and a larger table is put in place by one assignment.
+Open addressing (Knuth, The Art of Computer Programming 3, 6.4), whole batches at a time. A key's
+probes go 1, 3, 6, 10 … slots on, which meets every slot of a table whose size is a power of two
+and gathers no long runs: a batch takes as many passes as its longest chain has probes. One thread
+writes, others may look up meanwhile: a slot's key is written before its value, a value never moves
+within a table, and a larger table is put in place by one assignment.
 
 Keys are digests: whoever needs certainty compares what lies behind the value.
 """
@@ -53,13 +55,14 @@ class HashIndex:
         mask = np.uint64(len(table_keys) - 1)
         found = np.full(len(keys), NOTHING, dtype=np.int64)
         open_ = np.arange(len(keys))
-        slots = _first_slots(keys, mask)
+        slots, step = _first_slots(keys, mask), np.uint64(1)
         while len(open_):
             values = table_values[slots]
             same = (table_keys[slots] == keys[open_]) & (values >= 0)
             found[open_[same]] = values[same]
             go_on = ~same & (values != _EMPTY)
-            open_, slots = open_[go_on], (slots[go_on] + np.uint64(1)) & mask
+            open_, slots = open_[go_on], (slots[go_on] + step) & mask
+            step += np.uint64(1)
         return found
 
     def put(self, keys: Keys, values: Indices) -> None:
@@ -77,7 +80,7 @@ class HashIndex:
         """Remove keys [n]; those that are not there are nothing."""
         table_keys, table_values = self._table
         mask = np.uint64(len(table_keys) - 1)
-        open_, slots = keys, _first_slots(keys, mask)
+        open_, slots, step = keys, _first_slots(keys, mask), np.uint64(1)
         while len(open_):
             values = table_values[slots]
             same = (table_keys[slots] == open_) & (values >= 0)
@@ -86,7 +89,8 @@ class HashIndex:
             self._count -= gone
             self._gone += gone
             go_on = ~same & (values != _EMPTY)
-            open_, slots = open_[go_on], (slots[go_on] + np.uint64(1)) & mask
+            open_, slots = open_[go_on], (slots[go_on] + step) & mask
+            step += np.uint64(1)
 
     def _rebuild(self, expected: int) -> None:
         table_keys, table_values = self._table
@@ -113,11 +117,13 @@ def _first_slots(keys: Keys, mask: np.uint64) -> Keys:
 def _insert(table: tuple[Keys, NDArray[np.int32]], keys: Keys, values: Indices) -> None:
     table_keys, table_values = table
     mask = np.uint64(len(table_keys) - 1)
-    slots = _first_slots(keys, mask)
+    slots, step = _first_slots(keys, mask), np.uint64(1)
     while len(keys):
         free = table_values[slots] < 0
         # Several keys may want one slot: the last that wrote its key there has it.
         table_keys[slots[free]] = keys[free]
         won = free & (table_keys[slots] == keys)
         table_values[slots[won]] = values[won]
-        keys, values, slots = keys[~won], values[~won], (slots[~won] + np.uint64(1)) & mask
+        lost = ~won
+        keys, values, slots = keys[lost], values[lost], (slots[lost] + step) & mask
+        step += np.uint64(1)

@@ -23,8 +23,8 @@ from twinserve.server.gallery.hash_index import NOTHING, HashIndex, Keys
 from twinserve.server.gallery.rows import ALIVE, PIECE, Links, NewRows, Rows
 from twinserve.server.gallery.search import View
 from twinserve.server.gallery.segments import Growing, Segment, safe
-from twinserve.server.gallery.transactions import Changes, Put
-from twinserve.server.gallery.types import GallerySettings
+from twinserve.server.gallery.transactions import Changes, Created, Put
+from twinserve.server.gallery.types import GallerySettings, MetadataValue
 
 Indices = NDArray[np.int64]
 
@@ -160,10 +160,32 @@ class Memory:
     def publish(self, all_changes: Sequence[Changes]) -> None:
         """Repeat what committed transactions did, in their order."""
         sequence = all_changes[-1].sequence
-        for puts, dropped in _runs(all_changes):
-            self._apply(puts, np.array(dropped, dtype=np.int64), sequence)
+        for stretch in _stretches(all_changes):
+            if isinstance(stretch, Created):
+                self._create(stretch)
+            else:
+                puts, dropped = stretch
+                self._apply(puts, np.array(dropped, dtype=np.int64), sequence)
         if self._rows.crowded():
             self._leave_the_dead()
+
+    def _create(self, created: Created) -> None:
+        """Add items that are new."""
+        batch = created.batch
+        digests = np.frombuffer(b"".join(batch.digests), dtype="<u8").reshape(len(batch), -1)
+        labels = self._labels(self._vectors(batch.vectors), digests[:, 0].astype(np.uint64))
+        fresh = self._rows.append(
+            NewRows(
+                numbers=np.array(created.numbers, dtype=np.int64),
+                ids=[item_id.encode() for item_id in batch.ids],
+                id_at=np.full(len(batch), NOTHING, dtype=np.int64),
+                subjects=[subject.encode() for subject in batch.subjects],
+                labels=labels,
+                metadata=self._decoded(batch.metadata),
+                unseen=True,
+            )
+        )
+        self._hang(fresh, labels)
 
     def _apply(self, puts: Sequence[Put], dropped: Indices, sequence: int) -> None:
         """One stretch of changes, in which no item occurs twice."""
@@ -173,7 +195,7 @@ class Memory:
             numbers = np.fromiter((put.record.number for put in puts), np.int64, len(puts))
             old = rows.rows_of(numbers)
             there = old != NOTHING
-            labels = self._labels(puts, old)
+            labels = self._labels_of(puts, old)
             id_at = np.full(len(puts), NOTHING, dtype=np.int64)
             id_at[there] = rows.id_at(old[there])
             fresh = rows.append(
@@ -183,10 +205,7 @@ class Memory:
                     id_at=id_at,
                     subjects=[put.record.subject.encode() for put in puts],
                     labels=labels,
-                    metadata=[
-                        metadata.decode(put.record.metadata) if self._declared else {}
-                        for put in puts
-                    ],
+                    metadata=self._decoded([put.record.metadata for put in puts]),
                 )
             )
             # The new rows take hold before the old ones let go: so a vector that both have never
@@ -196,37 +215,53 @@ class Memory:
         if len(killed):
             self._let_go(rows.kill(killed, sequence))
 
-    def _labels(self, puts: Sequence[Put], old: Indices) -> Indices:
-        """[n] a label per vector, the same for the same bytes."""
+    def _decoded(self, texts: Sequence[str]) -> list[dict[str, MetadataValue]]:
+        """The metadata of items; nothing where no key is declared, of which memory would know."""
+        return [metadata.decode(text) for text in texts] if self._declared else []
+
+    def _vectors(self, data: bytes) -> Embeddings:
+        """Float32 [n, dimension] of rows as the store keeps them, end to end."""
+        vectors = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+        return vectors.reshape(-1, self._dimension)
+
+    def _labels_of(self, puts: Sequence[Put], old: Indices) -> Indices:
+        """[n] the labels of the items' vectors; some keep theirs, of the rows `old` [n]."""
         labels = np.full(len(puts), NOTHING, dtype=np.int64)
         kept = [number for number, put in enumerate(puts) if put.vector is None]
         labels[kept] = self._rows.label[old[kept]]
         given = [number for number, put in enumerate(puts) if put.vector is not None]
-        if not given:
+        if given:
+            vectors = self._vectors(b"".join(puts[number].vector or b"" for number in given))
+            digests = b"".join(puts[number].vector_key[:8] for number in given)
+            keys = np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+            labels[given] = self._labels(vectors, keys)
+        return labels
+
+    def _labels(self, vectors: Embeddings, keys: Keys) -> Indices:
+        """A label [n] per vector [n, dimension], the same for the same bytes; `keys` [n] theirs."""
+        labels = self._label_of.get(keys)
+        if (labels == NOTHING).all() and len(np.unique(keys)) == len(keys):
+            labels = self._add(vectors, keys)
+            self._label_of.put(keys, labels)
             return labels
-        digests = b"".join(puts[number].vector_key[:8] for number in given)
-        keys = np.frombuffer(digests, dtype="<u8").astype(np.uint64)
-        known = self._label_of.get(keys).tolist()
-        first: dict[int, int] = {}  # key -> the first of `given` that has it and is new
+        known, labels = labels.tolist(), np.full(len(keys), NOTHING, dtype=np.int64)
+        first: dict[int, int] = {}  # key -> the first place that has it and is new
         lonely: list[int] = []  # new ones whose digest belongs to other bytes
-        for place, (number, key) in enumerate(zip(given, keys.tolist(), strict=True)):
-            vector = puts[number].vector
+        for place, key in enumerate(keys.tolist()):
+            vector = vectors[place].tobytes()
             if known[place] != NOTHING and self._bytes_of(known[place]) == vector:
-                labels[number] = known[place]
-            elif known[place] != NOTHING or puts[given[first.get(key, place)]].vector != vector:
+                labels[place] = known[place]
+            elif known[place] != NOTHING or vectors[first.get(key, place)].tobytes() != vector:
                 lonely.append(place)
             else:
                 first.setdefault(key, place)
         places = list(first.values()) + lonely
         if places:
-            data = b"".join(puts[given[place]].vector or b"" for place in places)
-            vectors = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
-            fresh = self._add(vectors.reshape(len(places), -1), keys[places])
-            labels[[given[place] for place in places]] = fresh
+            fresh = self._add(vectors[places], keys[places])
+            labels[places] = fresh
             self._label_of.put(keys[places[: len(first)]], fresh[: len(first)])
-            for place, number in enumerate(given):
-                if labels[number] == NOTHING:
-                    labels[number] = labels[given[first[int(keys[place])]]]
+        for place in np.flatnonzero(labels == NOTHING).tolist():
+            labels[place] = labels[first[int(keys[place])]]
         return labels
 
     def _add(self, vectors: Embeddings, keys: Keys) -> Indices:
@@ -386,7 +421,7 @@ class Memory:
     def _bytes_of(self, label: int) -> bytes:
         (owner,) = self._owned(np.array([label]))
         vector = owner[0].vectors[int(owner[0].local(np.array([label]))[0])]
-        return bytes(vector.astype("<f4", copy=False).tobytes())
+        return bytes(vector.tobytes())
 
 
 def _nobody(size: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -394,12 +429,19 @@ def _nobody(size: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     return holders.newest, holders.items
 
 
-def _runs(all_changes: Sequence[Changes]) -> Iterator[tuple[list[Put], list[int]]]:
+def _stretches(
+    all_changes: Sequence[Changes],
+) -> Iterator[Created | tuple[list[Put], list[int]]]:
     """Changes in as few stretches as can be, none with the same item twice."""
     puts: list[Put] = []
     dropped: list[int] = []
     seen: set[int] = set()
     for changes in all_changes:
+        if changes.created is not None:
+            if seen:
+                yield puts, dropped
+                puts, dropped, seen = [], [], set()
+            yield changes.created
         numbers = [put.record.number for put in changes.put] + changes.dropped
         if not seen.isdisjoint(numbers):
             yield puts, dropped

@@ -273,8 +273,13 @@ class Subjects:
 
         `kept_at` [n]: the handle under which a name is kept already, or NOTHING.
         """
-        keys = np.fromiter((_name_key(name) for name in names), dtype=np.uint64, count=len(names))
-        found = self._index.get(keys).tolist()
+        keys = np.fromiter(map(_name_key, names), dtype=np.uint64, count=len(names))
+        there = self._index.get(keys)
+        if (there == NOTHING).all() and len(np.unique(keys)) == len(keys):
+            # Most often all names are new; different keys are of different names.
+            self._add(names, kept_at, keys)
+            return np.arange(self.count - len(names), self.count)
+        found = there.tolist()
         fresh: dict[bytes, int] = {}
         taken: dict[int, int] = {}  # key -> code, of this batch
         where: list[int] = []
@@ -527,7 +532,8 @@ class NewRows:
     id_at: Indices  # [n] handles of ids that are kept already, or NOTHING
     subjects: Sequence[bytes]  # b"" = the item is its own subject
     labels: Indices  # [n]
-    metadata: Sequence[Mapping[str, MetadataValue]]
+    metadata: Sequence[Mapping[str, MetadataValue]]  # empty where no key is declared
+    unseen: bool = False  # none of the items has a row
 
 
 class Rows:
@@ -588,9 +594,11 @@ class Rows:
         missing = np.flatnonzero(id_at == NOTHING)
         if len(missing):
             id_at[missing] = self.texts.append([new.ids[i] for i in missing.tolist()])
-        unnamed = np.fromiter((not name for name in new.subjects), np.bool_, len(new.subjects))
+        unnamed = np.array([not name for name in new.subjects], dtype=np.bool_)
         names = [name or item for name, item in zip(new.subjects, new.ids, strict=True)]
         codes = self.subjects.codes_for(names, np.where(unnamed, id_at, NOTHING))
+        if not new.unseen:
+            self._row_of.drop(new.numbers.astype(np.uint64))  # of the versions before
         rows = self._write(new.numbers, id_at, codes, unnamed, new.labels)
         for key, column in self._columns.items():
             column.append(int(rows[0]), [values.get(key) for values in new.metadata])
@@ -638,9 +646,7 @@ class Rows:
         touched, counts = np.unique(codes, return_counts=True)
         self._subject_count += int(np.count_nonzero(self.subjects.items[touched] == 0))
         self.subjects.items[touched] += counts.astype(np.int32)
-        keys = numbers.astype(np.uint64)
-        self._row_of.drop(keys)  # of the versions before
-        self._row_of.put(keys, rows)
+        self._row_of.put(numbers.astype(np.uint64), rows)
         self.count = end
         return rows
 

@@ -12,6 +12,7 @@ last commit and never wait for the writer. The format stands in docs/storage.md.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import shutil
@@ -55,6 +56,8 @@ DROP INDEX items_by_subject;
 CREATE INDEX items_by_subject ON items(subject, id) WHERE subject != '';
 """
 MOST_CHANGES = 50_000  # rows of the log that are kept without a snapshot that wants them
+_TOGETHER = 100  # rows of a statement, of at most 999 values in old versions of SQLite
+_NUMBERS = struct.Struct(">qqq")
 _ITEM_COLUMNS = "number, id, subject, metadata, digest, created, updated, checksum"
 
 
@@ -68,6 +71,18 @@ class Record(NamedTuple):
     digest: bytes
     created: int
     updated: int
+
+
+@dataclass(frozen=True, eq=False)
+class NewRecords:
+    """Columns of new rows of `items`, numbered on from `first`, created and updated at `moment`."""
+
+    first: int
+    ids: Sequence[str]
+    subjects: Sequence[str]
+    metadata: Sequence[str]
+    digests: Sequence[bytes]
+    moment: int
 
 
 @dataclass(frozen=True)
@@ -232,6 +247,44 @@ class Store:
             ],
         )
         self._count += len(records)
+
+    def insert_all(self, new: NewRecords, vectors: bytes) -> None:
+        """Add new items with their vectors (float32 rows end to end), in few statements.
+
+        Each step of a statement gives up the interpreter's lock and has to get it back: by rows, a
+        thousand items would wait two thousand times for whatever else the server does.
+        """
+        count, width = len(new.ids), len(vectors) // len(new.ids)
+        numbers = range(new.first, new.first + count)
+        texts = zip(new.ids, new.subjects, new.metadata, strict=True)
+        pack, moment = _NUMBERS.pack, new.moment
+        checksums = [
+            zlib.crc32(pack(number, moment, moment) + "\0".join(row).encode() + digest)
+            for number, row, digest in zip(numbers, texts, new.digests, strict=True)
+        ]
+        times = [moment] * count
+        columns = (numbers, new.ids, new.subjects, new.metadata, new.digests, times, times)
+        self._insert_rows(list(zip(*columns, checksums, strict=True)))
+        view = memoryview(vectors)
+        vector_checksums = [
+            zlib.crc32(view[start : start + width], number & 0xFFFFFFFF)
+            for number, start in zip(numbers, range(0, len(vectors), width), strict=True)
+        ]
+        self._connection.execute(
+            "INSERT INTO vectors(number, embedding, checksum)"
+            " SELECT ?1 + key, substr(?2, 1 + key * ?3, ?3), value FROM json_each(?4)",
+            (new.first, vectors, width, json.dumps(vector_checksums)),
+        )
+        self._count += count
+
+    def _insert_rows(self, rows: Sequence[tuple[object, ...]]) -> None:
+        for start in range(0, len(rows), _TOGETHER):
+            some = rows[start : start + _TOGETHER]
+            self._connection.execute(
+                f"INSERT INTO items({_ITEM_COLUMNS}) VALUES "
+                + ",".join(["(?,?,?,?,?,?,?,?)"] * len(some)),
+                list(itertools.chain.from_iterable(some)),
+            )
 
     def replace(self, record: Record, embedding: bytes | None) -> None:
         """Change the item of `record.number`; its vector only where one is given."""
@@ -690,6 +743,6 @@ def _record(columns: Sequence[object]) -> Record:
 
 
 def _checksum(record: Record) -> int:
-    numbers = struct.pack(">qqq", record.number, record.created, record.updated)
+    numbers = _NUMBERS.pack(record.number, record.created, record.updated)
     texts = "\0".join((record.id, record.subject, record.metadata)).encode()
     return zlib.crc32(record.digest, zlib.crc32(texts, zlib.crc32(numbers)))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Handles = NDArray[np.int64]
 
 MAX_BYTES = 65_535
+_LENGTHS = [length.to_bytes(2, "little") for length in range(256)]  # of most
 _PIECE = 16_384
 _COPY = 1 << 20
 
@@ -32,14 +33,13 @@ class Texts:
 
     def append(self, texts: Sequence[bytes]) -> Handles:
         """Keep UTF-8 texts [n], each of at most MAX_BYTES bytes; return their handles [n]."""
-        handles = np.empty(len(texts), dtype=np.int64)
-        start = len(self._bytes)
-        parts: list[bytes] = []
-        for number, text in enumerate(texts):
-            handles[number] = start
-            parts.append(len(text).to_bytes(2, "little"))
-            parts.append(text)
-            start += 2 + len(text)
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+        if int(sizes.max(initial=0)) < len(_LENGTHS):
+            parts = [_LENGTHS[len(text)] + text for text in texts]
+        else:
+            parts = [len(text).to_bytes(2, "little") + text for text in texts]
+        sizes += 2
+        handles = len(self._bytes) + np.cumsum(sizes) - sizes
         self._bytes += b"".join(parts)
         return handles
 

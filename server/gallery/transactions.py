@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from twinserve import errors
 from twinserve.errors import (
@@ -24,7 +24,7 @@ from twinserve.errors import (
 )
 from twinserve.server.gallery import metadata, tokens
 from twinserve.server.gallery.filters import matches
-from twinserve.server.gallery.store import Record, Store
+from twinserve.server.gallery.store import NewRecords, Record, Store
 from twinserve.server.gallery.types import (
     Change,
     Enrolled,
@@ -52,10 +52,44 @@ class Prepared(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Batch(Sequence[Prepared]):
+    """Checked items of different ids, each with a vector that is all its content, as columns."""
+
+    ids: Sequence[str]
+    subjects: Sequence[str]
+    metadata: Sequence[str]
+    vectors: bytes  # float32 rows end to end
+    digests: Sequence[bytes]  # of the vectors
+
+    @property
+    def width(self) -> int:
+        """Bytes of a vector."""
+        return len(self.vectors) // len(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, place: int) -> Prepared: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Prepared]: ...
+    def __getitem__(self, place: int | slice) -> Prepared | list[Prepared]:
+        """An item, or several, as rows."""
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        key = self.digests[place]
+        start = self.width * place
+        vector = self.vectors[start : start + self.width]
+        return Prepared(
+            self.ids[place], self.subjects[place], self.metadata[place], vector, key, key
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class EnrollWork:
     """An Enroll for the writing thread; errors of single items stand in their places."""
 
-    items: tuple[Prepared | TwinserveError, ...]
+    items: Sequence[Prepared | TwinserveError]
     atomic: bool
     request_id: str
     request_digest: bytes
@@ -114,17 +148,31 @@ class Put(NamedTuple):
     replaces: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Created:
+    """New items, under numbers that none had before."""
+
+    numbers: Sequence[int]  # ascending
+    batch: Batch
+
+
 @dataclass(eq=False)
 class Changes:
     """What one request did to the store, to be repeated in memory after the commit."""
 
     sequence: int = 0
+    created: Created | None = None
     put: list[Put] = field(default_factory=list)
     # numbers of items that are gone
     dropped: list[int] = field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        return bool(self.put or self.dropped)
+    def __len__(self) -> int:
+        return len(self.created.batch if self.created else ()) + len(self.put) + len(self.dropped)
+
+    def numbers(self) -> list[int]:
+        """Of the items that changed."""
+        created = self.created.numbers if self.created else ()
+        return [*created, *(put.record.number for put in self.put), *self.dropped]
 
 
 class Transactions:
@@ -167,8 +215,7 @@ class Transactions:
         else:
             answer = self._rename(work, changes)
         if changes:
-            numbers = [put.record.number for put in changes.put] + changes.dropped
-            self._store.log(changes.sequence, numbers)
+            self._store.log(changes.sequence, changes.numbers())
         if work.request_id:
             kept = [_KINDS[type(work)], self._store.sequence, _content(answer)]
             self._store.remember(work.request_id, work.request_digest, json.dumps(kept), now())
@@ -196,8 +243,13 @@ class Transactions:
 
     def _enroll(self, work: EnrollWork, changes: Changes) -> EnrollOutcome:
         used = self._store.used_bytes() if self._max_bytes else 0
-        there = self._store.find([item.id for item in work.items if isinstance(item, Prepared)])
         room = self._max_items - self._store.count()
+        if isinstance(work.items, Batch):
+            there = self._store.find(work.items.ids)
+            if not there and len(work.items) <= room:
+                return self._create(work.items, used, changes)
+        else:
+            there = self._store.find([item.id for item in work.items if isinstance(item, Prepared)])
         results: list[Enrolled | TwinserveError] = []
         new_records: list[Record] = []
         new_vectors: list[bytes] = []
@@ -253,6 +305,19 @@ class Transactions:
         self._store.insert(new_records, new_vectors)
         self._check_bytes(used)
         return EnrollOutcome(tuple(results), self._state_after(changes))
+
+    def _create(self, batch: Batch, used: int, changes: Changes) -> EnrollOutcome:
+        """Enrol items none of which is there yet, as they most often come in bulk."""
+        first = self._store.next_number
+        self._store.next_number += len(batch)
+        self._store.insert_all(
+            NewRecords(first, batch.ids, batch.subjects, batch.metadata, batch.digests, now()),
+            batch.vectors,
+        )
+        changes.created = Created(range(first, first + len(batch)), batch)
+        self._check_bytes(used)
+        results = tuple([Enrolled(item_id, Change.CREATED) for item_id in batch.ids])
+        return EnrollOutcome(results, self._state_after(changes))
 
     def _check_bytes(self, before: int) -> None:
         """Refuse a whole request that leaves more than fits; one that adds nothing passes."""
@@ -371,9 +436,15 @@ def no_subject(gallery: str, subject: str) -> SubjectNotFound:
     )
 
 
-def digest(data: bytes) -> bytes:
+def digest(data: bytes | memoryview) -> bytes:
     """Digest of a vector's bytes, by which equal ones are found."""
     return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def digests(vectors: bytes, count: int) -> list[bytes]:
+    """`digest` of each of so many vectors that lie end to end."""
+    view, width = memoryview(vectors), len(vectors) // count
+    return [digest(view[start : start + width]) for start in range(0, len(vectors), width)]
 
 
 def digest_of_items(items: Sequence[NewItem]) -> bytes:

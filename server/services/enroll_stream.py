@@ -93,7 +93,7 @@ async def serve(
     servicer: Serving,
     call: Call,
     deadline: float | None,
-    enroll: Callable[[pb.EnrollRequest, Place], Coroutine[Any, Any, pb.EnrollResponse]],
+    enroll: Callable[[pb.EnrollRequest, Place], Coroutine[Any, Any, Encoded]],
 ) -> None:
     """Answer a stream to its end.
 
@@ -124,15 +124,14 @@ async def _reply(
     call: Call,
     request: pb.EnrollRequest,
     place: Place,
-    enroll: Callable[[pb.EnrollRequest, Place], Coroutine[Any, Any, pb.EnrollResponse]],
+    enroll: Callable[[pb.EnrollRequest, Place], Coroutine[Any, Any, Encoded]],
 ) -> bytes:
     async def on_loop() -> Encoded:
         try:
-            response = await enroll(request, place)
+            return await enroll(request, place)
         finally:
             # Its turn is past by now, unless it failed before.
             place.leave(failed=True)
-        return Encoded(response.SerializeToString(), "")
 
     async def work() -> Encoded:
         return await call.as_task(on_loop())

@@ -23,7 +23,6 @@ from twinserve.errors import (
     LimitExceeded,
     SpaceMismatch,
     TwinserveError,
-    WrongShape,
 )
 from twinserve.manifest import Calibration
 from twinserve.server import inputs, paging
@@ -41,7 +40,14 @@ from twinserve.server.gate import Gate
 from twinserve.server.inputs import Ready, Vector
 from twinserve.server.models.holding import Models
 from twinserve.server.runtime import machine
-from twinserve.server.services import codec, enroll_stream, gallery_codec, searching
+from twinserve.server.services import (
+    codec,
+    enroll_packed,
+    enroll_reply,
+    enroll_stream,
+    gallery_codec,
+    searching,
+)
 from twinserve.server.services.calls import (
     Context,
     Encoded,
@@ -69,11 +75,6 @@ MAX_MEAN_OF = 100
 FEW_INPUTS = 8  # of a call that are read in place; more are read in a thread
 PATIENCE = 10.0  # seconds that a read without a deadline waits for its at_least
 _VIEWS, _GROUPS = pb.ItemView.values(), pb.GroupBy.values()
-_CHANGES = {
-    "created": pb.CHANGE_CREATED,
-    "replaced": pb.CHANGE_REPLACED,
-    "unchanged": pb.CHANGE_UNCHANGED,
-}
 
 
 class GalleryService(rpc.GalleryServiceServicer):
@@ -193,7 +194,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         return pb.DeleteGalleryAliasResponse()
 
     @unary
-    async def Enroll(self, request: pb.EnrollRequest, context: Context) -> pb.EnrollResponse:
+    async def Enroll(self, request: pb.EnrollRequest, context: Context) -> Encoded:
         return await self._enroll(request, caller_of(context))
 
     @driven
@@ -212,7 +213,7 @@ class GalleryService(rpc.GalleryServiceServicer):
 
     async def _enroll(
         self, request: pb.EnrollRequest, caller: Caller, place: enroll_stream.Place | None = None
-    ) -> pb.EnrollResponse:
+    ) -> Encoded:
         """Answer one request.
 
         Args:
@@ -229,13 +230,16 @@ class GalleryService(rpc.GalleryServiceServicer):
             if place is None or request.atomic:
                 check_items(errors, len(request.items), atomic=request.atomic)
 
-        places = [i for i, item in enumerate(request.items) if item.HasField("input")]
+        packed: enroll_packed.Packed | None = None
+        given: dict[int, tuple[Vector, bytes]] = {}
         if request.embeddings:
-            packed = _packed(request, gallery.settings, places)
-            embedded = Embedded(packed, "", 0.0, None)
-            errors = embedded.errors
-            given = {i: (outcome, b"") for i, outcome in enumerate(packed)}
+            packed = await self._read_many(
+                len(request.items), lambda: enroll_packed.read(request, gallery.settings)
+            )
+            embedded = Embedded((), "", 0.0, None)
+            errors = packed.errors
         else:
+            places = [i for i, item in enumerate(request.items) if item.HasField("input")]
             messages = [(f"items[{i}].input", request.items[i].input) for i in places]
             with self._engine(gallery, messages) as engine:
                 readings = await self._read_many(
@@ -246,29 +250,38 @@ class GalleryService(rpc.GalleryServiceServicer):
             given = {
                 places[i]: (outcome, _content_digest(gallery, readings[i]))
                 for i, outcome in enumerate(embedded.outcomes)
+                if not isinstance(outcome, TwinserveError)
             }
         check()
-        items: dict[int, NewItem] = {}
 
-        def gather() -> None:
+        def gather() -> tuple[Sequence[int], Sequence[NewItem]]:
+            """Return the places of the items that are sound so far, and these."""
+            if packed is not None and not errors:
+                with contextlib.suppress(TwinserveError):
+                    return range(len(request.items)), packed.items()
+            vectors = (
+                given if packed is None else {i: (v, b"") for i, v in enumerate(packed.embeddings)}
+            )
+            items: dict[int, NewItem] = {}
             for i, asked in enumerate(request.items):
-                vector, digest = given.get(i, (None, b""))
-                if isinstance(vector, TwinserveError):
+                if i in errors:
                     continue
+                vector, digest = vectors.get(i, (None, b""))
                 item = asked.item
                 try:
                     metadata = gallery_codec.metadata(item.metadata, f"items[{i}].item")
                     items[i] = NewItem(item.id, item.subject, metadata, vector, digest)
                 except TwinserveError as error:
                     errors[i] = error
+            return list(items), list(items.values())
 
-        await self._read_many(len(request.items), gather)
+        sound, items = await self._read_many(len(request.items), gather)
         check()
         began = time.perf_counter()
 
         def submit() -> Future[EnrollOutcome]:
             return gallery.enroll(
-                list(items.values()),
+                items,
                 atomic=request.atomic,
                 request_id=request.request_id,
                 request_digest=_body_digest(request),
@@ -280,28 +293,17 @@ class GalleryService(rpc.GalleryServiceServicer):
         outcome = await asyncio.wrap_future(writing)
         seconds = time.perf_counter() - began
         self.metrics.search.labels("Enroll", gallery.settings.model).observe(seconds)
-        response = pb.EnrollResponse(
-            consistency_token=outcome.token,
-            timing=codec.timing_message(embedded.ride, embedded.preprocess, seconds),
-        )
-        results = dict(zip(items, outcome.results, strict=True))
-        for i, result in results.items():
+        answers = dict(zip(sound, outcome.results, strict=True))
+        for i, result in answers.items():
             if isinstance(result, TwinserveError):
                 # The gallery counts the items that it was given, the caller those that were sent.
                 part = result.field.partition("].")[2] or "item"
                 errors[i] = result.at(f"items[{i}].{part}")
         check()
         count_errors(self.metrics, errors)
-        for i in range(len(request.items)):
-            answer = response.results.add()
-            if i in errors:
-                answer.error.CopyFrom(status_of(errors[i]))
-                continue
-            enrolled = results[i]
-            assert not isinstance(enrolled, TwinserveError)
-            answer.enrolled.id = enrolled.id
-            answer.enrolled.change = _CHANGES[enrolled.change.value]
-        return response
+        results = [errors.get(i) or answers[i] for i in range(len(request.items))]
+        timing = codec.timing_message(embedded.ride, embedded.preprocess, seconds)
+        return Encoded(enroll_reply.response(results, outcome.token, timing), "")
 
     @unary
     async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveResponse:
@@ -678,44 +680,6 @@ def _ready(
         return inputs.fitting(raw, settings.dimension, settings.space_id)
     except TwinserveError as error:
         return error
-
-
-def _packed(
-    request: pb.EnrollRequest, settings: GallerySettings, with_input: Sequence[int]
-) -> tuple[Vector | TwinserveError, ...]:
-    """Return the embeddings that a request holds end to end, or what is wrong with each.
-
-    Raises:
-        InvalidInput: an item has an input beside.
-        WrongShape: they are not as many bytes as the items need.
-        SpaceMismatch: they are of another space.
-    """
-    if with_input:
-        raise InvalidInput(
-            f"items[{with_input[0]}] has an input, and the request has embeddings of all items; "
-            "send one of the two",
-            field=f"items[{with_input[0]}].input",
-        )
-    count, dimension = len(request.items), settings.dimension
-    if len(request.embeddings) != 4 * count * dimension:
-        raise WrongShape(
-            f"embeddings has {len(request.embeddings)} bytes; {count} items of {dimension} "
-            f"float32 values take {4 * count * dimension}; send each item's vector, end to end",
-            field="embeddings",
-        )
-    inputs.check_space(request.space_id, settings.space_id, "space_id")
-    vectors = np.frombuffer(request.embeddings, "<f4").reshape(count, dimension)
-    vectors = vectors.astype(np.float32, copy=False)
-    if distance.are_sound(vectors, settings.metric):
-        return tuple(vectors)
-    outcomes: list[Vector | TwinserveError] = []
-    for number, vector in enumerate(vectors):
-        try:
-            distance.check_vectors(vector, settings.metric)
-            outcomes.append(vector)
-        except TwinserveError as error:
-            outcomes.append(error.at(f"items[{number}]"))
-    return tuple(outcomes)
 
 
 async def _once(work: Callable[[], Awaitable[Result]]) -> Result:

@@ -291,6 +291,54 @@ def test_packed_embeddings_that_do_not_fit_are_refused_by_name(stubs: Stubs, gal
     assert "NaN" in reply.results[1].error.message
 
 
+def test_each_packed_item_is_told_what_is_wrong_with_it(stubs: Stubs, gallery: str) -> None:
+    space = stubs.gallery.GetGallery(pb.GetGalleryRequest(name=gallery)).gallery.space_id
+    empty = {"class": shared_pb2.MetadataValue()}
+    items = [
+        shared_pb2.Item(
+            id="packed-0", subject="ü", metadata={"class": shared_pb2.MetadataValue(integer=3)}
+        ),
+        shared_pb2.Item(id="packed 1"),
+        shared_pb2.Item(id="packed-2", metadata=empty),
+        shared_pb2.Item(id="packed-3"),
+        shared_pb2.Item(),
+        shared_pb2.Item(id="packed-0"),
+    ]
+    vectors = np.random.default_rng(1).normal(size=(10, 16)).astype("<f4")
+    vectors[3] = np.inf
+    rest = [shared_pb2.Item(id=f"more-{i}", subject="s") for i in range(4)]
+    request = pb.EnrollRequest(
+        gallery=gallery,
+        items=[pb.EnrollItem(item=item) for item in [*items, *rest]],
+        embeddings=vectors.tobytes(),
+        space_id=space,
+    )
+    for _ in range(2):
+        reply = stubs.gallery.Enroll(request)
+        kinds = [result.WhichOneof("result") for result in reply.results]
+        assert kinds == ["enrolled", *["error"] * 3, "enrolled", "error", *["enrolled"] * 4]
+        fields = [wire.field(reply.results[i].error) for i in (1, 2, 3, 5)]
+        assert fields == [
+            "items[1].item.id",
+            "items[2].item.metadata['class']",
+            "items[3]",
+            "items[5].item.id",
+        ]
+        # Once more, with nothing to be told of vectors: the others stay as they are.
+        vectors[3] = 1.0
+        request.embeddings = vectors.tobytes()
+        fixed = stubs.gallery.Enroll(request)
+        assert [result.WhichOneof("result") for result in fixed.results][3] == "enrolled"
+        assert [wire.field(fixed.results[i].error) for i in (1, 2, 5)] == [
+            fields[0], fields[1], fields[3]
+        ]  # fmt: skip
+        vectors[3] = np.inf
+        request.embeddings = vectors.tobytes()
+    request.atomic = True
+    with wire.Refused(wire.grpc.StatusCode.INVALID_ARGUMENT):
+        stubs.gallery.Enroll(request)
+
+
 def test_what_is_removed_is_not_found_again(stubs: Stubs, gallery: str) -> None:
     by_id = pb.RemoveRequest(gallery=gallery, ids=pb.IdList(ids=["item-1", "none"]))
     assert stubs.gallery.Remove(by_id).removed == 1

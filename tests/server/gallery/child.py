@@ -13,7 +13,7 @@ import resource
 import sys
 import traceback
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ from twinserve.server.gallery import (
     GalleryLimits,
     GallerySettings,
     HnswSettings,
+    NewItem,
+    PackedItems,
     fail_points,
 )
 
@@ -105,19 +107,31 @@ def work(gallery: Gallery, seed: int) -> None:
             assert all(item.decode() in known for item, _ in found)
             continue
         else:
+            columns = bool(step % 2)
+            if columns:  # which are written in another way where all are new
+                names = [name for name in names if name not in known] or names
             items = []
             for name in names:
                 subject = "" if rng.random() < 0.2 else f"g{rng.integers(30)}"
                 items.append(new(name, embedding(name, version), subject, {"count": version}))
             effects = {item.id: (version, item.subject) for item in items}
             begin(effects)
-            gallery.enroll(items).result()
+            gallery.enroll(packed(items) if columns else items).result()
         say("done")
         for name, state in effects.items():
             if state is None:
                 known.pop(name, None)
             else:
                 known[name] = state
+
+
+def packed(items: Sequence[NewItem]) -> PackedItems:
+    return PackedItems(
+        [item.id for item in items],
+        [item.subject for item in items],
+        [item.metadata for item in items],
+        np.stack([item.embedding for item in items if item.embedding is not None]),
+    )
 
 
 def begin(effects: Mapping[str, State]) -> None:
@@ -157,13 +171,13 @@ def many() -> None:
         child = os.fork()
         if not child:
             code = 1
+            say("pid", os.getpid())  # not by the parent, which may be later than what comes next
             try:
                 fail_points.arm("" if point == "-" else point)
                 code = run(mode, Path(folder), int(seed))
             except BaseException:
                 traceback.print_exc()
             os._exit(code)
-        say("pid", child)
         _, status = os.waitpid(child, 0)
         say("ended", os.waitstatus_to_exitcode(status))
 
