@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .DEFAULT_GOAL := help
 
-# hnswlib is compiled here: portable code, not code for this machine's very CPU.
+# hnswlib is compiled here: not for this machine's very CPU (see tools/environment.py).
 export HNSWLIB_NO_NATIVE := 1
 
 # The first of these that runs and is 3.11 or 3.12 (a name on the path need not run).

@@ -158,7 +158,21 @@ def pip_environment() -> dict[str, str]:
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         # Code for this machine's very CPU would die with an illegal instruction on another.
         "HNSWLIB_NO_NATIVE": os.environ.get("HNSWLIB_NO_NATIVE", "1"),
+        "CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} {vector_flags()}".strip(),
     }
+
+
+def vector_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the compiler's flags for vectors of eight numbers, where this machine has them.
+
+    x86 processors do, of Intel since 2013 and of AMD since 2015; with them hnswlib builds a graph
+    in half of the time (docs/benchmarks.md).
+    """
+    try:
+        found = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    except OSError:
+        return ""
+    return "-mavx2 -mfma" if found and {"avx2", "fma"} <= set(found[1].split()) else ""
 
 
 def install(python: Path, arguments: Sequence[str]) -> None:

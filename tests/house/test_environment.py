@@ -141,3 +141,21 @@ def test_an_environment_made_by_another_python_is_made_anew(tmp_path: Path) -> N
     )
     version = [str(python), "-c", "import sys; print(sys.version_info[:2])"]
     assert subprocess.check_output(version, text=True).strip() == str(sys.version_info[:2])
+
+
+@pytest.mark.parametrize(
+    ("said", "flags"),
+    [
+        ("model\t: 1\nflags\t\t: fpu sse2 avx avx2 fma\nflags\t\t: fpu\n", "-mavx2 -mfma"),
+        ("flags\t\t: fpu sse2 avx\n", ""),
+        ("Features\t: fp asimd\n", ""),
+        (None, ""),
+    ],
+)
+def test_wide_vectors_are_compiled_for_where_the_processor_has_them(
+    environment: ModuleType, tmp_path: Path, said: str | None, flags: str
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if said is not None:
+        cpuinfo.write_text(said)
+    assert environment.vector_flags(cpuinfo) == flags
