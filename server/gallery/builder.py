@@ -18,7 +18,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve.server.gallery import background
 from twinserve.server.gallery.observing import BuildKind
 from twinserve.server.gallery.search import View
 from twinserve.server.gallery.segments import Graph, Segment, keys_of, stitched
@@ -137,7 +136,6 @@ class Builder:
         self._thread.join()
 
     def _run(self) -> None:
-        background.step_back()
         while not self._stop.is_set():
             with self._changed:
                 while not self._sources and not self._stop.is_set():

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from twinserve import identification
 from twinserve.identification import SearchRate
-from twinserve.server.gallery import background, impostors
+from twinserve.server.gallery import impostors
 from twinserve.server.gallery.hash_index import NOTHING
 from twinserve.server.gallery.impostors import Estimate, Pace, seconds_to_measure
 from twinserve.server.gallery.rows import RowsView
@@ -258,7 +258,6 @@ class Refresher:
         self._thread.join()
 
     def _run(self) -> None:
-        background.step_back()
         while (estimator := self._next()) is not None:
             began = time.monotonic()
             try:
