@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import sqlite3
-import string
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -28,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve.distance import Embeddings, are_sound, check_vectors
+from twinserve.distance import Embeddings, check_vectors
 from twinserve.errors import (
     DeadlineExceeded,
     GalleryNotFound,
@@ -50,6 +47,7 @@ from twinserve.server.gallery.filters import check_filter, matches
 from twinserve.server.gallery.footprint import DiskUsage
 from twinserve.server.gallery.memory import Memory
 from twinserve.server.gallery.observing import BuildKind, GalleryObserver
+from twinserve.server.gallery.preparing import Preparer
 from twinserve.server.gallery.recall import Recomputed, Sampler
 from twinserve.server.gallery.search import Question, View, go_on, means_of, quick, rescore, search
 from twinserve.server.gallery.segments import Probes, Segment
@@ -90,9 +88,6 @@ from twinserve.server.gallery.types import (
 )
 from twinserve.server.gallery.writer import Job, Writer
 
-MAX_ID_CHARACTERS = 128
-_ID_CHARACTERS = string.ascii_letters.encode() + string.digits.encode() + b"._:-"
-ITEM_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_ID_CHARACTERS}}}")
 MAX_REQUEST_ID_BYTES = 128
 RETRY_DEBT_SECONDS = 1.0
 LIST_ROWS = 1_000
@@ -140,6 +135,7 @@ class Gallery:
         self._builder = graph_builder
         self._observer = observer
         self._declared = dict(settings.metadata_keys)
+        self._preparer = Preparer(settings, limits)
         self._store = Store(folder / "store.db", settings.name)
         self._transactions = Transactions(
             self._store,
@@ -484,8 +480,8 @@ class Gallery:
         request id came with another body.
         """
         self._check_request_id(request_id)
-        batch = self._batch(items) if isinstance(items, PackedItems) else None
-        prepared = batch or self._prepared(items)
+        batch = self._preparer.batch(items) if isinstance(items, PackedItems) else None
+        prepared = batch or self._preparer.prepared(items)
         vectors = (
             len(batch)
             if batch
@@ -560,7 +556,7 @@ class Gallery:
             raise InvalidInput(
                 "say what to move: ids or a filter, exactly one of them", field="source"
             )
-        self._check_subject(subject, "subject")
+        self._preparer.check_subject(subject, "subject")
         if filter is not None:
             check_filter(filter, self._declared)
         if not request_digest and request_id:
@@ -596,7 +592,7 @@ class Gallery:
                 f"subject and new_subject are both {subject[:140]!r}; give another new name",
                 field="new_subject",
             )
-        self._check_subject(new_subject, "new_subject")
+        self._preparer.check_subject(new_subject, "new_subject")
         if not request_digest and request_id:
             body = repr((subject, new_subject, merge)).encode()
             request_digest = hashlib.blake2b(body).digest()
@@ -948,111 +944,6 @@ class Gallery:
                 field="request_id",
             )
 
-    def _prepared(self, items: Sequence[NewItem]) -> list[Prepared | TwinserveError]:
-        """The items as they will be stored, or in its place what is wrong with one."""
-        prepared: list[Prepared | TwinserveError] = []
-        seen: set[str] = set()
-        checked = self._all_sound(items)
-        for number, item in enumerate(items):
-            try:
-                ready = self._prepare(item, checked)
-                if ready.id in seen:  # named by id: the caller may count otherwise than we do
-                    raise InvalidInput(
-                        f"item {ready.id!r} is in the request twice; send it once",
-                        field="item.id",
-                    )
-                seen.add(ready.id)
-                prepared.append(ready)
-            except TwinserveError as error:
-                where = f"items[{number}]" + (f".{error.field}" if error.field else "")
-                prepared.append(error.at(where))
-        return prepared
-
-    def _batch(self, items: PackedItems) -> Batch | None:
-        """The same in bulk; None where some item is wrong, which `_prepared` tells of by name."""
-        embeddings = items.embeddings
-        if (
-            not len(items)
-            or embeddings.shape != (len(items), self.settings.dimension)
-            or embeddings.dtype != np.float32
-            or not are_sound(embeddings, self._metric)
-            or not _are_ids(items.ids)
-        ):
-            return None
-        try:
-            for subject in set(items.subjects):
-                self._check_subject(subject, "item.subject")
-            texts = [
-                metadata.encode(one, self._declared, self._limits) if one else "[]"
-                for one in items.metadata
-            ]
-        except TwinserveError:
-            return None
-        ids = items.ids if all(items.ids) else [one or uuid.uuid4().hex for one in items.ids]
-        vectors = embeddings.astype("<f4", copy=False).tobytes()
-        return Batch(ids, items.subjects, texts, vectors, digests(vectors, len(ids)))
-
-    def _all_sound(self, items: Sequence[NewItem]) -> bool:
-        """Whether all embeddings pass their check; one question, since most requests are good."""
-        embeddings = [item.embedding for item in items if item.embedding is not None]
-        shape = (self.settings.dimension,)
-        if not embeddings or any(
-            embedding.shape != shape or embedding.dtype != np.float32 for embedding in embeddings
-        ):
-            return False
-        try:
-            check_vectors(np.stack(embeddings), self._metric)
-        except TwinserveError:
-            return False
-        return True
-
-    def _prepare(self, item: NewItem, checked: bool) -> Prepared:
-        if item.id and not ITEM_ID.fullmatch(item.id):
-            raise InvalidInput(
-                f"item id {item.id[:140]!r} is not 1 to 128 of the characters A-Z a-z 0-9 . _ : -",
-                field="item.id",
-            )
-        self._check_subject(item.subject, "item.subject")
-        try:
-            text = metadata.encode(item.metadata, self._declared, self._limits)
-        except TwinserveError as error:
-            raise error.at(f"item.{error.field or 'metadata'}") from None
-        if item.embedding is None:
-            if not item.id:
-                raise InvalidInput(
-                    "an item without an embedding changes one that is there; name its id",
-                    field="item.id",
-                )
-            return Prepared(item.id, item.subject, text, None, b"", b"")
-        embedding = item.embedding
-        if embedding.shape != (self.settings.dimension,) or embedding.dtype != np.float32:
-            raise WrongShape(
-                f"the embedding is {embedding.dtype} {list(embedding.shape)}; gallery "
-                f"{self.settings.name!r} takes float32 [{self.settings.dimension}]",
-                field="input",
-            )
-        if not checked:
-            try:
-                check_vectors(embedding[None, :], self._metric)
-            except TwinserveError as error:
-                raise error.at("input") from None
-        vector = embedding.astype("<f4", copy=False).tobytes()
-        key = digest(vector)
-        return Prepared(
-            item.id or uuid.uuid4().hex, item.subject, text, vector, item.digest or key, key
-        )
-
-    def _check_subject(self, subject: str, field: str) -> None:
-        try:
-            size = len(metadata.encode_text(subject, "the subject"))
-        except InvalidInput as error:
-            raise error.at(field) from None
-        if size > self._limits.max_subject_bytes:
-            raise LimitExceeded(
-                f"the subject takes {size} bytes; use at most {self._limits.max_subject_bytes}",
-                field=field,
-            )
-
     def _check_serving(self) -> None:
         if self._failed:
             raise self._unavailable()
@@ -1069,18 +960,6 @@ class Gallery:
             f"gallery {self.settings.name!r} was deleted or closed",
             resource=("gallery", self.settings.name),
         )
-
-
-def _are_ids(ids: Sequence[str]) -> bool:
-    """Whether all are good as `ITEM_ID`s, or empty, and none is there twice."""
-    text = "\n".join(ids)
-    if not text.isascii() or len(max(ids, key=len)) > MAX_ID_CHARACTERS:
-        return False
-    # What is left without the characters of ids are the line ends between them.
-    if text.encode().translate(None, _ID_CHARACTERS) != b"\n" * (len(ids) - 1):
-        return False
-    given = list(filter(None, ids))
-    return len(set(given)) == len(given)
 
 
 def _check_mean(mean_of: int) -> None:
