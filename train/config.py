@@ -17,6 +17,7 @@ from typing import Any
 
 from twinserve.distance import Metric
 from twinserve.errors import ConfigError
+from twinserve.train import curriculum
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -29,6 +30,20 @@ TWINS = {
 # Twins that can begin with weights from a file.
 WITH_WEIGHTS = ("resnet18", "resnet34", "resnet50", "words")
 
+# Losses, and what may choose the pairs or triplets that they look at. Those of one miner, "random",
+# look at the whole batch or draw by themselves.
+_OF_PAIRS = ("random", "semi_hard", "batch_hard")
+LOSSES = {
+    "contrastive": _OF_PAIRS,
+    "cosine_mse": _OF_PAIRS,
+    "concatenation": _OF_PAIRS,
+    "triplet": (*_OF_PAIRS, "batch_all"),
+    "supervised_contrastive": ("random",),
+    "multiple_negatives": ("random",),
+}
+# What begins a loss of pytorch-metric-learning, such as metric_learning:ArcFaceLoss.
+LIBRARY_LOSS = "metric_learning:"
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "color_order": ("L", "RGB"),
     "resize": ("stretch", "crop", "pad"),
@@ -37,8 +52,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "stem": ("imagenet", "small"),
     "mean_std": ("data", "imagenet"),
     "metric": tuple(metric.value for metric in Metric),
-    "loss": ("contrastive", "triplet", "supervised_contrastive"),
-    "mining": ("random", "batch_hard"),
 }
 
 
@@ -90,9 +103,12 @@ class TrainConfig:
 
     # The loss.
     loss: str = "supervised_contrastive"
-    mining: str = "random"  # of triplets; pairs are always drawn at random
-    temperature: float = 0.1  # supervised contrastive
+    mining: str = "random"  # or from easy to hard: "random,semi_hard:2", weights of the steps
+    temperature: float = 0.1  # supervised contrastive and multiple negatives
     margin: float = 0.5  # contrastive and triplet, on plain distances of `metric`
+    different_cosine: float = -1.0  # cosine_mse: target of label 0, -1 or 0; of 1 it is 1
+    # Of a metric_learning: loss's constructor, such as {margin = 0.1, reducer = "MeanReducer"}.
+    loss_parameters: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     # Batches: P classes of K items, some of them from one group alone.
     classes_per_batch: int = 32
@@ -125,6 +141,7 @@ class TrainConfig:
         for key, allowed in _CHOICES.items():
             value = getattr(self, key)
             _require(value in allowed, key, value, f"one of {', '.join(allowed)}")
+        self._check_loss()
         for key in (
             *("image_size", "max_tokens", "width", "hidden", "word_dimension"),
             *("vocabulary", "dimension", "max_steps", "evaluate_every"),
@@ -189,6 +206,32 @@ class TrainConfig:
             raise ConfigError(
                 f"group {twice[0]!r} is named twice in the split; "
                 "a class that trains must neither calibrate nor report"
+            )
+
+    def _check_loss(self) -> None:
+        of_library = self.loss.startswith(LIBRARY_LOSS)
+        allowed = f"one of {', '.join(LOSSES)}, or {LIBRARY_LOSS}NAME of pytorch-metric-learning"
+        _require(of_library or self.loss in LOSSES, "loss", self.loss, allowed)
+        miners = ("random",) if of_library else LOSSES[self.loss]
+        for stage in curriculum.stages(self.mining):
+            rule = f"of {', '.join(miners)} for loss={self.loss}"
+            _require(stage.mining in miners, "mining", self.mining, rule)
+        if self.loss_parameters and not of_library:
+            raise ConfigError(
+                f"loss_parameters is {self.loss_parameters!r}, which is for the losses of "
+                f"{LIBRARY_LOSS}; loss={self.loss} has keys of its own"
+            )
+        _require(
+            -1 <= self.different_cosine < 1,
+            "different_cosine",
+            self.different_cosine,
+            "-1 or more, below 1",
+        )
+        of_cosines = self.loss in ("cosine_mse", "multiple_negatives")
+        if of_cosines and not self.normalized and self.metric != Metric.COSINE:
+            raise ConfigError(
+                f"loss={self.loss} trains cosines, but embeddings of any length are to be compared "
+                "by their euclidean distance; set metric=cosine or normalized=true"
             )
 
     @property
@@ -271,7 +314,10 @@ def _typed(key: str, value: Any, types: Mapping[str, Any]) -> Any:
     kind = types[key]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if typing.get_origin(kind) is tuple:
+    if typing.get_origin(kind) is dict:
+        if isinstance(value, dict):
+            return dict(value)
+    elif typing.get_origin(kind) is tuple:
         if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
             return tuple(value)
     elif type(value) is kind:
@@ -287,6 +333,9 @@ def _parse(key: str, text: str, types: Mapping[str, Any]) -> Any:
             return {"true": True, "false": False}[text.lower()]
         if typing.get_origin(kind) is tuple:
             return tuple(part.strip() for part in text.split(",") if part.strip())
+        if typing.get_origin(kind) is dict:
+            table = text if text.startswith("{") else f"{{{text}}}"
+            return tomllib.loads(f"it = {table}")["it"]
         return kind(text)
     except (KeyError, ValueError):
         raise ConfigError(f"{key} is {text!r}; it takes {_name(kind)}") from None
@@ -295,6 +344,8 @@ def _parse(key: str, text: str, types: Mapping[str, Any]) -> Any:
 def _name(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         return "a list of names"
+    if typing.get_origin(kind) is dict:
+        return "a table, such as {margin = 0.1}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
 
 

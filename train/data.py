@@ -141,7 +141,7 @@ class Batch:
 
     items: IntArray  # [P * K], index into the labelled set
     turns: IntArray  # [P * K], quarter turns counter-clockwise, 0 to 3
-    labels: IntArray  # [P * K], class * 4 + turns: a turned character is another class
+    labels: IntArray  # [P * K], class, or class * 4 + turns: a turned character is another class
 
 
 def group_of(class_name: str) -> str:
@@ -225,6 +225,11 @@ class Batches:
         self._one_group_share = one_group_share if len(labelled.group_names) > 1 else 0.0
         self._seed = seed
 
+    @property
+    def classes(self) -> int:
+        """How many classes there are, turned ones included; labels are below it."""
+        return len(self._members) * self._turns
+
     def __getitem__(self, step: int) -> Batch:
         generator = np.random.default_rng([self._seed, step])
         classes = np.arange(len(self._members))
@@ -238,7 +243,7 @@ class Batches:
         return Batch(
             items=np.concatenate(items),
             turns=np.repeat(turns, self._items_per_class),
-            labels=np.repeat(owners * 4 + turns, self._items_per_class),
+            labels=np.repeat(owners * self._turns + turns, self._items_per_class),
         )
 
     def _draw(self, members: IntArray, generator: np.random.Generator) -> IntArray:

@@ -22,6 +22,7 @@ from twinserve.train.build import begin, build, put_channels_last
 from twinserve.train.checkpoint import Run
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Batches, Labelled
+from twinserve.train.health import CollapseAlarm
 from twinserve.train.material import prepare
 from twinserve.train.objective import Figures, Objective
 from twinserve.train.record import Keeper, write_json, write_report
@@ -59,10 +60,9 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     twin = build(config, material.contract, material.tokenizer)
     begin(twin, config, training)
     put_channels_last(twin)
-    objective = Objective(config)
-    optimizer = torch.optim.Adam(
-        twin.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    objective = Objective(config, batches.classes)
+    weights = [*twin.parameters(), *objective.parameters()]
+    optimizer = torch.optim.Adam(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.max_steps)
     augmented = Augmented(training.rows, twin.contract, config)
     generator = torch.Generator()
@@ -72,6 +72,7 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
         total=config.max_steps, disable=not progress, unit="step", desc="train", mininterval=pause
     )
     keeper = Keeper(folder, twin, config, material)
+    alarm = CollapseAlarm(config)
     started = time.monotonic()
     stopped = "max_steps"
 
@@ -83,20 +84,23 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
                 generator.manual_seed(config.seed * 1_000_003 + step)
                 inputs = augmented(batch, generator)
                 labels = torch.from_numpy(batch.labels)
-                loss, figures = objective(twin.train()(*inputs), labels, generator)
+                embeddings = twin.train()(*inputs)
+                loss, figures = objective(embeddings, labels, generator, step / config.max_steps)
                 if not math.isfinite(figures.loss):
                     raise _not_finite(folder, training, batch.items.tolist(), step, figures)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
-                torch.nn.utils.clip_grad_norm_(twin.parameters(), config.gradient_clip)
+                torch.nn.utils.clip_grad_norm_(weights, config.gradient_clip)
                 optimizer.step()
                 schedule.step()
 
                 bar.update()
                 keeper.note(figures, len(labels))
+                alarm.note(figures)
                 late = time.monotonic() - started >= config.max_seconds
                 if late or (step + 1) % config.evaluate_every == 0 or step + 1 == config.max_steps:
                     bar.set_postfix_str(keeper.evaluate(step + 1))
+                    alarm.check()
                 if late:
                     stopped = "max_seconds"
                 elif keeper.out_of_patience(step + 1):
