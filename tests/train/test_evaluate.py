@@ -12,8 +12,8 @@ from twinserve.train.evaluate import (
     one_shot_accuracy,
     one_shot_trials,
     pixel_vectors,
-    wilson_interval,
 )
+from twinserve.train.intervals import wilson_interval
 
 LABELS = np.repeat(np.arange(12), 5)
 GROUPS = LABELS // 6

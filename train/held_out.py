@@ -1,0 +1,135 @@
+"""All that is measured on held-out classes, as evaluation.json holds it.
+
+In: embeddings and labels of classes that the twin never saw. Out: verification, retrieval and
+N-way k-shot identification with their intervals. What the classes cannot give is absent: one class
+has no impostor pair, and classes of one item have nothing to find.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twinserve.calibration import pair_distances
+from twinserve.distance import Embeddings, Metric
+from twinserve.errors import DataError
+from twinserve.manifest import write_atomically
+from twinserve.train.evaluate import RATES, IntArray, measured_items
+from twinserve.train.few_shot import FewShot, few_shot
+from twinserve.train.intervals import RESAMPLES
+from twinserve.train.retrieval import Retrieval, retrieval
+from twinserve.train.verification import Verification, verification
+
+FILE = "evaluation.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What was measured on one set of classes."""
+
+    metric: str
+    classes: int
+    items: int
+    verification: Verification | None  # None without genuine or without impostor pairs
+    retrieval: Retrieval | None  # None where no class has two items
+    few_shot: tuple[FewShot, ...]
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> HeldOut:
+        """Take back what `dataclasses.asdict` gave, or what JSON made of it."""
+        verified, retrieved = values["verification"], values["retrieval"]
+        return HeldOut(
+            metric=values["metric"],
+            classes=values["classes"],
+            items=values["items"],
+            verification=None if verified is None else Verification.from_dict(verified),
+            retrieval=None if retrieved is None else Retrieval.from_dict(retrieved),
+            few_shot=tuple(map(FewShot.from_dict, values["few_shot"])),
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Write evaluation.json into a run folder, whole or not at all, and return its path."""
+        document = {"format": FORMAT, **dataclasses.asdict(self)}
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(folder / FILE, text.encode())
+        return folder / FILE
+
+    @staticmethod
+    def load(folder: Path) -> HeldOut:
+        """Read the evaluation.json of a run folder.
+
+        Raises:
+            FileNotFoundError: there is none; runs of earlier versions have none.
+            DataError: a damaged one, or one of a newer format.
+        """
+        path = folder / FILE
+        try:
+            document = json.loads(path.read_bytes())
+            if document.pop("format") > FORMAT:
+                raise DataError(f"{path} is of a newer twinserve than this one; upgrade twinserve")
+            return HeldOut.from_dict(document)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path} is damaged; `twinserve report {folder} --again` writes it anew"
+            ) from error
+
+
+def measure(
+    embeddings: Embeddings,
+    labels: IntArray,
+    groups: IntArray | None,
+    metric: Metric,
+    *,
+    rates: Sequence[float] = RATES,
+    ways: int = 20,
+    trials: int = 1000,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> HeldOut:
+    """Measure everything on one set of classes.
+
+    Verification is over the pairs of the items that `evaluate` measures, so that the figures agree.
+
+    Args:
+        embeddings: float32 [n, dimension].
+        labels: int64 [n], the class of each.
+        groups: int64 [n], the group of each, equal within a class; None for no groups.
+        metric: under which they are compared.
+        rates: FARs at which TAR is wanted.
+        ways: classes of an N-way trial; fewer where no group has so many.
+        trials: N-way trials of each of three seeds.
+        seed: the first of them, and of all other draws.
+        resamples: draws of classes behind the intervals.
+
+    Raises:
+        NotFinite, ZeroVector: an embedding that no metric can compare.
+    """
+    chosen = measured_items(len(labels), seed)
+    count = np.unique(labels[chosen], return_counts=True)[1]
+    verified = None
+    if len(count) > 1 and count.max() > 1:
+        pairs = pair_distances(embeddings[chosen], labels[chosen], metric)
+        verified = verification(pairs, rates, resamples, seed)
+    return HeldOut(
+        metric=metric.value,
+        classes=len(np.unique(labels)),
+        items=len(labels),
+        verification=verified,
+        retrieval=retrieval(embeddings, labels, metric, resamples=resamples, seed=seed),
+        few_shot=few_shot(
+            embeddings,
+            labels,
+            groups,
+            metric,
+            ways=ways,
+            trials=trials,
+            seeds=(seed, seed + 1, seed + 2),
+        ),
+    )
