@@ -17,7 +17,7 @@ import numpy as np
 from twinserve.errors import DataError
 from twinserve.train.few_shot import FewShot
 from twinserve.train.held_out import HeldOut
-from twinserve.train.intervals import wilson_interval
+from twinserve.train.intervals import Estimate, wilson_interval
 from twinserve.train.retrieval import Retrieval
 from twinserve.train.verification import Curve, Verification
 
@@ -40,7 +40,7 @@ class Pooled:
 class _Part:
     """A figure of one fold, with the questions that it stands for."""
 
-    value: float
+    estimate: Estimate
     weight: int
     is_share_of_trials: bool = False
 
@@ -61,7 +61,7 @@ def pool(folds: Sequence[HeldOut]) -> tuple[Pooled, ...]:
     rows = []
     for name in sorted(names, key=_place):
         found = [one[name] for one in parts if name in one]
-        values = [part.value for part in found]
+        values = [part.estimate.value for part in found]
         weights = np.array([part.weight for part in found], dtype=np.float64)
         pooled = float(np.average(values, weights=weights))
         low = high = None
@@ -77,7 +77,7 @@ def pool(folds: Sequence[HeldOut]) -> tuple[Pooled, ...]:
                 pooled=pooled,
                 low=low,
                 high=high,
-                values=tuple(one[name].value if name in one else None for one in parts),
+                values=tuple(one[name].estimate.value if name in one else None for one in parts),
             )
         )
     return tuple(rows)
@@ -113,6 +113,12 @@ def pooled_equal_error_rate(folds: Sequence[Verification]) -> float:
     return float(far[after - 1] + weight * (far[after] - far[after - 1]))
 
 
+def estimates(fold: HeldOut) -> dict[str, Estimate]:
+    """Return the figures of one fold by name, in the order of a report."""
+    parts = _parts(fold)
+    return {name: parts[name].estimate for name in sorted(parts, key=_place)}
+
+
 def _parts(fold: HeldOut) -> dict[str, _Part]:
     """Name the figures of a fold; see `_place` for their order."""
     found: dict[str, _Part] = {}
@@ -121,15 +127,15 @@ def _parts(fold: HeldOut) -> dict[str, _Part]:
     if fold.retrieval is not None:
         found |= _of_retrieval(fold.retrieval)
     for one in fold.few_shot:
-        found[few_shot_name(one)] = _Part(one.accuracy.value, one.trials, True)
+        found[few_shot_name(one)] = _Part(one.accuracy, one.trials, True)
     return found
 
 
 def _of_verification(measured: Verification) -> dict[str, _Part]:
-    found = {"EER": _Part(measured.equal_error_rate.value, measured.genuine_pairs)}
+    found = {"EER": _Part(measured.equal_error_rate, measured.genuine_pairs)}
     for rate in measured.true_accept_rates:
         name = f"TAR at FAR {rate.false_accept_rate:g}"
-        found[name] = _Part(rate.true_accept_rate.value, measured.genuine_pairs)
+        found[name] = _Part(rate.true_accept_rate, measured.genuine_pairs)
     return found
 
 
@@ -139,7 +145,7 @@ def _of_retrieval(measured: Retrieval) -> dict[str, _Part]:
         "R-precision": measured.r_precision,
         "MAP@R": measured.mean_average_precision_at_r,
     }
-    return {name: _Part(one.value, measured.queries) for name, one in values.items()}
+    return {name: _Part(one, measured.queries) for name, one in values.items()}
 
 
 def few_shot_name(measured: FewShot) -> str:

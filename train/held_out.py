@@ -95,7 +95,8 @@ def measure(
 ) -> HeldOut:
     """Measure everything on one set of classes.
 
-    Verification is over the pairs of the items that `evaluate` measures, so that the figures agree.
+    Verification and k-shot trials are of the items that `evaluate` measures, so that the figures
+    agree; retrieval is over all.
 
     Args:
         embeddings: float32 [n, dimension].
@@ -124,9 +125,9 @@ def measure(
         verification=verified,
         retrieval=retrieval(embeddings, labels, metric, resamples=resamples, seed=seed),
         few_shot=few_shot(
-            embeddings,
-            labels,
-            groups,
+            embeddings[chosen],
+            labels[chosen],
+            None if groups is None else groups[chosen],
             metric,
             ways=ways,
             trials=trials,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twinserve.calibration import PairDistances
 from twinserve.train.data import Labelled
@@ -24,6 +25,8 @@ _DET_TICKS = (1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99)
 _BINS = 60
 # Colours repeat after so many classes, with another mark.
 _COLORS = 6
+_SIDE = 34.0  # of a class's picture on the map
+_LONGEST_SIGN = 26
 _MARKS = ("M-4 0A4 4 0 1 0 4 0A4 4 0 1 0 -4 0Z", "M-4 -4H4V4H-4Z", "M0 -5L5 4H-5Z")
 
 
@@ -158,8 +161,9 @@ def map_chart(drawn: SpaceMap, part: Labelled) -> Markup:
             x, y = chart.point(*drawn.points[member].tolist())
             marks.append(tag("path", d=path, transform=f"translate({x:.1f} {y:.1f})"))
         chart.part(tag("g", tag("title", name), marks, class_=style))
+    signs = _Signs(chart, drawn, part)
     for index, label in enumerate(known):
-        chart.part(_class_sign(chart, drawn, part, labels == label, index))
+        chart.part(signs.sign(labels == label, f"c{index % _COLORS}"))
     return chart.svg(
         "Map of the space",
         f"{len(drawn.items)} items of {len(known)} report classes on their first two principal "
@@ -172,29 +176,43 @@ def share_text(value: float) -> str:
     return f"{100 * value:.1f} %" if value >= 0.01 or value == 0 else f"{100 * value:.2g} %"
 
 
-def _class_sign(
-    chart: Chart, drawn: SpaceMap, part: Labelled, own: np.ndarray, index: int
-) -> Markup:
-    """Show a class where its middle is: its most central item's picture, and its name."""
-    points = drawn.points[own]
-    middle = points.mean(axis=0)
-    central = int(drawn.items[own][np.argmin(np.linalg.norm(points - middle, axis=1))])
-    x, y = chart.point(*middle.tolist())
-    name = class_name(part, central).rpartition("/")[2]
-    short = name if len(name) <= 24 else f"{name[:23]}…"
-    side = 34.0
-    picture = Markup("")
-    if is_pictures(part):
-        uri = data_uri(np.asarray(part.rows[central]), largest=48)
-        corner = {"x": x - side / 2, "y": y - side / 2, "width": side, "height": side}
-        picture = joined(
-            [
-                tag("image", href=uri, **corner),
-                tag("rect", **corner, rx=3, class_=f"frame c{index % _COLORS}"),
-            ]
-        )
-        y += side / 2 + 13
-    return joined([picture, tag("text", short, x=x, y=y, text_anchor="middle", class_="sign")])
+class _Signs:
+    """Names of classes, each as near to the middle of its items as the others leave room."""
+
+    def __init__(self, chart: Chart, drawn: SpaceMap, part: Labelled) -> None:
+        self._chart, self._drawn, self._part = chart, drawn, part
+        self._pictures = is_pictures(part)
+        self._taken: list[tuple[float, float, float]] = []  # middle, and half the width
+
+    def sign(self, own: NDArray[np.bool_], color: str) -> Markup:
+        """Draw a class's name, and its most central item where items are pictures."""
+        points = self._drawn.points[own]
+        middle = points.mean(axis=0)
+        nearest = np.argmin(np.linalg.norm(points - middle, axis=1))
+        central = int(self._drawn.items[own][nearest])
+        name = class_name(self._part, central).rpartition("/")[2]
+        short = name if len(name) <= _LONGEST_SIGN else f"{name[: _LONGEST_SIGN - 1]}…"
+        x, y = self._place(*self._chart.point(*middle.tolist()), 3.8 * len(short) + 4.0)
+        text = tag("text", short, text_anchor="middle", class_=f"sign {color}", x=x, y=y + 4)
+        if not self._pictures:
+            return text
+        uri = data_uri(np.asarray(self._part.rows[central]), largest=48)
+        corner = {"x": x - _SIDE / 2, "y": y - 12 - _SIDE, "width": _SIDE, "height": _SIDE}
+        frame = tag("rect", **corner, rx=3, class_=f"frame {color}")
+        return joined([tag("image", href=uri, **corner), frame, text])
+
+    def _place(self, x: float, y: float, half: float) -> tuple[float, float]:
+        """Find the place nearest to one wanted, up or down, that no other sign takes."""
+        high = _SIDE + 20.0 if self._pictures else 16.0
+        for step in range(40):
+            at = y + (-1) ** step * (step + 1) // 2 * 8.0
+            if all(
+                abs(x - other) > half + width or abs(at - level) > high
+                for other, level, width in self._taken
+            ):
+                break
+        self._taken.append((x, at, half))
+        return x, at
 
 
 def _deviates(label: str, rates: Sequence[float], least: float) -> Axis:
@@ -240,7 +258,7 @@ def _learning_chart(
     every = [value for key, _, _ in lines for value in _known(columns.get(key, []))]
     top = max(*every, 1e-6)
     x = linear("step", 0.0, max(*_known(columns["step"]), 1.0), "{:,.0f}", 4)
-    y = shares(label, 1.0) if of_shares else linear(label, min(0.0, *every), top * 1.05)
+    y = shares(label, 1.0) if of_shares else linear(label, min(0.0, *every), top * 1.15)
     chart = Chart(x, y, height=270.0)
     chart.rule(best_step, "best twin", class_="rule best")
     told = []

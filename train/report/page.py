@@ -149,7 +149,22 @@ def _headline(measured: HeldOut, results: dict[str, Any]) -> Markup:
     if found is not None:
         tiles.append(_tile("recall@1", found.recalls[0].recall, "nearest is of the class"))
         tiles.append(_tile("MAP@R", found.mean_average_precision_at_r, "order of all of a class"))
-    return _section("In short", tag("div", tiles, class_="tiles"), class_="short")
+    return _section("In short", tag("div", tiles, class_="tiles"), _warning(results))
+
+
+def _warning(results: dict[str, Any]) -> Markup | None:
+    """Say it where training brought nothing."""
+    reached = results.get("report", {}).get("one_shot", {}).get("accuracy")
+    for key, name in _BASELINES.items():
+        if reached is not None and results.get(key, 0.0) >= reached:
+            return tag(
+                "p",
+                f"The twin is no better than the {name}, which reaches "
+                f"{share_text(results[key])} on the same one-shot trials. Train for longer, on "
+                "more classes, or start from a twin that was trained on more.",
+                class_="warning",
+            )
+    return None
 
 
 def _tile(name: str, estimate: Estimate, note: str) -> Markup:
@@ -372,13 +387,17 @@ def _statement(run: Run, labelled: Labelled, results: dict[str, Any]) -> Markup:
                 for one in parts
             ],
         ),
-        _fields("Settings other than the defaults", changed),
+        tag(
+            "div",
+            tag("div", _fields("Settings other than the defaults", changed)),
+            tag("div", _fields("Versions", statement.versions())),
+            class_="two",
+        ),
         tag(
             "details",
             tag("summary", f"All {len(settings)} settings"),
             _fields("Every setting of the run", [(key, value) for key, value, _ in settings]),
         ),
-        _fields("Versions", statement.versions()),
     )  # fmt: skip
 
 
