@@ -95,19 +95,13 @@ def retrieval(
         queries = queries[np.sort(drawn)]
     # A rank beyond all the other items is as good as the last of them.
     deepest = min(max(*ranks, int(others[queries].max())), len(labels) - 1)
-    found = np.empty((len(queries), len(ranks)))
-    r_precision, average_precision = np.empty(len(queries)), np.empty(len(queries))
-    start = 0
-    for nearest in neighbours(embeddings, metric, queries, deepest):
-        block = slice(start, start + len(nearest))
-        right = labels[nearest] == labels[queries[block], None]  # [block, deepest]
-        r = others[queries[block]]
-        found[block] = np.stack([right[:, :k].any(axis=1) for k in ranks], axis=1)
-        within = right & (np.arange(deepest) < r[:, None])
-        precision = np.cumsum(within, axis=1) / np.arange(1, deepest + 1)
-        r_precision[block] = within.sum(axis=1) / r
-        average_precision[block] = (precision * within).sum(axis=1) / r
-        start += len(nearest)
+    scores = [
+        ranking_scores(labels[nearest] == labels[block, None], others[block], ranks)
+        for block, nearest in neighbours(embeddings, metric, queries, deepest)
+    ]
+    found, r_precision, average_precision = (
+        np.concatenate(part) for part in zip(*scores, strict=True)
+    )
 
     def estimate(values: FloatArray) -> Estimate:
         return mean_over_classes(values, labels[queries], resamples, seed)
@@ -121,10 +115,32 @@ def retrieval(
     )
 
 
+def ranking_scores(
+    right: NDArray[np.bool_], r: IntArray, ranks: Sequence[int]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Score rankings of the nearest items.
+
+    Args:
+        right: [queries, depth], whether the item at each rank is of the query's class; as deep as
+            the largest R, or as there are items.
+        r: int64 [queries], how many items of its class there are to find.
+        ranks: the k of recall@k.
+
+    Returns:
+        recall@k [queries, ranks], R-precision [queries], and average precision at R [queries]: the
+        mean over the first R ranks of the precision up to each right one.
+    """
+    depth = right.shape[1]
+    found = np.stack([right[:, :k].any(axis=1) for k in ranks], axis=1).astype(np.float64)
+    within = right & (np.arange(depth) < r[:, None])
+    precision = np.cumsum(within, axis=1) / np.arange(1, depth + 1)
+    return found, within.sum(axis=1) / r, (precision * within).sum(axis=1) / r
+
+
 def neighbours(
     embeddings: Embeddings, metric: Metric, queries: IntArray, count: int
-) -> Iterator[NDArray[np.int64]]:
-    """Yield the nearest items of each query without itself, the nearest first, block by block.
+) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield some queries and the nearest items of each without itself, the nearest first.
 
     Of equally near items the one of the smaller index comes first.
 
@@ -135,7 +151,7 @@ def neighbours(
         count: how many are wanted, below n.
 
     Yields:
-        int64 [block, count].
+        (int64 [block], the queries; int64 [block, count], their nearest).
     """
     size = len(embeddings)
     kept = min(count + _SLACK, size - 1)
@@ -149,4 +165,4 @@ def neighbours(
         nearest = np.sort(nearest, axis=1)  # so that a stable sort leaves equal ones in order
         exact = paired(embeddings[block][:, None, :], embeddings[nearest], metric)
         order = np.argsort(exact, axis=1, kind="stable")[:, :count]
-        yield np.take_along_axis(nearest, order, axis=1)
+        yield block, np.take_along_axis(nearest, order, axis=1)
