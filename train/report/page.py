@@ -424,13 +424,17 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
             tag(
                 "tbody",
                 [
-                    tag("tr", tag("th", row[0], scope="row"), [tag("td", c) for c in row[1:]])
+                    tag("tr", tag("th", row[0], scope="row"), [_cell(text) for text in row[1:]])
                     for row in rows
                 ],
             ),
         ),
         class_="wide",
     )
+
+
+def _cell(text: str) -> Markup:
+    return tag("td", text, class_="number" if text[:1].isdigit() else None)
 
 
 def _fields(caption: str, pairs: Sequence[tuple[str, str]]) -> Markup:
