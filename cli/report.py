@@ -98,12 +98,19 @@ def _print(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) 
     if len(folds) == 1:
         (fold,) = folds
         found = estimates(fold)
-        print(f"{folders[0]}: {fold.items:,} items of {fold.classes:,} report classes\n")
+        of = (
+            f"{fold.judged_pairs:,} judged pairs"
+            if fold.judged_pairs
+            else f"{fold.classes:,} report classes"
+        )
+        print(f"{folders[0]}: {fold.items:,} items of {of}\n")
         _columns(
             ("FIGURE", "VALUE", "95 % INTERVAL"),
-            [(name, _percent(one.value), _between(one.low, one.high))
-             for name, one in found.items()],
-        )  # fmt: skip
+            [
+                (name, _figure(name, one.value), _between(name, one.low, one.high))
+                for name, one in found.items()
+            ],
+        )
         print(f"\nopen {folders[0]}/report.html in a browser for curves and the hardest pairs")
         return
     print(f"{len(folds)} runs, {sum(fold.items for fold in folds):,} items\n")
@@ -113,10 +120,10 @@ def _print(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) 
         [
             (
                 row.figure,
-                _percent(row.mean),
-                _percent(row.standard_deviation),
-                _percent(row.pooled),
-                *map(_percent, row.values),
+                *(
+                    _figure(row.figure, value)
+                    for value in (row.mean, row.standard_deviation, row.pooled, *row.values)
+                ),
             )
             for row in rows
         ],
@@ -133,9 +140,13 @@ def _columns(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if name == "Spearman" else f"{100 * value:.2f} %"
 
 
-def _between(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f} %"
+def _between(name: str, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "-"
+    return f"{_figure(name, low).removesuffix(' %')} to {_figure(name, high)}"

@@ -6,11 +6,27 @@ ties at their average rank, as the papers on semantic textual similarity report 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from twinserve.distance import FloatArray
 from twinserve.errors import DataError
 from twinserve.train.intervals import RESAMPLES, Estimate, between_percentiles
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How closeness follows the scores of some pairs."""
+
+    pairs: int
+    spearman: Estimate
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Correlation:
+        """Take back what `dataclasses.asdict` gave, or what JSON made of it."""
+        return Correlation(values["pairs"], Estimate.from_dict(values["spearman"]))
 
 
 def average_ranks(values: FloatArray) -> FloatArray:

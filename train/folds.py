@@ -126,6 +126,8 @@ def _parts(fold: HeldOut) -> dict[str, _Part]:
         found |= _of_verification(fold.verification)
     if fold.retrieval is not None:
         found |= _of_retrieval(fold.retrieval)
+    if fold.correlation is not None:
+        found["Spearman"] = _Part(fold.correlation.spearman, fold.correlation.pairs)
     for one in fold.few_shot:
         found[few_shot_name(one)] = _Part(one.accuracy, one.trials, True)
     return found
@@ -156,5 +158,5 @@ def few_shot_name(measured: FewShot) -> str:
 
 def _place(name: str) -> int:
     """Keep verification before retrieval before k-shot, whichever fold lacks what."""
-    kinds = ("EER", "TAR", "recall", "R-precision", "MAP")
+    kinds = ("Spearman", "EER", "TAR", "recall", "R-precision", "MAP")
     return next((place for place, kind in enumerate(kinds) if name.startswith(kind)), len(kinds))

@@ -1,8 +1,9 @@
-"""All that is measured on held-out classes, as evaluation.json holds it.
+"""All that is measured on held-out data, as evaluation.json holds it.
 
-In: embeddings and labels of classes that the twin never saw. Out: verification, retrieval and
-N-way k-shot identification with their intervals. What the classes cannot give is absent: one class
-has no impostor pair, and classes of one item have nothing to find.
+In: embeddings and labels of classes that the twin never saw, or such pairs as somebody judged. Out:
+of classes verification, retrieval and N-way k-shot identification, of pairs verification or rank
+correlation, with their intervals. What the data cannot give is absent: one class has no impostor
+pair, and classes of one item have nothing to find.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from twinserve.calibration import pair_distances
-from twinserve.distance import Embeddings, Metric
+from twinserve.calibration import PairDistances, pair_distances
+from twinserve.distance import Embeddings, FloatArray, Metric, check_vectors, paired
 from twinserve.errors import DataError
 from twinserve.manifest import write_atomically
+from twinserve.train.correlation import Correlation, spearman_of_pairs
 from twinserve.train.evaluate import RATES, IntArray, measured_items
 from twinserve.train.few_shot import FewShot, few_shot
 from twinserve.train.intervals import RESAMPLES
@@ -32,19 +34,22 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What was measured on one set of classes."""
+    """What was measured on one set of classes, or of judged pairs."""
 
     metric: str
-    classes: int
+    classes: int  # of judged pairs: sets of pairs that share no item
     items: int
     verification: Verification | None  # None without genuine or without impostor pairs
     retrieval: Retrieval | None  # None where no class has two items
     few_shot: tuple[FewShot, ...]
+    judged_pairs: int = 0  # 0 where classes were measured
+    correlation: Correlation | None = None  # of judged pairs with scores
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> HeldOut:
         """Take back what `dataclasses.asdict` gave, or what JSON made of it."""
         verified, retrieved = values["verification"], values["retrieval"]
+        correlated = values["correlation"]
         return HeldOut(
             metric=values["metric"],
             classes=values["classes"],
@@ -52,6 +57,8 @@ class HeldOut:
             verification=None if verified is None else Verification.from_dict(verified),
             retrieval=None if retrieved is None else Retrieval.from_dict(retrieved),
             few_shot=tuple(map(FewShot.from_dict, values["few_shot"])),
+            judged_pairs=values["judged_pairs"],
+            correlation=None if correlated is None else Correlation.from_dict(correlated),
         )
 
     def save(self, folder: Path) -> Path:
@@ -134,3 +141,63 @@ def measure(
             seeds=(seed, seed + 1, seed + 2),
         ),
     )
+
+
+def measure_pairs(
+    embeddings: Embeddings,
+    members: IntArray,
+    targets: FloatArray,
+    components: IntArray,
+    metric: Metric,
+    *,
+    rates: Sequence[float] = RATES,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> HeldOut:
+    """Measure judged pairs: verification where all are the same or not, else rank correlation.
+
+    Args:
+        embeddings: float32 [n, dimension], of distinct items.
+        members: int64 [pairs, 2], the items of each pair.
+        targets: float [pairs], from 0 (different) to 1 (the same).
+        components: int64 [n], equal for items that pairs connect, over however many others: what is
+            drawn together in a resample.
+        metric: under which they are compared.
+        rates: FARs at which TAR is wanted.
+        seed: of all draws.
+        resamples: draws of components, or of pairs, behind the intervals.
+
+    Raises:
+        NotFinite, ZeroVector: an embedding that no metric can compare.
+    """
+    check_vectors(embeddings, metric)
+    targets = np.asarray(targets, dtype=np.float64)
+    distances = paired(embeddings[members[:, 0]], embeddings[members[:, 1]], metric)
+    verified = correlated = None
+    if not np.isin(targets, (0.0, 1.0)).all():
+        if np.ptp(distances) > 0 and np.ptp(targets) > 0:
+            found = spearman_of_pairs(distances, targets, resamples, seed)
+            correlated = Correlation(len(members), found)
+    elif 0 < targets.sum() < len(targets):
+        verified = verification(
+            judged_distances(distances, members, targets, components), rates, resamples, seed
+        )
+    return HeldOut(
+        metric=metric.value,
+        classes=len(np.unique(components[members])),
+        items=len(np.unique(members)),
+        verification=verified,
+        retrieval=None,
+        few_shot=(),
+        judged_pairs=len(members),
+        correlation=correlated,
+    )
+
+
+def judged_distances(
+    distances: FloatArray, members: IntArray, targets: FloatArray, components: IntArray
+) -> PairDistances:
+    """Part the distances of judged pairs, [pairs], by their targets, which are 0 or 1."""
+    same = targets == 1.0
+    joined = components[members]
+    return PairDistances(distances[same], joined[same, 0], distances[~same], joined[~same])

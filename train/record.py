@@ -38,6 +38,7 @@ from twinserve.train.held_out import HeldOut, measure
 from twinserve.train.material import Material
 from twinserve.train.objective import Figures
 from twinserve.train.report.page import write_page
+from twinserve.train.report.shown import of_classes
 from twinserve.train.twins import Twin
 
 FIGURES = tuple(field.name for field in dataclasses.fields(Figures))
@@ -209,7 +210,7 @@ def write_evaluation(
         seed=run.config.seed,
     )
     measured.save(run.folder)
-    write_page(run, labelled, embeddings, measured, results)
+    write_page(run, of_classes(run, labelled, embeddings, measured), measured, results)
     return measured
 
 

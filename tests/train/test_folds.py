@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twinserve.distance import Metric
+from twinserve.calibration import equal_error_rate
+from twinserve.distance import Metric, paired
 from twinserve.errors import DataError
+from twinserve.train.correlation import spearman
 from twinserve.train.folds import estimates, pool, pooled_curve, pooled_equal_error_rate
-from twinserve.train.held_out import FILE, HeldOut, measure
+from twinserve.train.held_out import FILE, HeldOut, measure, measure_pairs
 from twinserve.train.intervals import wilson_interval
 from twinserve.train.verification import Curve, Verification
 
@@ -121,3 +123,49 @@ def test_one_class_is_measured_as_far_as_it_goes() -> None:
     assert alone.retrieval is not None
     singles = measure(rows, np.arange(6), None, Metric.COSINE)
     assert (singles.verification, singles.retrieval, singles.few_shot) == (None, None, ())
+
+
+def judged(scored: bool, pairs: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings of two items a pair, the pairs, and targets that closeness follows."""
+    generator = np.random.default_rng(7)
+    members = generator.permutation(2 * pairs).reshape(pairs, 2)
+    targets = generator.integers(6, size=pairs) / 5 if scored else np.arange(pairs) % 2.0
+    rows = generator.normal(size=(2 * pairs, 4))
+    rows[members[:, 1]] = rows[members[:, 0]] + (1.5 - targets)[:, None] * rows[members[:, 1]]
+    return rows.astype(np.float32), members, targets
+
+
+def test_pairs_judged_by_a_score_are_measured_by_rank_correlation(tmp_path: Path) -> None:
+    rows, members, targets = judged(scored=True)
+    measured = measure_pairs(rows, members, targets, np.arange(80) // 2, Metric.EUCLIDEAN)
+    distances = paired(rows[members[:, 0]], rows[members[:, 1]], Metric.EUCLIDEAN)
+    assert measured.correlation is not None
+    assert measured.correlation.spearman.value == spearman(-distances, targets) > 0.4
+    assert (measured.verification, measured.judged_pairs, measured.items) == (None, 40, 80)
+    assert [row.figure for row in pool([measured, measured])] == ["Spearman"]
+    measured.save(tmp_path)
+    assert HeldOut.load(tmp_path) == measured
+
+
+def test_pairs_judged_the_same_or_not_are_measured_by_verification() -> None:
+    rows, members, targets = judged(scored=False)
+    components = np.zeros(80, np.int64)
+    components[members] = np.arange(40)[:, None]
+    measured = measure_pairs(rows, members, targets, components, Metric.EUCLIDEAN)
+    distances = paired(rows[members[:, 0]], rows[members[:, 1]], Metric.EUCLIDEAN)
+    eer = verified(measured).equal_error_rate
+    assert eer.value == equal_error_rate(distances[targets == 1], distances[targets == 0])
+    assert eer.low is not None
+    assert eer.high is not None
+    assert eer.low < eer.value < eer.high
+    assert (verified(measured).genuine_pairs, measured.classes) == (20, 40)
+
+
+def test_pairs_of_one_kind_are_measured_as_far_as_they_go() -> None:
+    rows, members, _ = judged(scored=False)
+    measured = measure_pairs(rows, members, np.ones(40), np.arange(80), Metric.COSINE)
+    assert (measured.verification, measured.correlation) == (None, None)
+    collapsed = np.ones((80, 2), np.float32)
+    targets = np.linspace(0, 1, 40)
+    measured = measure_pairs(collapsed, members, targets, np.arange(80), Metric.COSINE)
+    assert measured.correlation is None

@@ -22,14 +22,15 @@ from twinserve.train.checkpoint import Run
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Labelled
 from twinserve.train.evaluate import embed
-from twinserve.train.held_out import HeldOut, measure
+from twinserve.train.held_out import HeldOut, measure, measure_pairs
 from twinserve.train.loop import train
 from twinserve.train.report.charts import decades, linear, shares
 from twinserve.train.report.exhibits import class_name, data_uri, exhibit
 from twinserve.train.report.figures import learning_charts, share_text
-from twinserve.train.report.hardest import hardest
+from twinserve.train.report.hardest import hardest, hardest_judged
 from twinserve.train.report.markup import Markup, joined, tag
 from twinserve.train.report.page import write_page
+from twinserve.train.report.shown import of_classes, of_pairs
 from twinserve.train.report.space import space_map
 
 QUICK = TrainConfig(
@@ -186,7 +187,7 @@ def test_its_figures_are_those_of_report_json_and_evaluation_json(run: Run) -> N
 def test_it_states_the_data_the_split_the_settings_and_the_versions(run: Run) -> None:
     said = read(run.folder).said
     assert run.data_digest in said
-    assert "120 of 20 classes" in said
+    assert "120 items of 20 classes" in said
     for part, count in (("train", 6), ("calibrate", 6), ("report", 8)):
         assert f"{part} {count} {6 * count} 6 " in said
     assert "one_shot_ways 5" in said
@@ -220,7 +221,8 @@ def rewritten(run: Run, folder: Path, classes: int) -> Read:
     embeddings = embed(run.twin, part.rows)
     measured = measure(embeddings, part.labels, None, run.twin.metric, ways=5, trials=20)
     now = datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC)
-    write_page(other, run.labelled, embeddings, measured, {}, now)
+    shown = of_classes(other, run.labelled, embeddings, measured)
+    write_page(other, shown, measured, {}, now)
     return read(folder)
 
 
@@ -233,6 +235,46 @@ def test_one_class_without_impostors_and_a_run_without_a_log_make_a_page(
     assert "no interval" in page.said
     assert [chart["class"] for chart in page.all("svg")] == ["chart"]  # the map
     assert "2 January 2026" in page.said.replace("02 January", "2 January")
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_judged_pairs_have_a_page_too(of_texts: Run, tmp_path: Path, scored: bool) -> None:
+    part = of_texts.part("report")
+    generator = np.random.default_rng(0)
+    members = generator.permutation(len(part))[:24].reshape(12, 2)
+    targets = generator.integers(6, size=12) / 5 if scored else np.arange(12) % 2.0
+    embeddings = embed(of_texts.twin, part.rows)
+    components = np.full(len(part), 99)
+    components[members] = np.arange(12)[:, None]
+    measured = measure_pairs(embeddings, members, targets, components, of_texts.twin.metric)
+    other = dataclasses.replace(of_texts, folder=tmp_path)
+    shown = of_pairs(
+        rows=part.rows,
+        names=part.names,
+        members=members,
+        targets=targets,
+        components=components,
+        embeddings=embeddings,
+        measured=measured,
+        run=other,
+        counts={"train": (30, 60), "report": (12, 24)},
+    )
+    write_page(other, shown, measured, {})
+    page = read(tmp_path)
+    assert "12 judged pairs of 24 items" in page.said
+    assert "42 judged pairs of 84 items" in page.said
+    assert ("Spearman × 100" in page.said) == scored
+    assert ("6 pairs judged the same (genuine)" in page.said) == (not scored)
+    assert ("judged 0.80 of 1" if scored else "judged different") in page.said
+    assert "Which of N classes" not in page.said
+    assert "Too near for how different they are" in page.said
+
+
+def test_the_hardest_judged_pairs_rank_farthest_from_their_judgement() -> None:
+    # Ranks of closeness 1 2 3 4, of targets 4 2 3 1.
+    distances, targets = np.array([0.9, 0.7, 0.5, 0.1]), np.array([1.0, 0.4, 0.6, 0.2])
+    too_far, too_near = hardest_judged(distances, targets, 3)
+    assert (too_far.tolist(), too_near.tolist()) == ([0], [3])
 
 
 def test_equal_runs_make_equal_pages(run: Run, tmp_path: Path) -> None:

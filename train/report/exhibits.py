@@ -34,7 +34,7 @@ def exhibit(part: Labelled, item: int) -> Markup:
         return tag(
             "img",
             src=data_uri(np.asarray(part.rows[item])),
-            alt=f"{class_name(part, item)}: {part.names[item]}",
+            alt=": ".join(filter(None, (class_name(part, item), part.names[item]))),
             class_="picture",
         )
     if isinstance(part.rows, np.ndarray):

@@ -1,7 +1,7 @@
-"""The hardest pairs of held-out classes: genuine ones far apart, impostor ones close together.
+"""The hardest held-out pairs: genuine ones far apart, impostor ones close together.
 
-In: embeddings and labels. Out: pairs of items. At most one pair is taken of a class, or of two
-classes: ten confusions of i with l would teach no more than one.
+In: embeddings and labels, or judged pairs. Out: pairs of items. Of classes at most one pair is
+taken of a class, or of two classes: ten confusions of i with l would teach no more than one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twinserve.distance import Embeddings, Metric, paired, pairwise
+from twinserve.distance import Embeddings, FloatArray, Metric, paired, pairwise
+from twinserve.train.correlation import average_ranks
 from twinserve.train.evaluate import IntArray
 
 # Distances of a block of items to all: 32 MiB of float64.
@@ -66,7 +67,25 @@ def hardest(
     )
 
 
-def _smallest(keys: np.ndarray[tuple[int], np.dtype[np.float64]], count: int) -> IntArray:
+def hardest_judged(
+    distances: FloatArray, targets: FloatArray, count: int
+) -> tuple[IntArray, IntArray]:
+    """Return which judged pairs are too far and too near for their targets, the worst first.
+
+    A pair is as hard as its closeness ranks away from its target; it is too far or too near, or
+    neither.
+
+    Args:
+        distances: float64 [pairs].
+        targets: [pairs], higher for what is more alike.
+        count: how many of each at most.
+    """
+    behind = average_ranks(np.asarray(targets, np.float64)) - average_ranks(-distances)
+    worst = [np.argsort(-amiss, kind="stable")[:count] for amiss in (behind, -behind)]
+    return worst[0][behind[worst[0]] > 0], worst[1][behind[worst[1]] < 0]
+
+
+def _smallest(keys: FloatArray, count: int) -> IntArray:
     if len(keys) <= count:
         return np.arange(len(keys))
     return np.argpartition(keys, count)[:count]

@@ -11,17 +11,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from twinserve.calibration import PairDistances, pair_distances
-from twinserve.distance import Embeddings
 from twinserve.manifest import write_atomically
 from twinserve.train.checkpoint import Run
 from twinserve.train.data import Labelled
-from twinserve.train.evaluate import measured_items
 from twinserve.train.held_out import HeldOut
 from twinserve.train.intervals import Estimate
 from twinserve.train.report import statement
 from twinserve.train.report.charts import percent
-from twinserve.train.report.exhibits import class_name, exhibit
+from twinserve.train.report.exhibits import exhibit
 from twinserve.train.report.figures import (
     det_chart,
     distance_chart,
@@ -30,14 +27,12 @@ from twinserve.train.report.figures import (
     roc_chart,
     share_text,
 )
-from twinserve.train.report.hardest import HardPair, hardest
 from twinserve.train.report.markup import Content, Markup, tag
-from twinserve.train.report.space import space_map
+from twinserve.train.report.shown import Card, Shown
 from twinserve.train.retrieval import Retrieval
 from twinserve.train.verification import Verification
 
 FILE = "report.html"
-_PAIRS = 8  # of each kind
 _BASELINES = {
     "pixels_one_shot": "nearest neighbour on pixels",
     "bag_of_words_one_shot": "nearest neighbour on bags of words",
@@ -47,8 +42,7 @@ _BASELINES = {
 
 def write_page(
     run: Run,
-    labelled: Labelled,
-    embeddings: Embeddings,
+    shown: Shown,
     measured: HeldOut,
     results: dict[str, Any],
     now: datetime.datetime | None = None,
@@ -57,27 +51,25 @@ def write_page(
 
     Args:
         run: the finished run.
-        labelled: its whole data set.
-        embeddings: float32 [n, dimension], of the report classes by the run's twin.
-        measured: on them.
+        shown: of its held-out data.
+        measured: on it.
         results: of report.json.
         now: the page's date; None takes the clock's.
     """
-    part = labelled.of_classes(run.splits.report)
-    chosen = measured_items(len(part), run.config.seed)
-    part, embeddings = part.of_items(chosen), embeddings[chosen]
     now = now or datetime.datetime.now(datetime.UTC)
     title = f"Report on {run.folder.resolve().name}"
+    of_classes = measured.judged_pairs == 0
     body = [
-        _head(title, run, measured, now),
+        _head(title, shown, measured, now),
         _headline(measured, results),
-        _verification(run, part, embeddings, measured),
-        _retrieval(measured.retrieval),
-        _few_shot(measured, results),
-        _hardest(run, part, embeddings),
-        _map(run, part, embeddings),
+        _correlation(measured),
+        _verification(shown, measured),
+        _retrieval(measured.retrieval) if of_classes else None,
+        _few_shot(measured, results) if of_classes else None,
+        _hardest(shown),
+        _map(shown),
         _learning(run),
-        _statement(run, labelled, results),
+        _statement(run, shown, results),
         tag(
             "footer",
             tag("p", f"Made by twinserve on {now:%d %B %Y, %H:%M} UTC. docs/evaluation.md of "
@@ -104,17 +96,14 @@ def write_page(
     return path
 
 
-def _head(title: str, run: Run, measured: HeldOut, now: datetime.datetime) -> Markup:
-    groups = sorted({name.rpartition("/")[0] for name in run.splits.report} - {""})
-    of = f" of {', '.join(groups)}" if 0 < len(groups) <= 4 else ""
+def _head(title: str, shown: Shown, measured: HeldOut, now: datetime.datetime) -> Markup:
     return tag(
         "header",
         tag("h1", title),
         tag(
             "p",
-            f"How good the twin is on {measured.items:,} items of {measured.classes:,} "
-            f"classes{of} that it never saw. Compared by {measured.metric} distance; a match is "
-            "a distance at or below a threshold.",
+            f"How good the twin is on {shown.lead} that it never saw. Compared by "
+            f"{measured.metric} distance; a match is a distance at or below a threshold.",
             class_="lead",
         ),
         tag("p", tag("time", f"{now:%d %B %Y}", datetime=now.isoformat(timespec="seconds"))),
@@ -124,6 +113,9 @@ def _head(title: str, run: Run, measured: HeldOut, now: datetime.datetime) -> Ma
 def _headline(measured: HeldOut, results: dict[str, Any]) -> Markup:
     tiles: list[Content] = []
     verified, found = measured.verification, measured.retrieval
+    if measured.correlation is not None:
+        estimate = measured.correlation.spearman
+        tiles.append(_tile("Spearman × 100", estimate, "of closeness with scores", unit=""))
     if verified is not None:
         tiles.append(_tile("equal error rate", verified.equal_error_rate, "smaller is better"))
         for rate in verified.true_accept_rates[1:2] or verified.true_accept_rates[:1]:
@@ -167,34 +159,61 @@ def _warning(results: dict[str, Any]) -> Markup | None:
     return None
 
 
-def _tile(name: str, estimate: Estimate, note: str) -> Markup:
+def _tile(name: str, estimate: Estimate, note: str, unit: str = " %") -> Markup:
+    value, interval = share_text(estimate.value), _interval(estimate)
     return tag(
         "div",
         tag("p", name, class_="name"),
-        tag("p", share_text(estimate.value), class_="value"),
-        tag("p", _interval(estimate) or "no interval", class_="interval"),
+        tag("p", value.removesuffix(" %") + unit, class_="value"),
+        tag(
+            "p",
+            interval.removesuffix(" %") + unit if interval else "no interval",
+            class_="interval",
+        ),
         tag("p", note, class_="note"),
         class_="tile",
     )
 
 
-def _verification(run: Run, part: Labelled, embeddings: Embeddings, measured: HeldOut) -> Markup:
-    verified = measured.verification
-    if verified is None:
+def _correlation(measured: HeldOut) -> Markup | None:
+    if measured.correlation is None:
+        return None
+    return _section(
+        "How alike are they?",
+        tag(
+            "p",
+            f"Spearman's rank correlation of closeness with the scores of "
+            f"{measured.correlation.pairs:,} pairs: {measured.correlation.spearman.value:.4f}. "
+            "Its interval is of 95 %, from a bootstrap over pairs.",
+        ),
+    )
+
+
+def _verification(shown: Shown, measured: HeldOut) -> Markup | None:
+    verified, pairs = measured.verification, shown.pairs
+    if verified is None or pairs is None:
+        if measured.correlation is not None:
+            return None
         return _section(
             "Are two alike?",
             tag("p", "Nothing to measure: this takes genuine and impostor pairs, so two classes "
                 "at least, and two items of one of them.", class_="empty"),
         )  # fmt: skip
-    pairs: PairDistances = pair_distances(embeddings, part.labels, run.twin.metric)
-    return _section(
-        "Are two alike?",
-        tag(
-            "p",
+    if measured.judged_pairs:
+        what = (
+            f"{verified.genuine_pairs:,} pairs judged the same (genuine) and "
+            f"{verified.impostor_pairs:,} judged different (impostor). Bands and intervals are "
+            "of 95 %, from a bootstrap over sets of pairs that share no item."
+        )
+    else:
+        what = (
             f"All {verified.genuine_pairs:,} pairs within a class (genuine) and "
             f"{verified.impostor_pairs:,} pairs across classes (impostor). Bands and intervals "
-            "are of 95 %, from a bootstrap over classes.",
-        ),
+            "are of 95 %, from a bootstrap over classes."
+        )
+    return _section(
+        "Are two alike?",
+        tag("p", what),
         tag(
             "div",
             _figure(roc_chart(verified), "ROC: what share of genuine pairs is found at the price "
@@ -204,7 +223,7 @@ def _verification(run: Run, part: Labelled, embeddings: Embeddings, measured: He
             class_="two",
         ),
         _figure(
-            distance_chart(pairs, run.twin.metric.value, verified),
+            distance_chart(pairs, measured.metric, verified),
             "Distances of genuine and impostor pairs, each of area one, with the thresholds of "
             "the table.",
         ),
@@ -220,8 +239,8 @@ def _rates_table(verified: Verification) -> Markup:
             class_="empty",
         )
     return _table(
-        "True accept rates at the thresholds of these classes. A twin file's thresholds come "
-        "from the calibrate classes instead.",
+        "True accept rates at the thresholds of these pairs. A twin file's thresholds come "
+        "from the calibrate part instead.",
         ("FAR at most", "TAR", "95 % interval", "threshold"),
         [
             (
@@ -308,45 +327,42 @@ def _few_shot(measured: HeldOut, results: dict[str, Any]) -> Markup:
     )
 
 
-def _hardest(run: Run, part: Labelled, embeddings: Embeddings) -> Markup:
-    genuine, impostor = hardest(embeddings, part.labels, run.twin.metric, _PAIRS)
+def _hardest(shown: Shown) -> Markup:
     return _section(
         "Where it fails",
-        tag("p", "The hardest pairs, at most one of a class or of two classes."),
-        tag("h3", "Farthest genuine pairs"),
-        _cards(part, genuine, "No class has two items."),
-        tag("h3", "Nearest impostor pairs"),
-        _cards(part, impostor, "There is one class alone."),
+        tag("p", shown.hardest),
+        [
+            [
+                tag("h3", heading),
+                tag("div", [_card(shown.part, card) for card in cards], class_="cards")
+                if cards
+                else tag("p", empty, class_="empty"),
+            ]
+            for heading, empty, cards in shown.cards
+        ],
     )
 
 
-def _cards(part: Labelled, pairs: Sequence[HardPair], empty: str) -> Markup:
-    if not pairs:
-        return tag("p", empty, class_="empty")
-    return tag("div", [_card(part, pair) for pair in pairs], class_="cards")
-
-
-def _card(part: Labelled, pair: HardPair) -> Markup:
-    names = [class_name(part, item) for item in (pair.first, pair.second)]
-    if len(part.group_names) == 1:  # which would say nothing
-        names = [name.rpartition("/")[2] for name in names]
-    said = names[0] if names[0] == names[1] else f"{names[0]} and {names[1]}"
+def _card(part: Labelled, card: Card) -> Markup:
+    pair = card.pair
     return tag(
         "figure",
         tag("div", exhibit(part, pair.first), exhibit(part, pair.second), class_="pair"),
-        tag("figcaption", tag("span", said), " ", tag("b", f"{pair.distance:.4f}")),
+        tag("figcaption", tag("span", card.caption), " ", tag("b", f"{pair.distance:.4f}")),
         class_="card",
     )
 
 
-def _map(run: Run, part: Labelled, embeddings: Embeddings) -> Markup:
-    drawn = space_map(embeddings, part.labels, run.twin.metric, seed=run.config.seed)
-    shown = len({int(part.labels[item]) for item in drawn.items})
+def _map(shown: Shown) -> Markup | None:
+    drawn = shown.drawn
+    if drawn is None:
+        return None
+    classes = len({int(shown.part.labels[item]) for item in drawn.items})
     return _section(
         "A map of the space",
         _figure(
-            map_chart(drawn, part),
-            f"{len(drawn.items)} items of {shown} classes, drawn at random, on their first two "
+            map_chart(drawn, shown.part),
+            f"{len(drawn.items)} items of {classes} classes, drawn at random, on their first two "
             f"principal components. These hold {share_text(drawn.explained)} of the variance: "
             "what overlaps here may lie apart in the space.",
         ),
@@ -364,29 +380,13 @@ def _learning(run: Run) -> Markup | None:
     )  # fmt: skip
 
 
-def _statement(run: Run, labelled: Labelled, results: dict[str, Any]) -> Markup:
-    parts = statement.parts(labelled, run)
+def _statement(run: Run, shown: Shown, results: dict[str, Any]) -> Markup:
     settings = statement.settings(run.config)
     changed = [(key, value) for key, value, other in settings if other]
     return _section(
         "What it was made of",
-        _fields("The run", statement.about(run, labelled, results)),
-        _table(
-            "The split: no class stands in two parts",
-            ("part", "classes", "items", "items of a class", "use", "groups"),
-            [
-                (
-                    one.name,
-                    f"{one.classes:,}",
-                    f"{one.items:,}",
-                    f"{one.smallest}" if one.smallest == one.largest
-                    else f"{one.smallest} to {one.largest}",
-                    one.use,
-                    _some(one.groups),
-                )
-                for one in parts
-            ],
-        ),
+        _fields("The run", statement.about(run, shown.whole, results)),
+        _table("The split: nothing stands in two parts", shown.split_head, shown.split),
         tag(
             "div",
             tag("div", _fields("Settings other than the defaults", changed)),
@@ -398,12 +398,7 @@ def _statement(run: Run, labelled: Labelled, results: dict[str, Any]) -> Markup:
             tag("summary", f"All {len(settings)} settings"),
             _fields("Every setting of the run", [(key, value) for key, value, _ in settings]),
         ),
-    )  # fmt: skip
-
-
-def _some(names: Sequence[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more or "–"
+    )
 
 
 def _section(title: str, *content: Content, class_: str | None = None) -> Markup:

@@ -1,6 +1,6 @@
-"""What a run says of itself: its data, its split, its settings, and what it was made with.
+"""What a run says of itself: its data, its settings, and what it was made with.
 
-In: a run and its data set. Out: names and values, as text.
+In: a run. Out: names and values, as text.
 """
 
 from __future__ import annotations
@@ -8,63 +8,23 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 
 from twinserve import __version__
 from twinserve.manifest import ImageInput, InputContract, TextInput
 from twinserve.train.checkpoint import Run
 from twinserve.train.config import TrainConfig
-from twinserve.train.data import PARTS, Labelled
 
 _PACKAGES = ("torch", "numpy", "pillow", "tokenizers")
-_USES = {
-    "train": "shaped the weights",
-    "calibrate": "chose the step, and set the thresholds on export",
-    "report": "chose nothing; measured here",
-}
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of the split."""
-
-    name: str
-    use: str
-    classes: int
-    items: int
-    smallest: int  # items of its smallest class
-    largest: int
-    groups: tuple[str, ...]
-
-
-def parts(labelled: Labelled, run: Run) -> list[Part]:
-    """Count the parts of a run's split."""
-    found = []
-    for name in PARTS:
-        part = labelled.of_classes(getattr(run.splits, name))
-        counts = [int((part.labels == index).sum()) for index in range(len(part.class_names))]
-        found.append(
-            Part(
-                name=name,
-                use=_USES[name],
-                classes=len(part.class_names),
-                items=len(part),
-                smallest=min(counts, default=0),
-                largest=max(counts, default=0),
-                groups=tuple(group for group in part.group_names if group),
-            )
-        )
-    return found
-
-
-def about(run: Run, labelled: Labelled, results: dict[str, object]) -> list[tuple[str, str]]:
+def about(run: Run, whole: str, results: dict[str, object]) -> list[tuple[str, str]]:
     """Say where the data came from, what the twin takes and gives, and how the training went."""
     twin = run.twin
     return [
         ("data", run.config.data),
         ("digest of the data (sha256)", run.data_digest),
-        ("items", f"{len(labelled):,} of {len(labelled.class_names):,} classes"),
+        ("size", whole),
         ("input", _contract(twin.contract)),
         (
             "twin",
