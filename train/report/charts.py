@@ -137,6 +137,12 @@ class Chart:
         if name is not None:
             self._legend.append((name, f"dot {class_}"))
 
+    def points(self, xs: Sequence[float], ys: Sequence[float]) -> None:
+        """Draw many small marks."""
+        places = [self.point(x, y) for x, y in zip(xs, ys, strict=True)]
+        marks = [tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3) for x, y in places]
+        self._parts.append(tag("g", marks, class_="points"))
+
     def rule(self, x: float, label: str, level: int = 0, class_: str = "rule") -> None:
         """Draw a line across the chart at a value, its label `level` lines below the top."""
         across, _ = self.point(x, self.y.low)

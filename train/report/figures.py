@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinserve.calibration import PairDistances
+from twinserve.distance import FloatArray
 from twinserve.train.data import Labelled
 from twinserve.train.report.charts import Axis, Chart, decades, linear, percent, shares
 from twinserve.train.report.exhibits import class_name, data_uri, is_pictures
@@ -107,6 +108,25 @@ def distance_chart(pairs: PairDistances, metric: str, measured: Verification) ->
             f"The threshold at FAR {percent(one.false_accept_rate)} is {one.threshold:.4g}."
             for one in measured.true_accept_rates
         ),
+    )
+
+
+def score_chart(
+    distances: FloatArray, scores: FloatArray, metric: str, correlation: float
+) -> Markup:
+    """Draw distances of judged pairs over their scores: [pairs] each."""
+    low, high = float(min(scores.min(), 0.0)), float(max(scores.max(), 1.0))
+    chart = Chart(
+        linear("score, from different (0) to the same (1)", low, high),
+        linear(f"{metric} distance", 0.0, float(distances.max()) * 1.05),
+        width=1080.0,
+        height=380.0,
+    )
+    chart.points(scores.tolist(), distances.tolist())
+    return chart.svg(
+        "Distance over score",
+        f"{len(scores)} judged pairs; the rank correlation of closeness with scores is "
+        f"{correlation:.3f}.",
     )
 
 

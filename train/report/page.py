@@ -25,6 +25,7 @@ from twinserve.train.report.figures import (
     learning_charts,
     map_chart,
     roc_chart,
+    score_chart,
     share_text,
 )
 from twinserve.train.report.markup import Content, Markup, tag
@@ -62,7 +63,7 @@ def write_page(
     body = [
         _head(title, shown, measured, now),
         _headline(measured, results),
-        _correlation(measured),
+        _correlation(shown, measured),
         _verification(shown, measured),
         _retrieval(measured.retrieval) if of_classes else None,
         _few_shot(measured, results) if of_classes else None,
@@ -175,9 +176,15 @@ def _tile(name: str, estimate: Estimate, note: str, unit: str = " %") -> Markup:
     )
 
 
-def _correlation(measured: HeldOut) -> Markup | None:
+def _correlation(shown: Shown, measured: HeldOut) -> Markup | None:
     if measured.correlation is None:
         return None
+    chart = None
+    if shown.scored is not None:
+        chart = _figure(
+            score_chart(*shown.scored, measured.metric, measured.correlation.spearman.value),
+            "Distance over score, a mark a pair (of many a thousand of them, drawn at random).",
+        )
     return _section(
         "How alike are they?",
         tag(
@@ -186,6 +193,7 @@ def _correlation(measured: HeldOut) -> Markup | None:
             f"{measured.correlation.pairs:,} pairs: {measured.correlation.spearman.value:.4f}. "
             "Its interval is of 95 %, from a bootstrap over pairs.",
         ),
+        chart,
     )
 
 
@@ -235,7 +243,7 @@ def _rates_table(verified: Verification) -> Markup:
     if not verified.true_accept_rates:
         return tag(
             "p",
-            "No false accept rate has 30 impostor pairs behind it, so that none has a row here.",
+            "There are too few impostor pairs for a table: a rate takes 30 of them behind it.",
             class_="empty",
         )
     return _table(

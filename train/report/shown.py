@@ -23,6 +23,7 @@ from twinserve.train.report.hardest import HardPair, hardest, hardest_judged
 from twinserve.train.report.space import SpaceMap, space_map
 
 _PAIRS = 8  # of each kind
+_MARKS = 1000  # pairs on a chart
 _USES = {
     "train": "shaped the weights",
     "calibrate": "chose the step, and set the thresholds on export",
@@ -51,6 +52,8 @@ class Shown:
     drawn: SpaceMap | None
     split_head: tuple[str, ...]
     split: tuple[tuple[str, ...], ...]
+    # Distances and scores of some pairs, [k] each, where pairs are judged by a score.
+    scored: tuple[FloatArray, FloatArray] | None = None
 
 
 def of_classes(run: Run, labelled: Labelled, embeddings: Embeddings, measured: HeldOut) -> Shown:
@@ -117,6 +120,7 @@ def of_pairs(
     distances = paired(embeddings[members[:, 0]], embeddings[members[:, 1]], run.twin.metric)
     too_far, too_near = hardest_judged(distances, targets, _PAIRS)
     scored = not np.isin(targets, (0.0, 1.0)).all()
+    drawn = np.random.default_rng(run.config.seed).permutation(len(distances))[:_MARKS]
 
     def cards(chosen: IntArray) -> tuple[Card, ...]:
         return tuple(
@@ -149,6 +153,7 @@ def of_pairs(
             for name in PARTS
             if name in counts
         ),
+        scored=(distances[drawn], np.asarray(targets, np.float64)[drawn]) if scored else None,
     )
 
 
