@@ -40,7 +40,7 @@ class AcceptRateAt:
 
     false_accept_rate: float
     true_accept_rate: Estimate
-    threshold: float
+    threshold: float | None  # None where even the nearest impostor pair is too often; TAR is 0 then
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,8 @@ def verification(
         impostor_pairs=len(impostor),
         equal_error_rate=between_percentiles(eer, _equal_error_rates(far, tar)),
         true_accept_rates=tuple(
-            AcceptRateAt(rate, between_percentiles(tars[index], drawn[:, index]), threshold)
+            AcceptRateAt(rate, between_percentiles(tars[index], drawn[:, index]), thresholds[index])
             for index, rate in enumerate(wanted)
-            if (threshold := thresholds[index]) is not None
         ),
         curve=Curve(tuple(curve_rates), tuple(tars[len(wanted) :]), low, high),
     )

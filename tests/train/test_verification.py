@@ -61,6 +61,14 @@ def test_rates_are_those_of_calibration_and_lie_on_the_curve() -> None:
         assert tar == true_accept_rate_at(pairs.genuine, pairs.impostor, far)
 
 
+def test_a_rate_below_the_nearest_impostors_share_has_no_threshold_and_finds_none() -> None:
+    # 400 impostor pairs at distance 0: any threshold accepts all of them.
+    measured = verification(pairs_of([0.0] * 20, [0.0] * 400), (0.1,))
+    (rate,) = measured.true_accept_rates
+    assert (rate.true_accept_rate.value, rate.threshold) == (0.0, None)
+    assert measured.equal_error_rate.value == pytest.approx(0.5)
+
+
 def test_intervals_are_those_of_classes_copied_out(monkeypatch: pytest.MonkeyPatch) -> None:
     # A grid of all distances.
     monkeypatch.setattr("twinserve.train.verification._GRID", 2000)

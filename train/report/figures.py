@@ -98,16 +98,18 @@ def distance_chart(pairs: PairDistances, metric: str, measured: Verification) ->
     )
     for name, density in zip(("genuine", "impostor"), tops, strict=True):
         chart.bars(edges.tolist(), density.tolist(), name, f"{name} pairs")
-    for level, one in enumerate(measured.true_accept_rates):
-        chart.rule(one.threshold, f"FAR {percent(one.false_accept_rate)}", level)
+    thresholds = [
+        (one.threshold, percent(one.false_accept_rate))
+        for one in measured.true_accept_rates
+        if one.threshold is not None
+    ]
+    for level, (threshold, rate) in enumerate(thresholds):
+        chart.rule(threshold, f"FAR {rate}", level)
     return chart.svg(
         "Distances on the report classes",
         f"Genuine pairs lie at {np.median(pairs.genuine):.3g} in the median, impostor pairs at "
         f"{np.median(pairs.impostor):.3g}. "
-        + " ".join(
-            f"The threshold at FAR {percent(one.false_accept_rate)} is {one.threshold:.4g}."
-            for one in measured.true_accept_rates
-        ),
+        + " ".join(f"The threshold at FAR {rate} is {value:.4g}." for value, rate in thresholds),
     )
 
 

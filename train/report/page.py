@@ -255,7 +255,7 @@ def _rates_table(verified: Verification) -> Markup:
                 percent(rate.false_accept_rate),
                 share_text(rate.true_accept_rate.value),
                 _interval(rate.true_accept_rate) or "–",
-                f"{rate.threshold:.4f}",
+                "–" if rate.threshold is None else f"{rate.threshold:.4f}",
             )
             for rate in verified.true_accept_rates
         ],
