@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"run": arguments.out, "results": finished.results})
     else:
-        print(f"the run lies in {arguments.out}: checkpoint.pt, report.json, roc.png, log.csv")
+        print(f"the run lies in {arguments.out}: checkpoint.pt, log.csv, report.json")
+        print(f"open {arguments.out}/report.html in a browser: how good it is, and where it fails")
         print(f"next: twinserve export {arguments.out} --out twin.onnx")
     return OK

@@ -58,10 +58,15 @@ class Run:
         """
         if part not in PARTS:
             raise DataError(f"there is no part {part!r}; parts are {', '.join(PARTS)}")
-        return self._data.of_classes(getattr(self.splits, part))
+        return self.labelled.of_classes(getattr(self.splits, part))
 
     @cached_property
-    def _data(self) -> Labelled:
+    def labelled(self) -> Labelled:
+        """The whole data set, read again when it is first asked for, and kept.
+
+        Raises:
+            DataError: the data set is no longer the one that was trained on.
+        """
         labelled = read_again(self.config, self.twin.contract, self.twin.tokenizer)
         if labelled.digest != self.data_digest:
             raise DataError(

@@ -1,8 +1,9 @@
 """The training loop: labelled rows in, a run folder out.
 
 The folder holds checkpoint.pt (the best twin on the calibrate classes so far, written whole each
-time), splits.json, log.csv, and in the end report.json, roc.png and distances.png. The report
-classes are looked at once, after the last step: they choose nothing.
+time), splits.json, log.csv, and in the end report.html with its figures in report.json and
+evaluation.json, roc.png and distances.png. The report classes are looked at once, after the last
+step: they choose nothing.
 """
 
 from __future__ import annotations

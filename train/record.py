@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from twinserve.calibration import pair_distances
-from twinserve.distance import Metric
+from twinserve.distance import Embeddings, Metric
 from twinserve.manifest import TensorInput, TextInput, write_atomically
 from twinserve.train import checkpoint, plots
 from twinserve.train.checkpoint import Run
@@ -29,12 +29,16 @@ from twinserve.train.evaluate import (
     bags_of_words,
     embed,
     evaluate,
+    measured_items,
     one_shot_accuracy,
     one_shot_trials,
     pixel_vectors,
 )
+from twinserve.train.held_out import HeldOut, measure
 from twinserve.train.material import Material
 from twinserve.train.objective import Figures
+from twinserve.train.report.page import write_page
+from twinserve.train.report.shown import of_classes
 from twinserve.train.twins import Twin
 
 FIGURES = tuple(field.name for field in dataclasses.fields(Figures))
@@ -126,11 +130,17 @@ class Keeper:
 
 def evaluate_part(twin: Twin, part: Labelled, config: TrainConfig) -> Report:
     """Embed a part of the split and measure it, with the config's one-shot trials."""
+    return _evaluated(embed(twin, part.rows), part, twin.metric, config)
+
+
+def _evaluated(
+    embeddings: Embeddings, part: Labelled, metric: Metric, config: TrainConfig
+) -> Report:
     return evaluate(
-        embed(twin, part.rows),
+        embeddings,
         part.labels,
         part.groups,
-        twin.metric,
+        metric,
         ways=config.one_shot_ways,
         trials=config.one_shot_trials,
         seed=config.seed,
@@ -152,7 +162,7 @@ def write_report(
     run = checkpoint.load(folder)
     part = labelled.of_classes(run.splits.report)
     embeddings = embed(run.twin, part.rows)
-    report = evaluate_part(run.twin, part, run.config)
+    report = _evaluated(embeddings, part, run.twin.metric, run.config)
     results: dict[str, Any] = {
         **run.results,
         "report": report.to_dict(),
@@ -171,9 +181,37 @@ def write_report(
         step=run.step,
     )
     write_json(folder / "report.json", results)
-    pairs = pair_distances(embeddings, part.labels, run.twin.metric)
+    chosen = measured_items(len(part), run.config.seed)
+    pairs = pair_distances(embeddings[chosen], part.labels[chosen], run.twin.metric)
     plots.draw_roc(pairs, folder / "roc.png")
     plots.draw_distances(pairs, run.twin.metric, folder / "distances.png")
+    write_evaluation(run, labelled, embeddings, results)
+
+
+def write_evaluation(
+    run: Run, labelled: Labelled, embeddings: Embeddings, results: dict[str, Any]
+) -> HeldOut:
+    """Measure a run's report classes in full; write evaluation.json and report.html beside it.
+
+    Args:
+        run: a finished one.
+        labelled: its whole data set.
+        embeddings: float32 [n, dimension], of the report classes by the run's twin.
+        results: as report.json holds them.
+    """
+    part = labelled.of_classes(run.splits.report)
+    measured = measure(
+        embeddings,
+        part.labels,
+        part.groups,
+        run.twin.metric,
+        ways=run.config.one_shot_ways,
+        trials=run.config.one_shot_trials,
+        seed=run.config.seed,
+    )
+    measured.save(run.folder)
+    write_page(run, of_classes(run, labelled, embeddings, measured), measured, results)
+    return measured
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
