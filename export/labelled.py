@@ -12,7 +12,7 @@ from pathlib import Path
 from twinserve.errors import DataError
 from twinserve.manifest import ImageInput, InputContract, TextInput
 from twinserve.tokens import Tokenizer
-from twinserve.train import readers
+from twinserve.train import readers, vectors
 from twinserve.train.data import Labelled
 
 _TABLES = (".csv", ".tsv")
@@ -69,4 +69,4 @@ def read_labelled(
             f"{path} is no .npz; this twin takes vectors, so give an npz with the arrays vectors "
             "and labels"
         )
-    return readers.load_vectors(path, contract)
+    return vectors.load_vectors(path, contract)
