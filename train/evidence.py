@@ -1,9 +1,9 @@
 """Whether held-out data can carry the false accept rates that are asked for, before a training.
 
-In: how much there is. Out: the smallest rate that it carries at best, and what is lacking. The rule
-is that of `twinserve.calibration`: so many false accepts behind a rate, of so many pairs of classes.
-Before a twin is there nobody knows which pairs it will confuse, so what is refused here is what no
-twin could reach.
+In: how much there is. Out: the smallest rate that it carries at best, and what is lacking. The
+rule is that of `twinserve.calibration`: so many false accepts behind a rate, of so many pairs of
+classes. Before a twin is there nobody knows which pairs it will confuse, so what is refused here is
+what no twin could reach.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def of_classes(counts: IntArray, rates: Sequence[float]) -> tuple[dict[str, Any]
         "classes": classes,
         "genuine_pairs": genuine,
         "impostor_pairs": impostor,
-        "smallest_rate": smallest,
+        "smallest_rate_at_best": smallest,
     }
     there = f"the calibrate part has {classes} classes and {impostor:,} impostor pairs"
     if smallest is None and not rates:
@@ -75,7 +75,7 @@ def of_classes(counts: IntArray, rates: Sequence[float]) -> tuple[dict[str, Any]
 def of_pairs(different: int, rates: Sequence[float]) -> tuple[dict[str, Any], list[Lacking]]:
     """Judge pairs that are to calibrate, by how many of them are of different items."""
     smallest = MIN_FALSE_ACCEPTS / different if different > MIN_FALSE_ACCEPTS else None
-    facts = {"impostor_pairs": different, "smallest_rate": smallest}
+    facts = {"impostor_pairs": different, "smallest_rate_at_best": smallest}
     there = f"the calibrate part has {different:,} pairs of different items"
     if smallest is None and not rates:
         message = (

@@ -78,8 +78,8 @@ def check_twin(kind: Kind, config: TrainConfig) -> None:
     """
     if kind.modality != config.modality:
         raise ConfigError(
-            f"twin is {config.twin!r}, which does not take {config.data} "
-            f"({_PLURALS[kind.modality]}); set "
+            f"twin is {config.twin!r}, which does not take the "
+            f"{_PLURALS[kind.modality]} of {config.data}; set "
             f"{' or '.join(f'twin={twin}' for twin in TWINS[kind.modality])}, or give other data"
         )
 

@@ -19,7 +19,7 @@ from twinserve.feed import Rows
 from twinserve.manifest import ImageInput, InputContract, TensorInput, TextInput
 from twinserve.preprocess import DECODER
 from twinserve.tokens import Tokenizer
-from twinserve.train import words
+from twinserve.train import vocabulary
 from twinserve.train.components import LinkSplits, split_links
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Labelled, Splits, split
@@ -53,29 +53,37 @@ class LinkMaterial:
     tokenizer: str | None = None  # of texts
 
 
-def prepare(config: TrainConfig) -> Material:
+def prepare(config: TrainConfig, faults: Faults | None = None) -> Material:
     """Read a config's labelled items, split them, and settle the contract.
+
+    Args:
+        config: names the data.
+        faults: learns of what was left out, up to the config's limits.
 
     Raises:
         ConfigError: a twin that does not take this kind of data, or pairs and triplets, which
             `prepare_links` takes.
         DataError: data that cannot be read or split.
     """
-    return settle(read_labelled(config), config)
+    return settle(read_labelled(config, faults), config)
 
 
-def prepare_links(config: TrainConfig) -> LinkMaterial:
+def prepare_links(config: TrainConfig, faults: Faults | None = None) -> LinkMaterial:
     """Read a config's pairs or triplets, split them by what hangs together, settle the contract.
 
     Equal items count as one in the split, whatever they are called: texts that differ in case or
     blanks alone, pictures of the same pixels, equal vectors.
+
+    Args:
+        config: names the data.
+        faults: learns of what was left out, up to the config's limits.
 
     Raises:
         ConfigError: a twin that does not take this kind of data, or labelled items, which `prepare`
             takes.
         DataError: data that cannot be read or split.
     """
-    return settle_links(read_linked(config), config)
+    return settle_links(read_linked(config, faults), config)
 
 
 def read_labelled(config: TrainConfig, faults: Faults | None = None) -> Texts | Labelled:
@@ -105,7 +113,7 @@ def settle(read: Texts | Labelled, config: TrainConfig) -> Material:
     splits = split(read, config)
     if isinstance(read, Texts):
         tokenizer = _tokenizer(read.of_classes(splits.train), config)
-        contract = words.contract_for(tokenizer, config.max_tokens)
+        contract = vocabulary.contract_for(tokenizer, config.max_tokens)
         labelled = read.encoded(Tokenizer(tokenizer, contract))
         return Material(labelled, splits, contract, tokenizer)
     if config.modality == "tensor":
@@ -147,7 +155,7 @@ def settle_links(read: tuple[Links, Rows | None], config: TrainConfig) -> LinkMa
     if rows is None:
         chosen = np.unique(links.members[splits.train])
         tokenizer = _tokenizer(tuple(links.names[item] for item in chosen.tolist()), config)
-        contract = words.contract_for(tokenizer, config.max_tokens)
+        contract = vocabulary.contract_for(tokenizer, config.max_tokens)
         cut, _ = read_items(links, contract, Tokenizer(tokenizer, contract), config)
         return LinkMaterial(links.data(cut), splits, contract, tokenizer)
     if config.modality == "tensor":
@@ -272,6 +280,6 @@ def image_contract(config: TrainConfig) -> ImageInput:
 
 def _tokenizer(texts: tuple[str, ...], config: TrainConfig) -> str:
     if not config.weights:
-        return words.train_tokenizer(texts, config.vocabulary)
-    vectors = words.read_word_vectors(config.weights, config.word_dimension)
-    return words.whole_words(texts, vectors, config.vocabulary)
+        return vocabulary.train_tokenizer(texts, config.vocabulary)
+    vectors = vocabulary.read_word_vectors(config.weights, config.word_dimension)
+    return vocabulary.whole_words(texts, vectors, config.vocabulary)

@@ -12,14 +12,14 @@ from tests.train import questions
 from twinserve.errors import DataError
 from twinserve.manifest import TensorInput
 from twinserve.tokens import Tokenizer
-from twinserve.train import words
+from twinserve.train import vocabulary
 from twinserve.train.readers import load_texts, read_texts
 from twinserve.train.vectors import load_vectors
 
 
 def tokenizer(texts: list[str], most: int = 16) -> Tokenizer:
-    made = words.train_tokenizer(texts, 200)
-    return Tokenizer(made, words.contract_for(made, most))
+    made = vocabulary.train_tokenizer(texts, 200)
+    return Tokenizer(made, vocabulary.contract_for(made, most))
 
 
 @pytest.mark.parametrize("header", [(), ("text", "label"), ("Sentence", "Intent")])
