@@ -106,7 +106,9 @@ def _of_faults(faults: Faults, config: TrainConfig) -> list[Finding]:
     found = []
     for kind, count in Counter(fault.kind for fault in faults.found).items():
         own = [fault for fault in faults.found if fault.kind == kind]
-        items = tuple(fault.item or fault.message for fault in own)
+        # A sentence of its own needs no list.
+        named = count > 1 or own[0].item
+        items = tuple(fault.item or fault.message for fault in own) if named else ()
         if kind == "broken_image":
             stops = count > config.max_broken_images
             message = (

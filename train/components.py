@@ -184,6 +184,11 @@ def _refuse_lopsided(splits: LinkSplits, count: int, config: TrainConfig, what: 
         rows = len(getattr(splits, part))
         if rows >= 2 and rows >= _LEAST_SHARE * fraction * count:
             continue
+        if fraction * count < 2:
+            raise DataError(
+                f"the {part} part would get {fraction:.0%} of {count} {what}, and a part needs 2 "
+                "at least; give more, or other fractions"
+            )
         raise DataError(
             f"the {part} part would get {rows} of {count} {what} where {fraction:.0%} were asked "
             f"for: they hang together in {splits.components} components, the largest of "

@@ -48,7 +48,8 @@ def read_table(
 ) -> list[Line]:
     """Return the records of a table, without its header.
 
-    The first line is a header if it holds a column's name: one asked for, or a usual one.
+    The first line is a header if it holds a column's name: one asked for, or a usual one. Of three
+    columns and more it takes two usual ones, since a pair may be judged "same".
 
     Args:
         path: of the file.
@@ -74,8 +75,7 @@ def read_table(
             )
     if split_column:
         places.append(place_of(path, first, Column("split_column", split_column, (), 0)))
-    known = {split_column}.union(*({column.asked, *column.usual} for column in columns)) - {""}
-    if any(cell in known or cell.lower() in known for cell in first if not cell.isdigit()):
+    if _is_header(first, columns, split_column):
         found = found[1:]
     lines = []
     for number, cells in found:
@@ -98,6 +98,14 @@ def read_table(
     if not lines:
         raise DataError(f"{path} holds a header alone; give {holds} a line")
     return lines
+
+
+def _is_header(first: Sequence[str], columns: Sequence[Column], split_column: str) -> bool:
+    words = [cell for cell in first if not cell.isdigit()]
+    asked = {split_column, *(column.asked for column in columns)} - {""}
+    usual = {name for column in columns for name in column.usual}
+    known = {word.lower() for word in words} & usual
+    return bool({*words} & asked) or len(known) >= min(2, len(columns) - 1)
 
 
 def part_of(word: str) -> str:
