@@ -63,11 +63,31 @@ def kind_of(config: TrainConfig) -> Kind:
                 f"form is {config.form!r} and {path} is no table; write {config.form} as a CSV "
                 "whose cells are texts, paths of pictures, or rows of the vectors in `items`"
             )
-        return Kind(
-            "tensor" if suffix in ARRAYS and not path.is_dir() else "image", FORMS[0], False
-        )
+        arrays = suffix in ARRAYS and not path.is_dir()
+        _refuse_unused(config, suffix if arrays else "")
+        return Kind("tensor" if arrays else "image", FORMS[0], False)
     form = _form(path, config)
+    if form != "labelled" and config.train_groups:
+        raise ConfigError(
+            f"train_groups names groups of classes, and {path} holds {form}, which have none; "
+            "name their parts by split_column"
+        )
     return Kind(_modality(path, config, form), form, True)
+
+
+def _refuse_unused(config: TrainConfig, suffix: str) -> None:
+    """Refuse settings of other data, which would be passed over in silence."""
+    for key, needs in (
+        ("items", "a CSV"),
+        ("labels", ".npy"),
+        ("columns", "a CSV or .parquet"),
+        ("split_column", "a CSV or .parquet"),
+    ):
+        if getattr(config, key) and not (suffix and suffix in needs):
+            raise ConfigError(
+                f"{key} is set, and takes {needs}, which {config.data} is not; unset it, or give "
+                "such data"
+            )
 
 
 def check_twin(kind: Kind, config: TrainConfig) -> None:
@@ -117,7 +137,7 @@ def _form(path: Path, config: TrainConfig) -> str:
 def _refuse_bare_pairs(path: Path, first: list[str]) -> None:
     """Refuse three columns without a header that end in numbers: surely pairs with their scores."""
     if len(first) == 3 and all(
-        len(cells) == 3 and _number(cells[2]) for _, cells in records(path, "items")[:100]
+        len(cells) == 3 and _number(cells[2]) for _, cells in records(path, "items", 100)
     ):
         raise DataError(
             f"{path} has no header and a number in the last of three columns, as pairs with their "
@@ -137,7 +157,7 @@ def _modality(path: Path, config: TrainConfig, form: str) -> str:
     """Tell what a table's items are: rows of `items`, else pictures where the cells end as such."""
     if config.items:
         return "tensor"
-    found = records(path, "items")
+    found = records(path, "items", 50)
     if not found:
         raise DataError(f"{path} holds no lines; write items a line, and their labels")
     first = [cell.strip() for cell in found[0][1]]
@@ -146,6 +166,6 @@ def _modality(path: Path, config: TrainConfig, form: str) -> str:
     if form == "labelled" and not column.asked and not named & {*TEXT_NAMES}:
         column = columns_of(Kind("image", form, True), config)[0]
     place = place_of(path, first, column)
-    cells = [cells[place].strip() for _, cells in found[:50] if len(cells) > place]
+    cells = [cells[place].strip() for _, cells in found if len(cells) > place]
     suffixes = {PurePosixPath(cell).suffix.lower() for cell in cells[1:] or cells}
     return "image" if suffixes and suffixes <= {*PICTURES, *OTHER_PICTURES} else "text"

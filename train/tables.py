@@ -127,7 +127,7 @@ def header(path: Path, holds: str) -> list[str]:
     Raises:
         DataError: as `records`.
     """
-    found = records(path, holds)
+    found = records(path, holds, 1)
     return [cell.strip() for cell in found[0][1]] if found else []
 
 
@@ -151,12 +151,13 @@ def place_of(path: Path, first: Sequence[str], column: Column) -> int:
     return next(named, column.place)
 
 
-def records(path: Path, holds: str) -> list[tuple[int, list[str]]]:
+def records(path: Path, holds: str, most: int | None = None) -> list[tuple[int, list[str]]]:
     """Return (number of its last line, cells) of every record that is not blank.
 
     Args:
         path: of the file.
         holds: what it should hold, for the sentences: "pairs", or "texts and labels".
+        most: so many of the first records; None for all.
 
     Raises:
         DataError: no such file, a folder, not UTF-8, or not a CSV.
@@ -184,6 +185,8 @@ def records(path: Path, holds: str) -> list[tuple[int, list[str]]]:
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 found.append((reader.line_num, cells))
+            if len(found) == most:
+                break
     except csv.Error as error:
         raise DataError(
             f"line {reader.line_num} of {path} is no CSV ({error}); quote texts that hold commas, "

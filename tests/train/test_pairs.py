@@ -189,6 +189,15 @@ def test_labelled_data_and_pairs_are_not_mistaken_for_each_other(tmp_path: Path)
         prepare_links(config(labelled))
     with pytest.raises(ConfigError, match=r"form is 'pairs' and .* is no table"):
         prepare_links(config(tmp_path, twin="conv4", form="pairs"))
+    groups = {f"{part}_groups": (part,) for part in PARTS}
+    with pytest.raises(ConfigError, match="holds pairs, which have none; name their parts"):
+        prepare_links(config(pairs, **groups))
+
+
+def test_settings_of_a_table_are_refused_where_there_is_none(tmp_path: Path) -> None:
+    for key in ("items", "labels", "split_column"):
+        with pytest.raises(ConfigError, match=f"{key} is set, and takes "):
+            kind_of(config(tmp_path, twin="conv4", **{key: "v"}))
 
 
 # ---- splits --------------------------------------------------------------------------------------
