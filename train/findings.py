@@ -88,7 +88,11 @@ def check_vectors(rows: Rows, contract: InputContract, facts: dict[str, Any]) ->
 def spread(values: Sequence[float] | np.ndarray[Any, Any]) -> dict[str, float]:
     array = np.asarray(values)
     found = {"least": array.min(), "median": np.median(array), "most": array.max()}
-    return {name: round(float(value), 6) for name, value in found.items()}
+    whole = np.issubdtype(array.dtype, np.integer)
+    return {
+        name: int(value) if whole and value == int(value) else round(float(value), 6)
+        for name, value in found.items()
+    }
 
 
 def number(count: int, what: str) -> str:

@@ -73,6 +73,9 @@ def test_items_stand_once_and_judgements_run_from_0_to_1(tmp_path: Path) -> None
     assert links.members.tolist() == [[0, 1], [1, 2], [2, 0]]
     assert links.targets is not None
     assert links.targets.tolist() == [1.0, 0.0, 0.5]
+    from_minus_5 = read_links(Kind("text", "pairs", True), config(path, score_range="-5..5"))
+    assert from_minus_5.targets is not None
+    assert from_minus_5.targets.tolist() == [1.0, 0.5, 0.75]
     assert links.lines.tolist() == [2, 3, 4]
 
 

@@ -11,6 +11,7 @@ from tests.train import drawings, questions
 from twinserve.errors import DataError
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Labelled
+from twinserve.train.faults import Faults
 from twinserve.train.material import Material, prepare, read_again
 from twinserve.train.vectors import VectorColumns, load_vectors
 
@@ -50,6 +51,20 @@ def test_an_npy_finds_its_labels_beside_it_or_where_it_is_told(
     np.save(tmp_path / "other.npy", np.array(LABELS[:-1]))
     with pytest.raises(DataError, match=r"have shape \(59,\) for 60 vectors; give one a vector"):
         prepared(tmp_path / "w.npy", labels=str(tmp_path / "other.npy"))
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_the_others_keep_their_numbers(
+    tmp_path: Path,
+) -> None:
+    rows = VECTORS.copy()
+    rows[1, 0] = np.nan
+    np.savez(tmp_path / "v.npz", vectors=rows, labels=["", *LABELS[1:]])
+    faults = Faults(gather=True)
+    labelled = load_vectors(tmp_path / "v.npz", faults=faults)
+    assert labelled.names[:2] == ("2", "3")
+    assert len(labelled) == len(labelled.rows) == 58
+    assert "" not in labelled.class_names
+    assert [fault.kind for fault in faults.found] == ["nan_vectors", "no_label"]
 
 
 def test_a_table_labels_vectors_by_row_and_names_their_part(tmp_path: Path, npz: Labelled) -> None:
