@@ -63,7 +63,9 @@ def of_links(material: LinkMaterial, config: TrainConfig) -> Checked:
             Finding(
                 "items_in_two_parts",
                 False,  # the split itself refuses many of them
-                f"{sum(splits.shared)} held-out {what} hold an item of another part: take them out",
+                f"{sum(splits.shared)} held-out {what} ({splits.shared[0]} to calibrate, "
+                f"{splits.shared[1]} to report) hold an item of another part, so that figures on "
+                "them are too good: take them out",
             )
         )
     if len(splits.train) < config.pairs_per_batch:

@@ -7,7 +7,7 @@ on two sides. Out: the rows of each part, with how far that came out from what w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,14 +93,14 @@ def split_links(
 ) -> LinkSplits:
     """Divide pairs or triplets into train, calibrate and report.
 
-    By the parts that the data names; else whole components, drawn by the config's seed, until each
-    held-out part has its fraction of the rows. A component too large for what a part still lacks
-    trains.
+    By the parts that the data names; parts that it does not name are drawn from the rows that are
+    to train, by whole components and the config's seed, until each has its fraction of them. A
+    component too large for what a part still lacks trains.
 
     Args:
         members: int64 [rows, k], the items that each row joins.
         items: how many there are.
-        config: gives seed and fractions.
+        config: gives seed, fractions, and whether named parts may share items.
         named: [rows], the part that each row names; empty where they name none.
         what: the rows are, for the sentences.
 
@@ -108,46 +108,47 @@ def split_links(
         DataError: a part is empty, or far from its fraction because one component holds too much;
             or parts that the data names share items.
     """
-    component = components(members, items)[members[:, 0]]  # [rows]
-    component = np.unique(component, return_inverse=True)[1]
-    sizes = np.bincount(component)
-    if named:
-        places = np.array([PARTS.index(part) for part in named], dtype=np.int64)
-        shared = _shared(members, items, places)
-    else:
-        places, shared = _drawn(component, sizes, config), (0, 0)
+    places = np.array([PARTS.index(part) for part in named or ["train"] * len(members)])
+    fractions = {1: config.calibrate_fraction, 2: config.report_fraction}
+    drawn = {part: share for part, share in fractions.items() if not (places == part).any()}
+    pool = np.flatnonzero(places == 0)
+    if drawn and len(pool):
+        places[pool] = _drawn(_component_of(members[pool], items), drawn, config.seed)
+    component = _component_of(members, items)
     train, calibrate, report = (np.flatnonzero(places == index) for index in range(len(PARTS)))
     splits = LinkSplits(
         train=train,
         calibrate=calibrate,
         report=report,
         by="column" if named else "component",
-        components=len(sizes),
-        largest=int(sizes.max()),
-        shared=shared,
+        components=int(component.max()) + 1,
+        largest=int(np.bincount(component).max()),
+        shared=_shared(members, items, places),
     )
-    if named:
-        _refuse_columns(splits, len(members), what)
-    else:
-        _refuse_lopsided(splits, len(members), config, what)
+    _refuse_small(splits, len(pool), drawn, what)
+    if not config.allow_shared_items:
+        _refuse_shared(splits, what)
     return splits
 
 
-def _drawn(component: IntArray, sizes: IntArray, config: TrainConfig) -> IntArray:
+def _component_of(members: IntArray, items: int) -> IntArray:
+    """Return the component of each row, numbered without gaps: int64 [rows]."""
+    found: IntArray = np.unique(components(members, items)[members[:, 0]], return_inverse=True)[1]
+    return found
+
+
+def _drawn(component: IntArray, fractions: Mapping[int, float], seed: int) -> IntArray:
     """Draw a part for each component, and return that of each row, by its place in `PARTS`."""
-    lacks = [0, *(round(fraction * len(component)) for fraction in _fractions(config))]
+    lacks = {part: round(share * len(component)) for part, share in fractions.items()}
+    sizes = np.bincount(component)
     place = np.zeros(len(sizes), dtype=np.int64)  # train, unless a part has room
-    for one in np.random.default_rng(config.seed).permutation(len(sizes)).tolist():
-        for part in (1, 2):
+    for one in np.random.default_rng(seed).permutation(len(sizes)).tolist():
+        for part in lacks:
             if sizes[one] <= lacks[part]:
                 lacks[part] -= int(sizes[one])
                 place[one] = part
                 break
     return place[component]
-
-
-def _fractions(config: TrainConfig) -> tuple[float, float]:
-    return config.calibrate_fraction, config.report_fraction
 
 
 def _shared(members: IntArray, items: int, places: IntArray) -> tuple[int, int]:
@@ -159,40 +160,41 @@ def _shared(members: IntArray, items: int, places: IntArray) -> tuple[int, int]:
     return int(on_two_sides[places == 1].sum()), int(on_two_sides[places == 2].sum())
 
 
-def _refuse_columns(splits: LinkSplits, count: int, what: str) -> None:
-    for part in PARTS:
+def _refuse_small(splits: LinkSplits, pool: int, drawn: Mapping[int, float], what: str) -> None:
+    """Refuse parts of fewer than two rows, and drawn ones far below their fraction of the pool."""
+    for index, part in enumerate(PARTS):
         rows = len(getattr(splits, part))
-        if rows < 2:
+        share = drawn.get(index, 0.0) if index else 1.0 - sum(drawn.values())
+        least = _LEAST_SHARE * share * pool if index in drawn or (drawn and not index) else 0
+        if rows >= 2 and rows >= least:
+            continue
+        if index not in drawn and not (drawn and not index):
             raise DataError(
-                f"split_column gives {rows} of {count} {what} to the {part} part, and it needs 2 "
-                "at least; name train, calibrate (or dev) and report (or test)"
+                f"split_column gives {rows} {what} to the {part} part, and it needs 2 at least; "
+                "name train, calibrate (or dev) and report (or test)"
             )
+        if share * pool < 2:
+            raise DataError(
+                f"the {part} part would get {share:.0%} of {pool} {what}, and a part needs 2 at "
+                "least; give more, or other fractions"
+            )
+        raise DataError(
+            f"the {part} part would get {rows} of {pool} {what} where {share:.0%} were asked for: "
+            f"they hang together in {splits.components} components, the largest of "
+            f"{splits.largest} {what} ({splits.largest / max(pool, 1):.0%}), and no item may stand "
+            "in two parts. Give a split_column, leave out what joins the largest component, or ask "
+            "for other fractions"
+        )
+
+
+def _refuse_shared(splits: LinkSplits, what: str) -> None:
     for part, shared in zip(PARTS[1:], splits.shared, strict=True):
         rows = len(getattr(splits, part))
         if shared > MAX_SHARED * rows:
             raise DataError(
                 f"split_column puts items on two sides: {shared} of {rows} {what} of the {part} "
                 "part hold an item of another part, and figures measured on them would be too "
-                "good. Move or leave out those rows, or unset split_column to have whole "
-                "components divided"
+                "good. Move or leave out those rows, unset split_column to have whole components "
+                "divided, or set allow_shared_items=true where the split is one that others "
+                "measure on"
             )
-
-
-def _refuse_lopsided(splits: LinkSplits, count: int, config: TrainConfig, what: str) -> None:
-    held_out = _fractions(config)
-    for part, fraction in zip(PARTS, (1.0 - sum(held_out), *held_out), strict=True):
-        rows = len(getattr(splits, part))
-        if rows >= 2 and rows >= _LEAST_SHARE * fraction * count:
-            continue
-        if fraction * count < 2:
-            raise DataError(
-                f"the {part} part would get {fraction:.0%} of {count} {what}, and a part needs 2 "
-                "at least; give more, or other fractions"
-            )
-        raise DataError(
-            f"the {part} part would get {rows} of {count} {what} where {fraction:.0%} were asked "
-            f"for: they hang together in {splits.components} components, the largest of "
-            f"{splits.largest} {what} ({splits.largest / count:.0%}), and no item may stand in two "
-            "parts. Give a split_column, leave out what joins the largest component, or ask for "
-            "other fractions"
-        )

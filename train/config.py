@@ -69,6 +69,7 @@ class TrainConfig:
     train_groups: tuple[str, ...] = ()
     calibrate_groups: tuple[str, ...] = ()
     report_groups: tuple[str, ...] = ()
+    allow_shared_items: bool = False  # pairs of a named part may hold items of another
     calibrate_fraction: float = 0.2  # of the classes (or pairs), where no groups are named
     report_fraction: float = 0.2
 

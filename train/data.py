@@ -167,9 +167,9 @@ def take(rows: Rows, items: IntArray) -> Rows:
 def split(labelled: Classed, config: TrainConfig) -> Splits:
     """Divide the classes into train, calibrate and report.
 
-    By the parts that the data names, else by the groups that the config names, else by a seeded
-    shuffle of the classes in the config's fractions. Groups that the config does not name are left
-    out.
+    By the parts that the data names (held-out parts that it does not name are drawn from the
+    classes that are to train), else by the groups that the config names, else by a seeded shuffle
+    of the classes in the config's fractions. Groups that the config does not name are left out.
 
     Raises:
         DataError: one class alone, an unknown group, a class in two parts, a class with a single
@@ -181,7 +181,7 @@ def split(labelled: Classed, config: TrainConfig) -> Splits:
             "from; give items of many classes, or check which column or folder names the class"
         )
     if labelled.parts:
-        splits = _split_by_parts(labelled)
+        splits = _split_by_parts(labelled, config)
     elif config.train_groups:
         splits = _split_by_groups(labelled, config)
     else:
@@ -257,7 +257,7 @@ class Batches:
         return np.concatenate([generator.permutation(members), again])
 
 
-def _split_by_parts(labelled: Classed) -> Splits:
+def _split_by_parts(labelled: Classed, config: TrainConfig) -> Splits:
     found: dict[int, str] = {}
     for label, part in zip(labelled.labels.tolist(), labelled.parts, strict=True):
         if found.setdefault(label, part) != part:
@@ -266,11 +266,16 @@ def _split_by_parts(labelled: Classed) -> Splits:
                 f"into {part}; give all items of a class the same part, or unset split_column to "
                 "have whole classes divided"
             )
+    labels = sorted(found)
+    pool = [label for label in labels if found[label] == "train"]
+    order = np.random.default_rng(config.seed).permutation(pool).tolist()
+    for part in ("calibrate", "report"):
+        if part not in found.values():
+            for _ in range(round(getattr(config, f"{part}_fraction") * len(pool))):
+                found[order.pop()] = part
     return Splits(
         **{
-            part: tuple(
-                name for label, name in enumerate(labelled.class_names) if found.get(label) == part
-            )
+            part: tuple(labelled.class_names[label] for label in labels if found[label] == part)
             for part in PARTS
         }
     )

@@ -252,8 +252,22 @@ def test_a_split_column_divides_and_is_refused_where_items_stand_on_two_sides() 
     leaking[1, 0] = leaking[0, 0]
     with pytest.raises(DataError, match="1 of 10 pairs of the calibrate part hold an item"):
         split_links(leaking, 60, TrainConfig(), named)
-    with pytest.raises(DataError, match="split_column gives 0 of 30 pairs to the report part"):
-        split_links(members, 60, TrainConfig(), ["train", "calibrate"] * 15)
+    allowed = split_links(leaking, 60, TrainConfig(allow_shared_items=True), named)
+    assert allowed.shared == (1, 0)
+    with pytest.raises(DataError, match="split_column gives 1 pairs to the report part"):
+        split_links(members, 60, TrainConfig(), ["train", "calibrate"] * 14 + ["train", "report"])
+
+
+def test_parts_that_a_column_does_not_name_are_drawn_from_the_training_rows() -> None:
+    members, items = random_links()
+    named = ["report" if row % 4 == 0 else "train" for row in range(120)]
+    members[::4] += 200  # others than those that train
+    splits = split_links(members, items + 200, TrainConfig(calibrate_fraction=0.3), named)
+    assert splits.report.tolist() == list(range(0, 120, 4))
+    assert abs(len(splits.calibrate) - 27) <= 2
+    assert not set(members[splits.train].ravel()) & set(members[splits.calibrate].ravel())
+    with pytest.raises(DataError, match="the train part would get"):
+        split_links(members, items + 200, TrainConfig(), ["report"] * 120)
 
 
 def test_texts_that_differ_in_case_and_blanks_alone_count_as_one() -> None:

@@ -78,6 +78,20 @@ def test_a_table_labels_vectors_by_row_and_names_their_part(tmp_path: Path, npz:
     assert material.splits.report == ("c2", "c5", "c8")
 
 
+def test_a_part_that_a_column_does_not_name_is_drawn_from_the_training_classes(
+    tmp_path: Path,
+) -> None:
+    rows = [(f"text {n}", f"c{n % 12:02}", "test" if n % 12 < 3 else "train") for n in range(48)]
+    path = questions.write_csv(tmp_path / "l.csv", rows, ("text", "label", "part"))
+    one, same, other = (
+        prepared(path, twin="words", split_column="part", seed=seed).splits for seed in (0, 0, 1)
+    )
+    assert one == same != other
+    assert one.report == ("c00", "c01", "c02")
+    assert len(one.calibrate) == 2
+    assert len({*one.train, *one.calibrate, *one.report}) == 12
+
+
 def test_a_class_in_two_parts_is_refused(tmp_path: Path) -> None:
     rows = [("a", "x", "train"), ("b", "x", "test"), ("c", "y", "dev")]
     path = questions.write_csv(tmp_path / "l.csv", rows, ("text", "label", "part"))
