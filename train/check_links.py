@@ -22,6 +22,8 @@ from twinserve.train.pairs import LinkBatches, PairData
 
 # Scores of one pair that lie so far apart, of 1, contradict each other.
 _CONTRADICTION = 0.5
+# Losses that know the same and different, and nothing between.
+_OF_LABELS = ("contrastive", "concatenation")
 
 
 def link_facts(links: Links) -> dict[str, Any]:
@@ -126,12 +128,12 @@ def _judgements(data: PairData, same: IntArray, config: TrainConfig) -> list[Fin
                 "this or the other order; each counts anew",
             )
         )
-    if config.loss == "contrastive" and not data.binary:
+    if config.loss in _OF_LABELS and not data.binary:
         found.append(
             Finding(
                 "labels_outside_the_loss",
                 True,
-                "the contrastive loss takes pairs that are the same or not, and these are scored: "
+                f"loss={config.loss} takes pairs that are the same or not, and these are scored: "
                 "take a loss of scores, or judge the pairs 0 or 1",
             )
         )
