@@ -21,6 +21,7 @@ from twinserve.errors import TwinserveError
 
 VERBS = {
     "demo": "train, export, serve and search real handwriting, in a few minutes",
+    "data": "check a data set before a training, and say what would spoil it",
     "train": "train a twin on labelled pictures, texts or vectors",
     "report": "say how good trained twins are, one by one and over several folds",
     "export": "write a trained twin as one ONNX file with its thresholds",
@@ -123,7 +124,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return (
             f"the package {error.name} is missing; install what this verb needs: "
-            "twinserve[train] for train, report, export, import and demo, "
+            "twinserve[train] for data, train, report, export, import and demo, "
             "twinserve[cpu] or [gpu] for serve"
         )
     if isinstance(error, OSError) and error.filename is not None:

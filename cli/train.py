@@ -10,10 +10,12 @@ from twinserve.cli.output import print_json
 from twinserve.errors import ConfigError
 
 DESCRIPTION = (
-    "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class "
-    "(twin=conv4, resnet18, resnet34 or resnet50), a CSV of texts and labels (twin=words: averaged "
-    "word vectors), or an npz of float32 vectors and labels (twin=mlp). Whole classes are set "
-    "aside to calibrate and to report. Ctrl-C leaves the best twin so far."
+    "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class, or "
+    "a CSV of their paths and labels (twin=conv4, resnet18, resnet34 or resnet50); a CSV of texts "
+    "and labels (twin=words: averaged word vectors); or float32 vectors with labels as npz, npy or "
+    "Parquet (twin=mlp). docs/data.md shows all forms; `twinserve data check` says what would "
+    "spoil a training, which stops at the same before its first step. Whole classes are set aside "
+    "to calibrate and to report. Ctrl-C leaves the best twin so far."
 )
 EXAMPLES = """
   twinserve train --data photos/ --out runs/faces
@@ -29,7 +31,7 @@ EXIT_CODES = "0 done; 2 wrong usage, or an error"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("--data", required=True, metavar="PATH", help="pictures, a CSV or an npz")
+    parser.add_argument("--data", required=True, metavar="PATH", help="pictures, a CSV, or vectors")
     parser.add_argument("--out", required=True, metavar="RUN_DIR", help="folder for what comes out")
     parser.add_argument(
         "--config",
@@ -51,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and say how good the twin is on classes it never saw."""
     if not Path(arguments.data).exists():
         raise ConfigError(
-            f"--data {arguments.data} does not exist; give a folder, a zip, a CSV or an npz"
+            f"--data {arguments.data} does not exist; give a folder, a zip, a CSV, or vectors"
         )
     from twinserve.train.config import load_config
     from twinserve.train.loop import train

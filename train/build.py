@@ -8,7 +8,7 @@ import torch
 from twinserve.distance import Metric
 from twinserve.manifest import InputContract, TensorInput, TextInput
 from twinserve.preprocess import Pixels
-from twinserve.train import words
+from twinserve.train import vocabulary, words
 from twinserve.train.config import TrainConfig
 from twinserve.train.conv4 import conv4
 from twinserve.train.data import Labelled
@@ -95,7 +95,7 @@ def begin(twin: Twin, config: TrainConfig, training: Labelled) -> None:
     elif isinstance(twin, TextTwin):
         vectors = None
         if config.weights:
-            vectors = words.read_word_vectors(config.weights, config.word_dimension)
+            vectors = vocabulary.read_word_vectors(config.weights, config.word_dimension)
         words.begin(twin, training.rows, vectors)
 
 

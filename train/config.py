@@ -43,6 +43,8 @@ LOSSES = {
 }
 # What begins a loss of pytorch-metric-learning, such as metric_learning:ArcFaceLoss.
 LIBRARY_LOSS = "metric_learning:"
+# What a data set is made of.
+FORMS = ("labelled", "pairs", "triplets")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "color_order": ("L", "RGB"),
@@ -52,6 +54,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "stem": ("imagenet", "small"),
     "mean_std": ("data", "imagenet"),
     "metric": tuple(metric.value for metric in Metric),
+    "form": ("", *FORMS),
 }
 
 
@@ -64,20 +67,31 @@ class TrainConfig:
     """
 
     # Where from, where to.
-    data: str = ""  # folder or zip of images (class = innermost folder), .csv of texts, .npz
+    data: str = ""  # folder or zip of images (class = innermost folder), .csv, .npz, .npy, .parquet
     out: str = ""  # run folder
     max_broken_images: int = 0  # so many undecodable images are left out; one more stops the run
 
-    # The split, by whole classes. Named groups (the folder above the class) go before fractions.
+    form: str = ""  # labelled, pairs or triplets; "": as the header of a CSV says
+    items: str = ""  # file of the vectors that a CSV names by row or id: .npy, .npz or .parquet
+    labels: str = ""  # file of a .npy's labels, .npy or one a line; "": NAME_labels.npy or .txt
+
+    # The split, by whole classes, or of pairs and triplets by what hangs together. A column goes
+    # before named groups (the folder above the class), and these before fractions.
+    split_column: str = ""  # of a CSV or Parquet: train, calibrate (dev, val) or report (test)
     train_groups: tuple[str, ...] = ()
     calibrate_groups: tuple[str, ...] = ()
     report_groups: tuple[str, ...] = ()
-    calibrate_fraction: float = 0.2  # of the classes, where no groups are named
+    allow_shared_items: bool = False  # pairs of a named part may hold items of another
+    calibrate_fraction: float = 0.2  # of the classes (or pairs), where no groups are named
     report_fraction: float = 0.2
 
-    # The columns of a CSV of texts: a name in its header, or a number, from 1.
-    text_column: str = ""  # "": the one named text, else the first
+    # The columns of a CSV: a name in its header, or a number, from 1.
+    text_column: str = ""  # of labelled items; "": the one named text, else the first
     label_column: str = ""  # "": the one named label, category, class or intent, else the second
+    columns: tuple[
+        str, ...
+    ] = ()  # item, label; first, second, judgement; anchor, positive, negative
+    score_range: str = ""  # of judgements that are scores, such as 0..5; "": they are 0 or 1
 
     # The input contract, which serving repeats. Of pictures:
     image_size: int = 28  # pixels, height and width
@@ -114,6 +128,8 @@ class TrainConfig:
     classes_per_batch: int = 32
     items_per_class: int = 4
     one_group_share: float = 0.5
+    pairs_per_batch: int = 64  # of data that are pairs or triplets
+    balanced_pairs: bool = False  # as many pairs of the same as of different items in each batch
     rotations: bool = False  # turns by 90, 180 and 270 degrees are classes of their own
 
     # Augmentation: uniform in [-limit, limit].
@@ -135,6 +151,8 @@ class TrainConfig:
     patience: int = 0  # evaluations without a better one before the run stops; 0 never stops early
     one_shot_ways: int = 20
     one_shot_trials: int = 1000
+    # Rates that the calibrate part must have the evidence for, or the training does not begin.
+    false_accept_rates: tuple[float, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -149,7 +167,7 @@ class TrainConfig:
             value = getattr(self, key)
             _require(value >= 1, key, value, "at least 1")
         _require(self.image_size >= 16, "image_size", self.image_size, "at least 16 pixels")
-        for key in ("classes_per_batch", "items_per_class", "one_shot_ways"):
+        for key in ("classes_per_batch", "items_per_class", "pairs_per_batch", "one_shot_ways"):
             value = getattr(self, key)
             _require(value >= 2, key, value, "at least 2")
         for key in ("temperature", "margin", "learning_rate", "gradient_clip", "max_seconds"):
@@ -176,6 +194,9 @@ class TrainConfig:
             0 <= self.word_dropout < 1, "word_dropout", self.word_dropout, "0 or more, below 1"
         )
         _require(self.one_shot_trials >= 1, "one_shot_trials", self.one_shot_trials, "at least 1")
+        for rate in self.false_accept_rates:
+            _require(0 < rate < 1, "false_accept_rates", rate, "above 0 and below 1")
+        self._check_columns()
         if self.mean_std == "imagenet" and (self.color_order != "RGB" or self.ink_inverted):
             raise ConfigError(
                 "mean_std is 'imagenet', which is of RGB photographs as they are; set "
@@ -233,6 +254,29 @@ class TrainConfig:
                 f"loss={self.loss} trains cosines, but embeddings of any length are to be compared "
                 "by their euclidean distance; set metric=cosine or normalized=true"
             )
+
+    def _check_columns(self) -> None:
+        if self.columns and (self.text_column or self.label_column):
+            raise ConfigError(
+                "columns is set, and text_column or label_column too; name the columns once"
+            )
+        if self.columns and self.form:
+            takes = 2 if self.form == "labelled" else 3
+            _require(len(self.columns) == takes, "columns", self.columns, f"{takes} names")
+        if self.score_range and self.form not in ("", "pairs"):
+            raise ConfigError(f"score_range is of pairs, and form is {self.form!r}; unset one")
+        if self.score_range:
+            least, most = self.scores
+            _require(least < most, "score_range", self.score_range, "LEAST..MOST, such as 0..5")
+
+    @property
+    def scores(self) -> tuple[float, float]:
+        """The least and the greatest score of a pair; 0 and 1 where `score_range` is unset."""
+        least, _, most = (self.score_range or "0..1").partition("..")
+        try:
+            return float(least), float(most)
+        except ValueError:
+            return 0.0, 0.0
 
     @property
     def modality(self) -> str:
@@ -317,6 +361,9 @@ def _typed(key: str, value: Any, types: Mapping[str, Any]) -> Any:
     if typing.get_origin(kind) is dict:
         if isinstance(value, dict):
             return dict(value)
+    elif kind == tuple[float, ...]:
+        if isinstance(value, list | tuple) and all(type(part) in (int, float) for part in value):
+            return tuple(map(float, value))
     elif typing.get_origin(kind) is tuple:
         if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
             return tuple(value)
@@ -332,7 +379,8 @@ def _parse(key: str, text: str, types: Mapping[str, Any]) -> Any:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if typing.get_origin(kind) is tuple:
-            return tuple(part.strip() for part in text.split(",") if part.strip())
+            one = typing.get_args(kind)[0]
+            return tuple(one(part.strip()) for part in text.split(",") if part.strip())
         if typing.get_origin(kind) is dict:
             table = text if text.startswith("{") else f"{{{text}}}"
             return tomllib.loads(f"it = {table}")["it"]
@@ -343,7 +391,7 @@ def _parse(key: str, text: str, types: Mapping[str, Any]) -> Any:
 
 def _name(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
-        return "a list of names"
+        return "a list of numbers" if kind == tuple[float, ...] else "a list of names"
     if typing.get_origin(kind) is dict:
         return "a table, such as {margin = 0.1}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]

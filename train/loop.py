@@ -1,9 +1,9 @@
 """The training loop: labelled rows in, a run folder out.
 
-The folder holds checkpoint.pt (the best twin on the calibrate classes so far, written whole each
-time), splits.json, log.csv, and in the end report.html with its figures in report.json and
-evaluation.json, roc.png and distances.png. The report classes are looked at once, after the last
-step: they choose nothing.
+The folder holds data.json (what was found in the data), splits.json, checkpoint.pt (the best twin
+on the calibrate classes so far, written whole each time), log.csv, and in the end report.html with
+its figures in report.json and evaluation.json, roc.png and distances.png. The report classes are
+looked at once, after the last step: they choose nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from twinserve.errors import ConfigError, NotFinite
 from twinserve.train import checkpoint
 from twinserve.train.augment import Augmented
 from twinserve.train.build import begin, build, put_channels_last
+from twinserve.train.check import check
 from twinserve.train.checkpoint import Run
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Batches, Labelled
+from twinserve.train.faults import Faults
 from twinserve.train.health import CollapseAlarm
 from twinserve.train.material import prepare
 from twinserve.train.objective import Figures, Objective
@@ -42,11 +44,18 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
 
     Raises:
         ConfigError: no data or no run folder named.
-        DataError: the data cannot be read or split.
+        DataError: the data cannot be read or split, or would spoil the training.
         NotFinite: the loss became NaN or infinite; failed_batch.json tells where.
     """
     folder = _run_folder(config)
-    material = prepare(config)
+    faults = Faults()
+    material = prepare(config, faults)
+    checked = check(material, config, faults)
+    write_json(folder / "data.json", checked.to_dict(most_items=20))
+    checked.refuse()
+    if progress:
+        for finding in checked.findings:
+            print(f"note: {finding.message}", file=sys.stderr)
     write_json(folder / "splits.json", material.splits.to_dict())
     training = material.labelled.of_classes(material.splits.train)
     batches = Batches(
