@@ -18,13 +18,13 @@ from twinserve.train.objective import Figures
 logger = logging.getLogger(__name__)
 
 # So many steps are looked at, and no fewer: a young twin's distances are small for a few dozen.
-WINDOW = 100
+WINDOW = 50
 # Distances count as near 0 below this share of the margin, where the loss has one,
-_NEAR_OF_MARGIN = 0.05
+_NEAR_OF_MARGIN = 0.1
 # else below these: of unit vectors, cosines above 0.99.
 _NEAR = {Metric.COSINE: 0.01, Metric.EUCLIDEAN: 0.05}
 # A triplet loss this near to its margin, relative to it, in every step of the window, is stuck.
-_AT_MARGIN = 0.02
+_AT_MARGIN = 0.03
 
 
 class CollapseAlarm:

@@ -20,7 +20,7 @@ def test_distances_near_zero_are_a_collapse_whatever_the_loss() -> None:
     for loss in ("contrastive", "triplet", "supervised_contrastive", "cosine_mse", "concatenation"):
         sentence = collapse(point, TrainConfig(loss=loss))
         assert sentence is not None
-        assert "collapse to one point: over the last 100 steps" in sentence
+        assert f"collapse to one point: over the last {WINDOW} steps" in sentence
         assert "lower learning_rate" in sentence
     sentence = collapse(point, TRIPLET)
     assert sentence is not None
