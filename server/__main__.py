@@ -170,6 +170,7 @@ async def serve(config: ServerConfig) -> None:
         stack.push_async_callback(web.cleanup)
         grpc_port = _bind(server, config)
         machine.keep_for_good()
+        machine.give_back_memory()  # what reading galleries and warming up left
         if stopping.is_set():
             log.info("stopped before serving")
             return
