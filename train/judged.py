@@ -76,12 +76,11 @@ def figures_of(
 
     Args:
         embeddings: float32 [n, dimension], of the items of `data`.
-        data: of a part, judgements of both kinds among them unless they are all the same.
+        data: of a part; pairs that are all different give no figure.
         metric: under which they are compared.
 
     Raises:
         NotFinite, ZeroVector: an embedding that no metric can compare.
-        DataError: pairs that are all different.
     """
     check_vectors(embeddings, metric)
     kind = kind_of_judgements(data)
@@ -106,11 +105,13 @@ def figures_of(
         found = {"spearman": spearman(-distances, scores) if ranked else 0.0}
         return JudgedFigures(metric.value, counts, found)
     same = data.targets == 1.0
+    counts |= {"genuine_pairs": int(same.sum()), "impostor_pairs": int((~same).sum())}
+    if not same.any():
+        return JudgedFigures(metric.value, counts, {})
     found = {
         "equal_error_rate": equal_error_rate(distances[same], distances[~same]),
         "average_precision": average_precision(distances, same),
     }
-    counts |= {"genuine_pairs": int(same.sum()), "impostor_pairs": int((~same).sum())}
     return JudgedFigures(metric.value, counts, found)
 
 

@@ -169,7 +169,7 @@ def _baseline(
     run: Run, part: PairData | TripletData, reached: JudgedFigures
 ) -> dict[str, dict[str, Any]]:
     """Measure pairs or triplets without a twin; of many items, which take much memory, not."""
-    if len(part.names) > MAX_ITEMS:
+    if len(part.names) > MAX_ITEMS or not reached.values:
         return {}
     name, vectors, metric = _without_a_twin(run, part.rows)
     try:
