@@ -153,19 +153,17 @@ def _sides(
     for part in PARTS:
         targets = data.targets[getattr(material.splits, part)]
         if targets.min() == targets.max():
-            # Pairs that are all the same have the others of a batch for their impostors.
             same = targets.min() == 1
-            stops = {
-                "train": not (same and config.loss == "multiple_negatives"),
-                "calibrate": not same,
-            }
+            if same and config.loss == "multiple_negatives":
+                continue  # the others of a batch are the impostors
+            stops = part == "train" or (part == "calibrate" and not same)
             found.append(
                 Finding(
                     "one_judgement_alone",
-                    stops.get(part, False),
+                    stops,
                     f"all pairs of the {part} part are judged {targets[0]:g}, which leaves nothing "
                     "to tell apart: add pairs of the other kind"
-                    + (", or set loss=multiple_negatives" if same and stops.get(part) else ""),
+                    + (", or set loss=multiple_negatives" if stops and same else ""),
                 )
             )
     if config.balanced_pairs:

@@ -103,12 +103,18 @@ def _head(title: str, shown: Shown, measured: HeldOut, now: datetime.datetime) -
         tag("h1", title),
         tag(
             "p",
-            f"How good the twin is on {shown.lead} that it never saw. Compared by "
+            f"How good the twin is on {shown.lead}{_seen(shown)}. Compared by "
             f"{measured.metric} distance; a match is a distance at or below a threshold.",
             class_="lead",
         ),
         tag("p", tag("time", f"{now:%d %B %Y}", datetime=now.isoformat(timespec="seconds"))),
     )
+
+
+def _seen(shown: Shown) -> str:
+    if not shown.shared:
+        return " that it never saw"
+    return f", of which {shown.shared:,} hold an item that another part of the data holds too"
 
 
 def _headline(measured: HeldOut, results: dict[str, Any]) -> Markup:
@@ -414,7 +420,11 @@ def _statement(run: Run, shown: Shown, results: dict[str, Any]) -> Markup:
     return _section(
         "What it was made of",
         _fields("The run", statement.about(run, shown.whole, results)),
-        _table("The split: nothing stands in two parts", shown.split_head, shown.split),
+        _table(
+            f"The split: {'items stand' if shown.shared else 'nothing stands'} in two parts",
+            shown.split_head,
+            shown.split,
+        ),
         tag(
             "div",
             tag("div", _fields("Settings other than the defaults", changed)),

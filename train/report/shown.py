@@ -15,6 +15,7 @@ from twinserve.calibration import PairDistances, pair_distances
 from twinserve.distance import Embeddings, FloatArray, paired
 from twinserve.feed import Rows
 from twinserve.train.checkpoint import Run
+from twinserve.train.components import LinkSplits
 from twinserve.train.data import PARTS, Labelled
 from twinserve.train.evaluate import IntArray, measured_items
 from twinserve.train.held_out import HeldOut, judged_distances
@@ -53,6 +54,7 @@ class Shown:
     drawn: SpaceMap | None
     split_head: tuple[str, ...]
     split: tuple[tuple[str, ...], ...]
+    shared: int = 0  # pairs or triplets of the part that hold an item of another part
     # Distances and scores of some pairs, [k] each, where pairs are judged by a score.
     scored: tuple[FloatArray, FloatArray] | None = None
 
@@ -121,6 +123,8 @@ def of_links(
         run=run,
         counts=counts,
     )
+    if isinstance(run.splits, LinkSplits):
+        shown = replace(shown, shared=run.splits.shared[1])
     if not isinstance(part, TripletData):
         return shown
     rows, items = (sum(count[which] for count in counts.values()) for which in (0, 1))
