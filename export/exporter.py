@@ -29,11 +29,12 @@ from twinserve.export.evidence import Evidence, Facts, OneShotSettings, Source
 from twinserve.export.pairs import Pairs, pairs_of
 from twinserve.export.to_onnx import to_onnx, weights_digest
 from twinserve.feed import Rows
-from twinserve.manifest import Manifest
+from twinserve.manifest import Manifest, TextInput
 from twinserve.train import checkpoint, evidence
 from twinserve.train.checkpoint import Run
 from twinserve.train.data import PARTS, Labelled, take
 from twinserve.train.evaluate import embed
+from twinserve.train.links import identities
 from twinserve.train.pairs import PairData, TripletData
 from twinserve.train.twins import Twin
 
@@ -168,10 +169,28 @@ def _of_links(run: Run, progress: Progress) -> tuple[Labelled, Evidence]:
         _filled(part, data.items)
     return train.items, Evidence(
         gate=_some(_joined(calibrate.rows, report.rows), GATE_ROWS),
-        pairs=_calibrating(calibrate, progress),
+        pairs=_calibrating(_unseen(run, progress), progress),
         report=report,
         ranges=_some(train.rows, RANGE_ROWS),
     )
+
+
+def _unseen(run: Run, progress: Progress) -> PairData | TripletData:
+    """Return the calibrate part without what holds an item of the training part.
+
+    A split that the data name may share items; thresholds set on these would promise too much.
+    """
+    data, splits = run.linked, run.splits
+    texts = isinstance(run.twin.contract, TextInput)
+    same = identities(data.names, None if texts else data.rows)[data.members]
+    rows = np.asarray(splits.calibrate)
+    seen = np.isin(same[rows], same[np.asarray(splits.train)]).any(axis=1)
+    if seen.any():
+        progress(
+            f"leaving {int(seen.sum())} of {len(rows)} calibrate {_counted(run)} out, which hold "
+            "items that were trained on"
+        )
+    return data.of_rows(rows[~seen])
 
 
 def _calibrating(calibrate: PairData | TripletData, progress: Progress) -> Pairs | None:

@@ -97,6 +97,25 @@ def test_an_exported_run_of_scores_gives_distances_and_says_so(
     )
 
 
+def test_pairs_with_items_that_were_trained_on_set_no_threshold(
+    folder: Path, tmp_path: Path
+) -> None:
+    head, *rows = (folder / "pairs.csv").read_text(encoding="utf-8").splitlines()
+    components = len(rows) // 20
+    parts = ["train", "calibrate", "report"]
+    named = [parts[min(n // 20 * 3 // components, 2)] for n in range(len(rows))]
+    named[named.index("calibrate")] = "train"  # of two items, which 8 impostor pairs hold
+    lines = [f"{head},set", *(f"{row},{part}" for row, part in zip(rows, named, strict=True))]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "v.npy").write_bytes((folder / "v.npy").read_bytes())
+    settings = {"split_column": "set", "allow_shared_items": True, "max_steps": 1}
+    links.trained(tmp_path, "pairs", tmp_path / "run", loss="contrastive", **settings)
+    said: list[str] = []
+    manifest = export(tmp_path / "run", tmp_path / "twin.onnx", graph=of_mlp, progress=said.append)
+    assert manifest.calibrations[0].impostor_pairs == 15 * 16 - 8
+    assert any("leaving 10 of 299 calibrate pairs out" in one for one in said)
+
+
 def test_a_pair_calibrates_once_and_one_judged_both_ways_not_at_all() -> None:
     members = np.array([[0, 1], [1, 0], [1, 2], [2, 1], [2, 3], [3, 3]])
     targets = np.array([1, 1, 0, 1, 0, 1], dtype=np.float32)

@@ -22,7 +22,7 @@ from twinserve.train.config import TrainConfig
 from twinserve.train.data import Batch
 from twinserve.train.evaluate import embed
 from twinserve.train.held_out import HeldOut
-from twinserve.train.judged import average_precision, figures_of, partners_found
+from twinserve.train.judged import JudgedFigures, average_precision, figures_of, partners_found
 from twinserve.train.loop import train
 from twinserve.train.objective import Objective
 from twinserve.train.outcome import measure_again
@@ -184,6 +184,20 @@ def test_average_precision_weighs_precision_by_the_recall_it_adds() -> None:
     assert average_precision(distances, same) == pytest.approx((1 / 1 + 2 / 3) / 2)
     # What stands at one threshold counts together, in whatever order.
     assert average_precision(np.array([0.1, 0.1]), np.array([False, True])) == 0.5
+
+
+def test_the_better_twin_has_fewer_errors_or_more_of_all_else() -> None:
+    def rank(**values: float) -> tuple[float, ...]:
+        return JudgedFigures("cosine", {}, values).rank
+
+    assert rank(equal_error_rate=0.1, average_precision=0.8) > rank(
+        equal_error_rate=0.2, average_precision=0.9
+    )
+    assert rank(equal_error_rate=0.1, average_precision=0.9) > rank(
+        equal_error_rate=0.1, average_precision=0.8
+    )
+    assert rank(spearman=0.5) > rank(spearman=-0.6)
+    assert rank(right_order=0.9, equal_error_rate=0.2) > rank(right_order=0.8, equal_error_rate=0.1)
 
 
 def test_figures_of_triplets_count_ties_as_wrong() -> None:
