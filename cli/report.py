@@ -71,15 +71,13 @@ def _measured(folder: Path, again: bool) -> HeldOut:
     if not again and (folder / FILE).exists():
         return HeldOut.load(folder)
     from twinserve.train import checkpoint
-    from twinserve.train.evaluate import embed
-    from twinserve.train.record import write_evaluation
+    from twinserve.train.outcome import measure_again
 
     finished = checkpoint.load(folder)
     if "report" not in finished.results:
         raise DataError(f"the training in {folder} has not ended; wait for it, or train again")
     print(f"measuring {folder} …", file=sys.stderr)
-    embeddings = embed(finished.twin, finished.part("report").rows)
-    return write_evaluation(finished, finished.labelled, embeddings, finished.results)
+    return measure_again(finished)
 
 
 def _summary(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) -> dict[str, Any]:
@@ -99,7 +97,9 @@ def _print(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) 
         (fold,) = folds
         found = estimates(fold)
         of = (
-            f"{fold.judged_pairs:,} judged pairs"
+            f"{fold.triplets:,} triplets"
+            if fold.triplets
+            else f"{fold.judged_pairs:,} judged pairs"
             if fold.judged_pairs
             else f"{fold.classes:,} report classes"
         )

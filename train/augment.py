@@ -18,6 +18,7 @@ from twinserve.manifest import ImageInput, InputContract, TextInput
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Batch, take
 from twinserve.train.evaluate import tensors
+from twinserve.train.pairs import LinkBatch
 
 
 class Augmented:
@@ -34,7 +35,7 @@ class Augmented:
         self._contract = contract
         self._config = config
 
-    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def __call__(self, batch: Batch | LinkBatch, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return the twin's inputs for a batch; the generator draws the changes."""
         chosen = take(self._rows, batch.items)
         if isinstance(self._contract, TextInput):

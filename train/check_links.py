@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from twinserve.errors import DataError
+from twinserve.errors import ConfigError, DataError
 from twinserve.manifest import TextInput
 from twinserve.train import evidence
 from twinserve.train.components import MAX_SHARED
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import PARTS, IntArray
 from twinserve.train.findings import Checked, Finding, check_vectors, number, spread, stand
+from twinserve.train.forms import Kind, check_loss
 from twinserve.train.links import Links, identities
 from twinserve.train.material import LinkMaterial
 from twinserve.train.pairs import LinkBatches, PairData
@@ -60,6 +61,10 @@ def of_links(material: LinkMaterial, config: TrainConfig) -> Checked:
         },
     }
     findings = []
+    try:
+        check_loss(Kind(config.modality, what, True), config)
+    except ConfigError as error:  # which stops a training before it reads its data
+        findings.append(Finding("loss_of_other_data", False, error.message))
     if sum(splits.shared):
         findings.append(
             Finding(
@@ -134,7 +139,7 @@ def _judgements(data: PairData, same: IntArray, config: TrainConfig) -> list[Fin
                 "labels_outside_the_loss",
                 True,
                 f"loss={config.loss} takes pairs that are the same or not, and these are scored: "
-                "take a loss of scores, or judge the pairs 0 or 1",
+                "set loss=cosine_mse different_cosine=0, or judge the pairs 0 or 1",
             )
         )
     return found
@@ -148,12 +153,17 @@ def _sides(
     for part in PARTS:
         targets = data.targets[getattr(material.splits, part)]
         if targets.min() == targets.max():
+            same = targets.min() == 1
+            if same and config.loss == "multiple_negatives":
+                continue  # the others of a batch are the impostors
+            stops = part == "train" or (part == "calibrate" and not same)
             found.append(
                 Finding(
                     "one_judgement_alone",
-                    part == "train",
+                    stops,
                     f"all pairs of the {part} part are judged {targets[0]:g}, which leaves nothing "
-                    "to tell apart: add pairs of the other kind",
+                    "to tell apart: add pairs of the other kind"
+                    + (", or set loss=multiple_negatives" if stops and same else ""),
                 )
             )
     if config.balanced_pairs:

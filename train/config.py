@@ -41,6 +41,11 @@ LOSSES = {
     "supervised_contrastive": ("random",),
     "multiple_negatives": ("random",),
 }
+# Those that take pairs, and those that take triplets; all of them take classes.
+LOSSES_OF_LINKS = {
+    "pairs": ("contrastive", "cosine_mse", "concatenation", "multiple_negatives"),
+    "triplets": ("triplet", "contrastive", "cosine_mse", "concatenation", "multiple_negatives"),
+}
 # What begins a loss of pytorch-metric-learning, such as metric_learning:ArcFaceLoss.
 LIBRARY_LOSS = "metric_learning:"
 # What a data set is made of.

@@ -74,13 +74,14 @@ def of_classes(counts: IntArray, rates: Sequence[float]) -> tuple[dict[str, Any]
 
 def of_pairs(different: int, rates: Sequence[float]) -> tuple[dict[str, Any], list[Lacking]]:
     """Judge pairs that are to calibrate, by how many of them are of different items."""
-    smallest = MIN_FALSE_ACCEPTS / different if different > MIN_FALSE_ACCEPTS else None
+    # The largest rate that has a threshold is a half.
+    smallest = MIN_FALSE_ACCEPTS / different if different >= 2 * MIN_FALSE_ACCEPTS else None
     facts = {"impostor_pairs": different, "smallest_rate_at_best": smallest}
     there = f"the calibrate part has {different:,} pairs of different items"
     if smallest is None and not rates:
         message = (
             f"{there}, which carry no threshold: the twin will give distances and no decisions. "
-            f"Hold out more than {MIN_FALSE_ACCEPTS} (calibrate_fraction, or more data)"
+            f"Hold out {2 * MIN_FALSE_ACCEPTS} at least (calibrate_fraction, or more data)"
         )
         return facts, [Lacking(False, message)]
     return facts, [

@@ -128,6 +128,10 @@ def _parts(fold: HeldOut) -> dict[str, _Part]:
         found |= _of_retrieval(fold.retrieval)
     if fold.correlation is not None:
         found["Spearman"] = _Part(fold.correlation.spearman, fold.correlation.pairs)
+    if fold.right_order is not None:
+        found["right order"] = _Part(fold.right_order, fold.triplets)
+    if fold.recall_of_partners is not None:
+        found["recall@1 of partners"] = _Part(fold.recall_of_partners, fold.judged_pairs)
     for one in fold.few_shot:
         found[few_shot_name(one)] = _Part(one.accuracy, one.trials, True)
     return found
@@ -158,5 +162,5 @@ def few_shot_name(measured: FewShot) -> str:
 
 def _place(name: str) -> int:
     """Keep verification before retrieval before k-shot, whichever fold lacks what."""
-    kinds = ("Spearman", "EER", "TAR", "recall", "R-precision", "MAP")
+    kinds = ("Spearman", "right order", "EER", "TAR", "recall", "R-precision", "MAP")
     return next((place for place, kind in enumerate(kinds) if name.startswith(kind)), len(kinds))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from twinserve.errors import ConfigError, DataError
-from twinserve.train.config import FORMS, TWINS, TrainConfig
+from twinserve.train.config import FORMS, LOSSES_OF_LINKS, TWINS, TrainConfig
 from twinserve.train.tables import Column, header, place_of, records
 
 TABLES = (".csv", ".tsv")
@@ -102,6 +102,45 @@ def check_twin(kind: Kind, config: TrainConfig) -> None:
             f"{_PLURALS[kind.modality]} of {config.data}; set "
             f"{' or '.join(f'twin={twin}' for twin in TWINS[kind.modality])}, or give other data"
         )
+
+
+def check_loss(kind: Kind, config: TrainConfig) -> None:
+    """Refuse a loss that does not take such data, and settings that only classes heed.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if kind.form == "labelled":
+        return
+    takes = LOSSES_OF_LINKS[kind.form]
+    if config.loss not in takes:
+        raise ConfigError(
+            f"loss is {config.loss!r}, which takes items with classes, and {config.data} holds "
+            f"{kind.form}; set {_advised(kind, config)} ({kind.form} are taken by "
+            f"{', '.join(takes)})"
+        )
+    if config.mining != "random":
+        raise ConfigError(
+            f"mining is {config.mining!r}, which chooses among items with classes, and "
+            f"{config.data} holds {kind.form}, which are chosen already; unset it"
+        )
+    if config.rotations:
+        raise ConfigError(
+            f"rotations make classes of turned pictures, and {config.data} holds {kind.form}, "
+            "which have none; unset it, or set rotate_degrees"
+        )
+
+
+def _advised(kind: Kind, config: TrainConfig) -> str:
+    """Return the settings to begin with."""
+    if kind.form == "triplets":
+        return "loss=triplet"
+    if config.score_range:
+        return "loss=cosine_mse different_cosine=0"
+    return (
+        "loss=contrastive, or loss=cosine_mse where they have scores, or loss=multiple_negatives "
+        "where all are the same"
+    )
 
 
 def columns_of(kind: Kind, config: TrainConfig) -> list[Column]:

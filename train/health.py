@@ -90,5 +90,5 @@ def _advice(config: TrainConfig) -> str:
     elif config.loss == "supervised_contrastive":
         easier = "Raise temperature"
     else:
-        easier = "Begin with loss=supervised_contrastive"
+        easier = "Begin with loss=supervised_contrastive (multiple_negatives for pairs)"
     return f"{easier}, lower learning_rate, or see whether labels or inputs are all alike"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twinserve.calibration import PairDistances, pair_distances
 from twinserve.distance import Embeddings, FloatArray, Metric, check_vectors, paired
@@ -24,7 +25,9 @@ from twinserve.manifest import write_atomically
 from twinserve.train.correlation import Correlation, spearman_of_pairs
 from twinserve.train.evaluate import RATES, IntArray, measured_items
 from twinserve.train.few_shot import FewShot, few_shot
-from twinserve.train.intervals import RESAMPLES
+from twinserve.train.intervals import RESAMPLES, Estimate, mean_over_classes
+from twinserve.train.judged import kind_of_judgements, partners_found, sides
+from twinserve.train.pairs import PairData, TripletData
 from twinserve.train.retrieval import Retrieval, retrieval
 from twinserve.train.verification import Verification, verification
 
@@ -44,6 +47,9 @@ class HeldOut:
     few_shot: tuple[FewShot, ...]
     judged_pairs: int = 0  # 0 where classes were measured
     correlation: Correlation | None = None  # of judged pairs with scores
+    triplets: int = 0  # each counts as two judged pairs too
+    right_order: Estimate | None = None  # share of triplets with the positive nearer
+    recall_of_partners: Estimate | None = None  # recall@1, of pairs that are all the same
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> HeldOut:
@@ -59,6 +65,10 @@ class HeldOut:
             few_shot=tuple(map(FewShot.from_dict, values["few_shot"])),
             judged_pairs=values["judged_pairs"],
             correlation=None if correlated is None else Correlation.from_dict(correlated),
+            # Evaluations of earlier versions lack what follows.
+            triplets=values.get("triplets", 0),
+            right_order=_estimate(values.get("right_order")),
+            recall_of_partners=_estimate(values.get("recall_of_partners")),
         )
 
     def save(self, folder: Path) -> Path:
@@ -86,6 +96,10 @@ class HeldOut:
             raise DataError(
                 f"{path} is damaged; `twinserve report {folder} --again` writes it anew"
             ) from error
+
+
+def _estimate(values: dict[str, Any] | None) -> Estimate | None:
+    return None if values is None else Estimate.from_dict(values)
 
 
 def measure(
@@ -192,6 +206,47 @@ def measure_pairs(
         judged_pairs=len(members),
         correlation=correlated,
     )
+
+
+def measure_links(
+    embeddings: Embeddings,
+    data: PairData | TripletData,
+    metric: Metric,
+    *,
+    rates: Sequence[float] = RATES,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> HeldOut:
+    """Measure judged pairs or triplets; of a triplet (anchor, positive) counts as the same.
+
+    The arguments are those of `measure_pairs`, with the items of `data` for its embeddings.
+
+    Raises:
+        NotFinite, ZeroVector: an embedding that no metric can compare.
+    """
+    pairs = data.pairs if isinstance(data, TripletData) else data
+    measured = measure_pairs(
+        embeddings,
+        pairs.members,
+        pairs.targets.astype(np.float64),
+        pairs.components,
+        metric,
+        rates=rates,
+        seed=seed,
+        resamples=resamples,
+    )
+    component = data.components[data.members[:, 0]]
+
+    def share(right: NDArray[np.bool_]) -> Estimate:
+        return mean_over_classes(right.astype(np.float64), component, resamples, seed)
+
+    if isinstance(data, TripletData):
+        near, far = sides(embeddings, data, metric)
+        return dataclasses.replace(measured, triplets=len(data), right_order=share(near < far))
+    if kind_of_judgements(data) == "same":
+        found = share(partners_found(embeddings, data, metric))
+        return dataclasses.replace(measured, recall_of_partners=found)
+    return measured
 
 
 def judged_distances(

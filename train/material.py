@@ -42,6 +42,11 @@ class Material:
     contract: InputContract
     tokenizer: str | None = None  # of texts
 
+    @property
+    def digest(self) -> str:
+        """Of the whole data set."""
+        return self.labelled.digest
+
 
 @dataclass(frozen=True)
 class LinkMaterial:
@@ -51,6 +56,11 @@ class LinkMaterial:
     splits: LinkSplits
     contract: InputContract
     tokenizer: str | None = None  # of texts
+
+    @property
+    def digest(self) -> str:
+        """Of the whole data set."""
+        return self.data.digest
 
 
 def prepare(config: TrainConfig, faults: Faults | None = None) -> Material:

@@ -16,6 +16,7 @@ from twinserve.distance import Metric
 from twinserve.errors import ConfigError
 from twinserve.train import curriculum, losses, mining
 from twinserve.train.config import LIBRARY_LOSS, TrainConfig
+from twinserve.train.data import Batch
 from twinserve.train.heads import (
     ConcatenationHead,
     CosineHead,
@@ -26,6 +27,7 @@ from twinserve.train.heads import (
 )
 from twinserve.train.metric_learning import load_loss
 from twinserve.train.mining import Pairs, Triplets
+from twinserve.train.pairs import LinkBatch
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,26 @@ class Objective(nn.Module):
             first, second = embeddings[pairs.first], embeddings[pairs.second]
             loss, active = self._pairs(first, second, pairs.same.to(embeddings.dtype))
         return loss, _figures(loss, active, distances[genuine], distances[impostor])
+
+    def of_batch(
+        self,
+        batch: Batch | LinkBatch,
+        embeddings: Tensor,
+        generator: torch.Generator,
+        progress: float = 0.0,
+    ) -> tuple[Tensor, Figures]:
+        """Measure a batch of classes, pairs or triplets: float [len(batch.items), dimension].
+
+        Raises:
+            ConfigError: the config's loss does not take such a batch.
+        """
+        if isinstance(batch, Batch):
+            return self.forward(embeddings, torch.from_numpy(batch.labels), generator, progress)
+        rows, ends = batch.members.shape
+        end = embeddings.reshape(ends, rows, -1)
+        if batch.targets is None:
+            return self.of_triplets(end[0], end[1], end[2])
+        return self.of_pairs(end[0], end[1], torch.from_numpy(batch.targets))
 
     def of_pairs(self, first: Tensor, second: Tensor, same: Tensor) -> tuple[Tensor, Figures]:
         """Measure pairs that came labelled, without classes.

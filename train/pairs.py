@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from twinserve.errors import DataError
 from twinserve.feed import Rows
 from twinserve.train.components import components
-from twinserve.train.data import IntArray, take
+from twinserve.train.data import IntArray, Labelled, take
 
 FloatArray = NDArray[np.float32]
 
@@ -49,6 +49,11 @@ class _Items:
             digest.update(f"{self.rows.dtype.str}{self.rows.shape}".encode())
             digest.update(np.ascontiguousarray(self.rows).tobytes())
         return digest.hexdigest()
+
+    @property
+    def items(self) -> Labelled:
+        """The items without what joins them, each a class of its own."""
+        return Labelled(self.rows, np.arange(len(self.names)), self.names, self.names)
 
     def _judgements(self) -> dict[str, list[float]]:
         return {}
@@ -86,6 +91,13 @@ class TripletData(_Items):
     def of_rows(self, chosen: IntArray) -> TripletData:
         """Return these triplets, int64 [k], in the order given, and no items but theirs."""
         return TripletData(*self._of_members(chosen))
+
+    @property
+    def pairs(self) -> PairData:
+        """Each triplet as two pairs: first all (anchor, positive), then all (anchor, negative)."""
+        members = np.concatenate([self.members[:, [0, 1]], self.members[:, [0, 2]]])
+        targets = np.repeat(np.array([1.0, 0.0], dtype=np.float32), len(self))
+        return PairData(self.rows, self.names, members, targets)
 
 
 @dataclass(frozen=True)

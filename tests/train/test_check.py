@@ -176,7 +176,8 @@ def test_evidence_for_a_rate_is_counted_as_calibration_counts_it() -> None:
     assert not lacking[0].asked
     assert evidence.of_pairs(3000, (0.01,))[1] == []
     assert evidence.of_pairs(2999, (0.01,))[1][0].asked
-    assert not evidence.of_pairs(20, ())[1][0].asked
+    assert evidence.of_pairs(60, ())[1] == []  # a rate of a half
+    assert not evidence.of_pairs(59, ())[1][0].asked
 
 
 def test_a_training_stops_where_a_check_does_and_writes_what_was_found(

@@ -19,7 +19,8 @@ from twinserve.train.checkpoint import Run
 from twinserve.train.config import TrainConfig
 from twinserve.train.evaluate import embed
 from twinserve.train.loop import train
-from twinserve.train.record import Keeper, evaluate_part
+from twinserve.train.record import Keeper
+from twinserve.train.standing import evaluate_part
 
 QUICK = TrainConfig(
     train_groups=("alphabet0", "alphabet3"),

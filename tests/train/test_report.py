@@ -275,6 +275,8 @@ def test_the_hardest_judged_pairs_rank_farthest_from_their_judgement() -> None:
     distances, targets = np.array([0.9, 0.7, 0.5, 0.1]), np.array([1.0, 0.4, 0.6, 0.2])
     too_far, too_near = hardest_judged(distances, targets, 3)
     assert (too_far.tolist(), too_near.tolist()) == ([0], [3])
+    # What is judged the same is never too near, even beside what is the same and farther.
+    assert [one.tolist() for one in hardest_judged(distances, np.ones(4), 3)] == [[0, 1], []]
 
 
 def test_equal_runs_make_equal_pages(run: Run, tmp_path: Path) -> None:

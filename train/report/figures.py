@@ -133,7 +133,7 @@ def score_chart(
 
 
 def learning_charts(log: Path, best_step: int) -> list[tuple[str, Markup]]:
-    """Draw what log.csv holds, by title: loss, distances, active share, calibrate classes."""
+    """Draw what log.csv holds, by title: loss, distances, active share, calibrate part."""
     columns = _columns(log)
     steps = columns.get("step", [])
     if not steps:
@@ -149,12 +149,17 @@ def learning_charts(log: Path, best_step: int) -> list[tuple[str, Markup]]:
         ("Share of pairs or triplets that still cost", "share", (("active", "active", "genuine"),),
          True),
         (
-            "On the calibrate classes",
+            "On the calibrate part",
             "share",
             (("one_shot", "one-shot accuracy", "genuine"),
+             ("average_precision", "average precision", "genuine"),
+             ("right_order", "triplets in the right order", "genuine"),
+             ("recall_at_1", "recall@1 of partners", "genuine"),
              ("equal_error_rate", "equal error rate", "impostor")),
             True,
         ),
+        ("Spearman on the calibrate part", "correlation",
+         (("spearman", "Spearman", "genuine"),), False),
     )  # fmt: skip
     return [
         (title, _learning_chart(columns, title, label, lines, of_shares, best_step))

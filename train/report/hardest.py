@@ -77,12 +77,17 @@ def hardest_judged(
 
     Args:
         distances: float64 [pairs].
-        targets: [pairs], higher for what is more alike.
+        targets: [pairs], from 0 (different, never too far) to 1 (the same, never too near).
         count: how many of each at most.
     """
-    behind = average_ranks(np.asarray(targets, np.float64)) - average_ranks(-distances)
-    worst = [np.argsort(-amiss, kind="stable")[:count] for amiss in (behind, -behind)]
-    return worst[0][behind[worst[0]] > 0], worst[1][behind[worst[1]] < 0]
+    targets = np.asarray(targets, np.float64)
+    behind = average_ranks(targets) - average_ranks(-distances)
+    too_far = np.flatnonzero((behind > 0) & (targets > 0))
+    too_near = np.flatnonzero((behind < 0) & (targets < 1))
+    return (
+        too_far[np.argsort(-behind[too_far], kind="stable")[:count]],
+        too_near[np.argsort(behind[too_near], kind="stable")[:count]],
+    )
 
 
 def _smallest(keys: FloatArray, count: int) -> IntArray:

@@ -103,12 +103,18 @@ def _head(title: str, shown: Shown, measured: HeldOut, now: datetime.datetime) -
         tag("h1", title),
         tag(
             "p",
-            f"How good the twin is on {shown.lead} that it never saw. Compared by "
+            f"How good the twin is on {shown.lead}{_seen(shown)}. Compared by "
             f"{measured.metric} distance; a match is a distance at or below a threshold.",
             class_="lead",
         ),
         tag("p", tag("time", f"{now:%d %B %Y}", datetime=now.isoformat(timespec="seconds"))),
     )
+
+
+def _seen(shown: Shown) -> str:
+    if not shown.shared:
+        return " that it never saw"
+    return f", of which {shown.shared:,} hold an item that another part of the data holds too"
 
 
 def _headline(measured: HeldOut, results: dict[str, Any]) -> Markup:
@@ -117,6 +123,12 @@ def _headline(measured: HeldOut, results: dict[str, Any]) -> Markup:
     if measured.correlation is not None:
         estimate = measured.correlation.spearman
         tiles.append(_tile("Spearman × 100", estimate, "of closeness with scores", unit=""))
+    if measured.right_order is not None:
+        note = f"{measured.triplets:,} triplets, the positive nearer"
+        tiles.append(_tile("right order", measured.right_order, note))
+    if measured.recall_of_partners is not None:
+        note = "an item's partner is the nearest"
+        tiles.append(_tile("recall@1", measured.recall_of_partners, note))
     if verified is not None:
         tiles.append(_tile("equal error rate", verified.equal_error_rate, "smaller is better"))
         for rate in verified.true_accept_rates[1:2] or verified.true_accept_rates[:1]:
@@ -147,6 +159,14 @@ def _headline(measured: HeldOut, results: dict[str, Any]) -> Markup:
 
 def _warning(results: dict[str, Any]) -> Markup | None:
     """Say it where training brought nothing."""
+    baseline = results.get("baseline")  # of pairs and triplets
+    if baseline is not None and not baseline["beaten"]:
+        return tag(
+            "p",
+            f"The twin is no better than {baseline['of']} compared without a twin. Train for "
+            "longer, on more pairs, or start from a twin that was trained on more.",
+            class_="warning",
+        )
     reached = results.get("report", {}).get("one_shot", {}).get("accuracy")
     for key, name in _BASELINES.items():
         if reached is not None and results.get(key, 0.0) >= reached:
@@ -202,6 +222,12 @@ def _verification(shown: Shown, measured: HeldOut) -> Markup | None:
     if verified is None or pairs is None:
         if measured.correlation is not None:
             return None
+        if measured.judged_pairs:
+            return _section(
+                "Are two alike?",
+                tag("p", "Nothing to measure: all pairs are judged alike, and error rates take "
+                    "pairs of both kinds.", class_="empty"),
+            )  # fmt: skip
         return _section(
             "Are two alike?",
             tag("p", "Nothing to measure: this takes genuine and impostor pairs, so two classes "
@@ -394,7 +420,11 @@ def _statement(run: Run, shown: Shown, results: dict[str, Any]) -> Markup:
     return _section(
         "What it was made of",
         _fields("The run", statement.about(run, shown.whole, results)),
-        _table("The split: nothing stands in two parts", shown.split_head, shown.split),
+        _table(
+            f"The split: {'items stand' if shown.shared else 'nothing stands'} in two parts",
+            shown.split_head,
+            shown.split,
+        ),
         tag(
             "div",
             tag("div", _fields("Settings other than the defaults", changed)),

@@ -7,7 +7,7 @@ HTML. Here alone do the two forms of data differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from twinserve.calibration import PairDistances, pair_distances
 from twinserve.distance import Embeddings, FloatArray, paired
 from twinserve.feed import Rows
 from twinserve.train.checkpoint import Run
+from twinserve.train.components import LinkSplits
 from twinserve.train.data import PARTS, Labelled
 from twinserve.train.evaluate import IntArray, measured_items
 from twinserve.train.held_out import HeldOut, judged_distances
+from twinserve.train.pairs import PairData, TripletData
 from twinserve.train.report.exhibits import class_name
 from twinserve.train.report.hardest import HardPair, hardest, hardest_judged
 from twinserve.train.report.space import SpaceMap, space_map
@@ -52,6 +54,7 @@ class Shown:
     drawn: SpaceMap | None
     split_head: tuple[str, ...]
     split: tuple[tuple[str, ...], ...]
+    shared: int = 0  # pairs or triplets of the part that hold an item of another part
     # Distances and scores of some pairs, [k] each, where pairs are judged by a score.
     scored: tuple[FloatArray, FloatArray] | None = None
 
@@ -65,12 +68,12 @@ def of_classes(run: Run, labelled: Labelled, embeddings: Embeddings, measured: H
         embeddings: float32 [n, dimension], of all items of the report classes.
         measured: on them.
     """
-    part = labelled.of_classes(run.splits.report)
+    part = labelled.of_classes(run.classes.report)
     chosen = measured_items(len(part), run.config.seed)
     part, embeddings = part.of_items(chosen), embeddings[chosen]
     metric = run.twin.metric
     genuine, impostor = hardest(embeddings, part.labels, metric, _PAIRS)
-    groups = [name for name in labelled.of_classes(run.splits.report).group_names if name]
+    groups = [name for name in labelled.of_classes(run.classes.report).group_names if name]
     of = f" of {', '.join(groups)}" if 0 < len(groups) <= 4 else ""
     return Shown(
         lead=f"{measured.items:,} items of {measured.classes:,} classes{of}",
@@ -89,6 +92,47 @@ def of_classes(run: Run, labelled: Labelled, embeddings: Embeddings, measured: H
         drawn=space_map(embeddings, part.labels, metric, seed=run.config.seed),
         split_head=("part", "classes", "items", "items of a class", "use", "groups"),
         split=tuple(_class_part(labelled, run, name) for name in PARTS),
+    )
+
+
+def of_links(
+    run: Run,
+    part: PairData | TripletData,
+    embeddings: Embeddings,
+    measured: HeldOut,
+    counts: Mapping[str, tuple[int, int]],
+) -> Shown:
+    """Show the pairs or triplets of a report part, a triplet as two pairs.
+
+    Args:
+        run: gives the metric and the seed.
+        part: the report part.
+        embeddings: float32 [n, dimension], of its items.
+        measured: on them.
+        counts: how many rows and items each part of the split has.
+    """
+    pairs = part.pairs if isinstance(part, TripletData) else part
+    shown = of_pairs(
+        rows=pairs.rows,
+        names=pairs.names,
+        members=pairs.members,
+        targets=pairs.targets.astype(np.float64),
+        components=pairs.components,
+        embeddings=embeddings,
+        measured=measured,
+        run=run,
+        counts=counts,
+    )
+    if isinstance(run.splits, LinkSplits):
+        shown = replace(shown, shared=run.splits.shared[1])
+    if not isinstance(part, TripletData):
+        return shown
+    rows, items = (sum(count[which] for count in counts.values()) for which in (0, 1))
+    return replace(
+        shown,
+        lead=f"{len(part):,} triplets of {measured.items:,} items",
+        whole=f"{rows:,} triplets of {items:,} items",
+        split_head=("part", "triplets", *shown.split_head[2:]),
     )
 
 
@@ -175,7 +219,7 @@ def _judgement(target: float, scored: bool) -> str:
 
 
 def _class_part(labelled: Labelled, run: Run, name: str) -> tuple[str, ...]:
-    part = labelled.of_classes(getattr(run.splits, name))
+    part = labelled.of_classes(getattr(run.classes, name))
     counts = np.bincount(part.labels, minlength=len(part.class_names))
     low, high = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
     groups = [group for group in part.group_names if group]
