@@ -22,12 +22,14 @@ from twinserve.train.augment import Augmented
 from twinserve.train.build import begin, build, put_channels_last
 from twinserve.train.check import check
 from twinserve.train.checkpoint import Run
-from twinserve.train.config import TrainConfig
+from twinserve.train.config import ENCODERS, TrainConfig
 from twinserve.train.data import Batches, Labelled
 from twinserve.train.faults import Faults
 from twinserve.train.health import CollapseAlarm
 from twinserve.train.material import prepare
-from twinserve.train.objective import Figures, Objective
+from twinserve.train.matryoshka import objective_of
+from twinserve.train.objective import Figures
+from twinserve.train.optimizer import optimizer_of, schedule_of
 from twinserve.train.record import Keeper, write_json, write_report
 
 
@@ -70,10 +72,10 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     twin = build(config, material.contract, material.tokenizer)
     begin(twin, config, training)
     put_channels_last(twin)
-    objective = Objective(config, batches.classes)
+    objective = objective_of(config, twin.dimension, batches.classes)
     weights = [*twin.parameters(), *objective.parameters()]
-    optimizer = torch.optim.Adam(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.max_steps)
+    optimizer = optimizer_of(twin, objective, config)
+    schedule = schedule_of(optimizer, config)
     augmented = Augmented(training.rows, twin.contract, config)
     generator = torch.Generator()
     # A log file gets a line now and then, a terminal a bar that moves.
@@ -88,6 +90,9 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
 
     with bar, keeper:
         try:
+            if config.twin in ENCODERS:
+                # What the encoder can do already is what training has to beat.
+                keeper.evaluate(0)
             for step in range(config.max_steps):
                 batch = batches[step]
                 # Each step draws from its own seed, so that a resumed run repeats it.

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from twinserve.errors import ConfigError
-from twinserve.manifest import TEXT_INPUTS
+from twinserve.manifest import TEXT_INPUTS, TextInput
 from twinserve.train import encoders
 from twinserve.train.pretrained import modules
 from twinserve.train.pretrained.folders import (
@@ -52,7 +52,52 @@ def read_twin(
     weights = weight_files(plan.encoder)
     check_size(weights)
     encoder = encoders.load_text(plan.encoder)
+    contract, tokenizer, checked = read_contract(plan, texts, settings, answers)
+    width = width_of(encoder, plan.pooling, plan.layers)
+    cut = cut_of(plan.cut, width, settings, answers)
+    metric = metric_of(
+        plan.similarity,
+        settings,
+        answers,
+        "config_sentence_transformers.json",
+        normalized=plan.normalized,
+    )
+    dimension = width if cut is None else cut
+    truncations = truncations_of(
+        plan.matryoshka, dimension, settings, answers, "the folder's configuration"
+    )
+    twin = TextTwin(
+        encoder,
+        contract=contract,
+        tokenizer=tokenizer,
+        dimension=dimension,
+        metric=metric,
+        normalized=plan.normalized,
+        truncations=truncations,
+        pooling=plan.pooling,
+        head=encoders.head(plan.layers, cut),
+    ).eval()
+    origin = {**origin_of(folder, plan, encoder), "texts_tokenized_alike": checked}
+    return twin, origin
 
+
+def read_contract(
+    plan: modules.Plan, texts: Sequence[str], settings: Settings, answers: Answers
+) -> tuple[TextInput, str, int]:
+    """Read the input contract of a text encoder, and its tokenizer.
+
+    Args:
+        plan: of its folder.
+        texts: to hold the tokenizer against the library's own.
+        settings: flags.
+        answers: is told what was taken.
+
+    Returns:
+        The contract, tokenizer.json, and on how many texts it gave the library's ids.
+
+    Raises:
+        ConfigError, DataError, ManifestError: see `tokenizer`.
+    """
     tokenizer = (
         tokenizer_json(plan.encoder, lower=plan.lower)
         if settings.tokenizer is None
@@ -80,35 +125,23 @@ def read_twin(
             plan.encoder, tokenizer, contract, list(texts), lower=plan.lower
         )
         contract = with_tokenizer(contract, tokenizer)
+    return contract, tokenizer, checked
 
-    width = encoder.width * len(plan.pooling)
-    if plan.layers and (last := [layer for layer in plan.layers if layer is not None]):
-        width = len(last[-1].weight)
-    cut = cut_of(plan.cut, width, settings, answers)
-    metric = metric_of(
-        plan.similarity,
-        settings,
-        answers,
-        "config_sentence_transformers.json",
-        normalized=plan.normalized,
-    )
-    dimension = width if cut is None else cut
-    truncations = truncations_of(
-        plan.matryoshka, dimension, settings, answers, "the folder's configuration"
-    )
-    twin = TextTwin(
-        encoder,
-        contract=contract,
-        tokenizer=tokenizer,
-        dimension=dimension,
-        metric=metric,
-        normalized=plan.normalized,
-        truncations=truncations,
-        pooling=plan.pooling,
-        head=encoders.head(plan.layers, cut),
-    ).eval()
-    read = [*plan.files, *weights, plan.encoder / FILE]
-    origin = {
+
+def width_of(
+    encoder: encoders.TextEncoder,
+    pooling: Sequence[str],
+    layers: Sequence[encoders.Dense | None],
+) -> int:
+    """Return how many coordinates come out of pooling and the layers behind it."""
+    dense = [layer for layer in layers if layer is not None]
+    return len(dense[-1].weight) if dense else encoder.width * len(pooling)
+
+
+def origin_of(folder: Path, plan: modules.Plan, encoder: encoders.TextEncoder) -> dict[str, Any]:
+    """Say what a text encoder was made of, for a manifest."""
+    read = [*plan.files, *weight_files(plan.encoder), plan.encoder / FILE]
+    return {
         "kind": "sentence-transformers"
         if modules.is_sentence_transformer(folder)
         else "transformers",
@@ -123,10 +156,8 @@ def read_twin(
             for layer in plan.layers
         ],
         "similarity": plan.similarity,
-        "texts_tokenized_alike": checked,
         "files": digests(folder, [file for file in read if file.is_file()]),
     }
-    return twin, origin
 
 
 def cut_of(stated: int | None, width: int, settings: Settings, answers: Answers) -> int | None:
