@@ -12,10 +12,11 @@ from twinserve.errors import ConfigError
 DESCRIPTION = (
     "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class, or "
     "a CSV of their paths and labels (twin=conv4, resnet18, resnet34 or resnet50); a CSV of texts "
-    "and labels (twin=words: averaged word vectors); or float32 vectors with labels as npz, npy or "
-    "Parquet (twin=mlp). docs/data.md shows all forms; `twinserve data check` says what would "
-    "spoil a training, which stops at the same before its first step. Whole classes are set aside "
-    "to calibrate and to report. Ctrl-C leaves the best twin so far."
+    "and labels (twin=words: averaged word vectors; twin=text_encoder: a model of transformers or "
+    "sentence-transformers, fine-tuned, as image_encoder is for pictures); or float32 vectors "
+    "with labels as npz, npy or Parquet (twin=mlp). docs/data.md shows all forms; `twinserve data "
+    "check` says what would spoil a training, which stops at the same before its first step. Whole "
+    "classes are set aside to calibrate and to report. Ctrl-C leaves the best twin so far."
 )
 EXAMPLES = """
   twinserve train --data photos/ --out runs/faces
@@ -24,6 +25,8 @@ EXAMPLES = """
   twinserve train --data photos/ --out runs/faces --set twin=resnet18 weights=resnet18.pth \\
       color_order=RGB image_size=224 mean_std=imagenet
   twinserve train --data questions.csv --out runs/questions --set twin=words label_column=intent
+  twinserve train --data questions.csv --out runs/questions --set twin=text_encoder \\
+      weights=all-MiniLM-L6-v2/ warmup_steps=20 max_steps=200
   twinserve train --data vectors.npz --out runs/vectors --set twin=mlp
 """
 EXIT_CODES = "0 done; 2 wrong usage, or an error"

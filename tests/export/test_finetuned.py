@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import BertConfig, BertModel
 
 from tests.export.imports.conftest import save_encoder, save_modules, save_pooling
+from tests.export.text_twins import VOCABULARY
 from tests.train import questions
 from twinserve.export.exporter import export
 from twinserve.export.session import GraphSession, embed_all
@@ -18,7 +21,16 @@ from twinserve.train.loop import train
 def test_a_run_is_exported_with_its_truncations_and_says_what_it_began_with(
     tmp_path: Path,
 ) -> None:
-    folder = save_encoder(tmp_path / "model")
+    torch.manual_seed(5)
+    one_layer = BertConfig(  # since the exporter takes seconds for each
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=48,
+    )
+    folder = save_encoder(tmp_path / "model", BertModel(one_layer))
     save_modules(folder, "Transformer", "Pooling", "Normalize")
     save_pooling(folder, "mean_tokens")
     data = questions.write_csv(tmp_path / "q.csv", questions.rows(), ("text", "label"))
