@@ -8,6 +8,7 @@ looked at once, after the last step: they choose nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -72,7 +73,8 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     twin = build(config, material.contract, material.tokenizer)
     begin(twin, config, training)
     put_channels_last(twin)
-    objective = objective_of(config, twin.dimension, batches.classes)
+    config = dataclasses.replace(config, dimension=twin.dimension)
+    objective = objective_of(config, batches.classes)
     weights = [*twin.parameters(), *objective.parameters()]
     optimizer = optimizer_of(twin, objective, config)
     schedule = schedule_of(optimizer, config)

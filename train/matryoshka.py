@@ -24,17 +24,17 @@ Measured = tuple[Tensor, Figures]
 class Matryoshka(nn.Module):
     """The calls of `Objective`, over the whole embedding and its truncations.
 
-    The figures are those of the whole embedding, except the loss, which is the sum.
+    The figures are those of the whole embedding, except the loss, which is the mean over all
+    sizes: it can be held against a margin, and against other runs.
 
     Args:
-        config: names the loss and the truncations.
-        dimension: of the whole embedding.
+        config: names the loss, the dimension and its truncations.
         classes: see `Objective`.
     """
 
-    def __init__(self, config: TrainConfig, dimension: int, classes: int = 0) -> None:
+    def __init__(self, config: TrainConfig, classes: int = 0) -> None:
         super().__init__()
-        self.sizes = (dimension, *truncations_of(config, dimension))
+        self.sizes = (config.dimension, *truncations_of(config, config.dimension))
         # A head or loss with weights of its own has them per size.
         self.objectives = nn.ModuleList(
             Objective(dataclasses.replace(config, dimension=size, matryoshka=()), classes)
@@ -74,7 +74,7 @@ class Matryoshka(nn.Module):
             whole = figures if whole is None else whole
         assert total is not None
         assert whole is not None
-        return total, dataclasses.replace(whole, loss=total.item())
+        return total, dataclasses.replace(whole, loss=total.item() / len(self.sizes))
 
     def _cut_to(self, size: int) -> Callable[[Tensor], Tensor]:
         if size == self.sizes[0]:
@@ -82,15 +82,13 @@ class Matryoshka(nn.Module):
         return lambda embeddings: unit(embeddings[:, :size])
 
 
-def objective_of(config: TrainConfig, dimension: int, classes: int = 0) -> Objective | Matryoshka:
-    """Make a config's objective for embeddings of a dimension.
+def objective_of(config: TrainConfig, classes: int = 0) -> Objective | Matryoshka:
+    """Make a config's objective; its dimension must be that of the twin.
 
     Raises:
         ConfigError: a truncation that is none.
     """
-    if config.matryoshka:
-        return Matryoshka(config, dimension, classes)
-    return Objective(dataclasses.replace(config, dimension=dimension), classes)
+    return Matryoshka(config, classes) if config.matryoshka else Objective(config, classes)
 
 
 def truncations_of(config: TrainConfig, dimension: int) -> tuple[int, ...]:

@@ -56,6 +56,7 @@ def test_a_run_is_exported_with_its_truncations_and_says_what_it_began_with(
         ),
         progress=False,
     )
+    assert run.config.dimension == 32
     log = (tmp_path / "run" / "log.csv").read_text().splitlines()
     assert [line.partition(",")[0] for line in log] == ["step", "0", "2", "4"]
     folder.rename(tmp_path / "elsewhere")

@@ -25,14 +25,14 @@ def embeddings() -> torch.Tensor:
 
 def test_the_loss_is_the_sum_over_the_whole_and_each_truncation(embeddings: torch.Tensor) -> None:
     config = TrainConfig(dimension=8, matryoshka=(2, 4))
-    loss, figures = objective_of(config, 8)(embeddings, LABELS, torch.Generator())
+    loss, figures = objective_of(config)(embeddings, LABELS, torch.Generator())
     plain = Objective(TrainConfig(dimension=8))
     cuts = [embeddings, *(torch.from_numpy(truncated(embeddings.numpy(), n)) for n in (4, 2))]
     parts = [plain(cut, LABELS, torch.Generator()) for cut in cuts]
     assert loss.item() == pytest.approx(
         sum(part.item() for part, _ in parts), rel=1e-6
     )  # truncated gives float32
-    assert figures.loss == loss.item()
+    assert figures.loss == loss.item() / 3
     assert figures.genuine == parts[0][1].genuine
 
 
@@ -42,7 +42,7 @@ def test_lengths_count_in_the_whole_and_not_in_truncations(embeddings: torch.Ten
     )
     same = torch.tensor([1.0, 0.0])
     first, second = embeddings[:2], embeddings[2:]
-    total, _ = objective_of(config, 8).of_pairs(first, second, same)
+    total, _ = objective_of(config).of_pairs(first, second, same)
     whole, _ = Objective(config).of_pairs(first, second, same)
     near = [
         pairwise(truncated(a[None].numpy(), 4), truncated(b[None].numpy(), 4), Metric.EUCLIDEAN)
@@ -55,7 +55,7 @@ def test_lengths_count_in_the_whole_and_not_in_truncations(embeddings: torch.Ten
 
 def test_triplets_and_heads_with_weights_have_a_part_per_size(embeddings: torch.Tensor) -> None:
     config = TrainConfig(dimension=8, matryoshka=(4, 2), loss="concatenation")
-    objective = objective_of(config, 8)
+    objective = objective_of(config)
     assert isinstance(objective, Matryoshka)
     loss, _ = objective.of_triplets(embeddings.float(), embeddings.float(), -embeddings.float())
     torch.autograd.backward(loss)
