@@ -288,7 +288,7 @@ def _projected(width: int, config: TrainConfig) -> tuple[int, Projection | None]
 def _with_something_to_train(twin: AnyTwin) -> AnyTwin:
     if not any(parameter.requires_grad for parameter in twin.parameters()):
         raise ConfigError(
-            f"freeze={WHOLE_ENCODER} leaves nothing to train: set dimension below "
+            "freeze leaves nothing to train: set dimension below "
             f"{twin.dimension}, for a projection behind the encoder, or freeze fewer layers"
         )
     return twin.eval()
