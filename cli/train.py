@@ -12,11 +12,12 @@ from twinserve.errors import ConfigError
 DESCRIPTION = (
     "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class, or "
     "a CSV of their paths and labels (twin=conv4, resnet18, resnet34 or resnet50); a CSV of texts "
-    "and labels (twin=words: averaged word vectors); or float32 vectors with labels as npz, npy or "
-    "Parquet (twin=mlp). CSVs of judged pairs and of triplets are trained on as they are. "
-    "docs/data.md shows all forms; `twinserve data check` says what would spoil a training, which "
-    "stops at the same before its first step. Whole classes (of pairs what hangs together) are set "
-    "aside to calibrate and to report. Ctrl-C leaves the best twin so far."
+    "and labels (twin=words: averaged word vectors; twin=text_encoder: a model of transformers or "
+    "sentence-transformers, fine-tuned, as image_encoder is for pictures); or float32 vectors "
+    "with labels as npz, npy or Parquet (twin=mlp). CSVs of judged pairs and of triplets are "
+    "trained on as they are. docs/data.md shows all forms; `twinserve data check` says what would "
+    "spoil a training, which stops at the same before its first step. Whole classes (of pairs what "
+    "hangs together) are set aside to calibrate and to report. Ctrl-C leaves the best twin so far."
 )
 EXAMPLES = """
   twinserve train --data photos/ --out runs/faces
@@ -25,6 +26,8 @@ EXAMPLES = """
   twinserve train --data photos/ --out runs/faces --set twin=resnet18 weights=resnet18.pth \\
       color_order=RGB image_size=224 mean_std=imagenet
   twinserve train --data questions.csv --out runs/questions --set twin=words label_column=intent
+  twinserve train --data questions.csv --out runs/questions --set twin=text_encoder \\
+      weights=all-MiniLM-L6-v2/ warmup_steps=20 max_steps=200
   twinserve train --data vectors.npz --out runs/vectors --set twin=mlp
   twinserve train --data pairs.csv --out runs/pairs --set twin=words loss=contrastive
   twinserve train --data scored.csv --out runs/scored --set twin=words score_range=0..5 \\

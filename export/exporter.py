@@ -126,6 +126,7 @@ def export_precisions(
             truncations=twin.truncations,
             tokenizer=twin.tokenizer,
             training=_training(run, weights, train),
+            origin={} if twin.blueprint is None else twin.blueprint["origin"],
         ),
         torch_source(twin),
         held_out,

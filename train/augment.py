@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from twinserve.feed import Rows
-from twinserve.manifest import ImageInput, InputContract, TextInput
+from twinserve.manifest import ImageInput, InputContract
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Batch, take
 from twinserve.train.evaluate import tensors
@@ -38,7 +38,7 @@ class Augmented:
     def __call__(self, batch: Batch | LinkBatch, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return the twin's inputs for a batch; the generator draws the changes."""
         chosen = take(self._rows, batch.items)
-        if isinstance(self._contract, TextInput):
+        if self._config.twin == "words":  # an encoder has dropout of its own
             chosen = drop_tokens(chosen, self._config.word_dropout, generator)
         inputs = tensors(chosen, self._contract)
         if isinstance(self._contract, ImageInput):

@@ -142,7 +142,7 @@ def _look_at_texts(
                 "long_texts",
                 False,
                 f"{int(cut.sum())} of {len(names)} texts ({cut.mean():.1%}) have more than "
-                f"max_tokens={config.max_tokens} tokens, and lose their ends: set "
+                f"max_tokens={contract.max_tokens} tokens, and lose their ends: set "
                 f"max_tokens={int(lengths.max())}, or shorten them",
                 tuple(names[item] for item in np.flatnonzero(cut).tolist()),
             )

@@ -142,6 +142,7 @@ def save(
         "modality": config.modality,
         "contract": dataclasses.asdict(twin.contract),
         "tokenizer": twin.tokenizer,
+        "blueprint": twin.blueprint,
         "state": {
             name: tensor.detach().cpu().contiguous() for name, tensor in twin.state_dict().items()
         },
@@ -179,10 +180,12 @@ def load(folder: Path | str) -> Run:
             "upgrade twinserve"
         )
     config = TrainConfig.from_dict(document["config"])
-    contract: InputContract = image_contract(config)
+    contract: InputContract
     if document["format"] > 1:
         contract = _CONTRACTS[document["modality"]](**document["contract"])
-    twin = build(config, contract, document.get("tokenizer"))
+    else:
+        contract = image_contract(config)
+    twin = build(config, contract, document.get("tokenizer"), document.get("blueprint"))
     twin.load_state_dict(document["state"])
     splits: type[Splits | LinkSplits] = LinkSplits if "by" in document["splits"] else Splits
     return Run(

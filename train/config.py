@@ -23,12 +23,16 @@ PRESETS = Path(__file__).parent / "presets"
 
 # Which twins take which modality.
 TWINS = {
-    "image": ("conv4", "resnet18", "resnet34", "resnet50"),
+    "image": ("conv4", "resnet18", "resnet34", "resnet50", "image_encoder"),
     "tensor": ("mlp",),
-    "text": ("words",),
+    "text": ("words", "text_encoder"),
 }
-# Twins that can begin with weights from a file.
-WITH_WEIGHTS = ("resnet18", "resnet34", "resnet50", "words")
+# Models of other people's making, fine-tuned: they begin with the folder that `weights` names.
+ENCODERS = ("text_encoder", "image_encoder")
+# Twins that can begin with weights from a file or folder.
+WITH_WEIGHTS = ("resnet18", "resnet34", "resnet50", "words", *ENCODERS)
+# `freeze` for all of an encoder.
+WHOLE_ENCODER = "encoder"
 
 # Losses, and what may choose the pairs or triplets that they look at. Those of one miner, "random",
 # look at the whole batch or draw by themselves.
@@ -98,7 +102,7 @@ class TrainConfig:
     ] = ()  # item, label; first, second, judgement; anchor, positive, negative
     score_range: str = ""  # of judgements that are scores, such as 0..5; "": they are 0 or 1
 
-    # The input contract, which serving repeats. Of pictures:
+    # The input contract, which serving repeats; an encoder's folder states its own. Of pictures:
     image_size: int = 28  # pixels, height and width
     color_order: str = "L"
     resize: str = "stretch"
@@ -106,17 +110,23 @@ class TrainConfig:
     ink_inverted: bool = False  # dark ink on white becomes bright on black, so that paper is zero
     mean_std: str = "data"  # that pixels are normalised by: the training part's, or imagenet's
     # Of texts:
-    max_tokens: int = 128  # a longer text is cut
+    max_tokens: int = 128  # a longer text is cut; an encoder's folder may say less
 
     # The twin.
     twin: str = "conv4"
-    weights: str = ""  # resnet: file with torchvision's names; words: word vectors as text
+    # resnet: file with torchvision's names; words: word vectors as text; encoders: folder of
+    # transformers or sentence-transformers.
+    weights: str = ""
     width: int = 64  # conv4: channels of each block
     stem: str = "imagenet"  # resnet: "small" is for pictures of 28 to 64 pixels
     hidden: int = 256  # mlp: units of the hidden layer
     word_dimension: int = 256  # words: coordinates of a word's vector, unless a file gives it
     vocabulary: int = 8000  # words: entries that the tokenizer keeps at most
-    dimension: int = 64
+    pooling: str = (
+        ""  # encoders: how states become one vector, such as mean; "": as the folder says
+    )
+    dimension: int = 0  # 0: 64, or as many coordinates as an encoder gives
+    matryoshka: tuple[int, ...] = ()  # smaller dimensions that the loss is summed over too
     normalized: bool = True
     metric: str = "cosine"
 
@@ -143,12 +153,18 @@ class TrainConfig:
     shear: float = 0.0
     shift: float = 0.0  # share of the picture's side
 
-    # Augmentation of texts: so many of their tokens are left out at random.
+    # Augmentation of texts, words: so many of their tokens are left out at random.
     word_dropout: float = 0.1
 
+    # Fine-tuning, of encoders.
+    freeze: str = ""  # "encoder", or a number: the embedding of tokens and so many layers behind it
+    layer_decay: float = 1.0  # factor of the learning rate from each layer to the one below
+    head_learning_rate: float = 1e-3  # of what begins at random: projection, a loss's own weights
+
     # The run.
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
+    learning_rate: float = 0.0  # 0: 1e-3, or 2e-5 of encoders
+    warmup_steps: int = 0  # in which the learning rate rises from 0
+    weight_decay: float = 0.0  # encoders: not of biases and norms
     gradient_clip: float = 10.0  # largest norm of all gradients together
     max_steps: int = 1000
     max_seconds: float = 600.0  # a guard; the learning rate follows max_steps
@@ -161,13 +177,18 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not self.learning_rate:
+            rate = 2e-5 if self.twin in ENCODERS else 1e-3
+            object.__setattr__(self, "learning_rate", rate)
+        if not self.dimension and self.twin not in ENCODERS:
+            object.__setattr__(self, "dimension", 64)
         for key, allowed in _CHOICES.items():
             value = getattr(self, key)
             _require(value in allowed, key, value, f"one of {', '.join(allowed)}")
         self._check_loss()
         for key in (
             *("image_size", "max_tokens", "width", "hidden", "word_dimension"),
-            *("vocabulary", "dimension", "max_steps", "evaluate_every"),
+            *("vocabulary", "max_steps", "evaluate_every"),
         ):
             value = getattr(self, key)
             _require(value >= 1, key, value, "at least 1")
@@ -175,13 +196,18 @@ class TrainConfig:
         for key in ("classes_per_batch", "items_per_class", "pairs_per_batch", "one_shot_ways"):
             value = getattr(self, key)
             _require(value >= 2, key, value, "at least 2")
-        for key in ("temperature", "margin", "learning_rate", "gradient_clip", "max_seconds"):
+        for key in (
+            *("temperature", "margin", "learning_rate", "head_learning_rate"),
+            *("gradient_clip", "max_seconds"),
+        ):
             value = getattr(self, key)
             _require(0 < value < float("inf"), key, value, "a finite number above 0")
         for key in (
             "max_broken_images",
             "patience",
             "seed",
+            "dimension",
+            "warmup_steps",
             "weight_decay",
             "rotate_degrees",
             "shear",
@@ -214,6 +240,8 @@ class TrainConfig:
                 f"weights is set, which twin={self.twin} cannot begin with; "
                 f"those that can are {', '.join(WITH_WEIGHTS)}"
             )
+        self._check_encoder()
+        self._check_matryoshka()
         held_out = self.calibrate_fraction + self.report_fraction
         if held_out >= 1:
             raise ConfigError(
@@ -259,6 +287,38 @@ class TrainConfig:
                 f"loss={self.loss} trains cosines, but embeddings of any length are to be compared "
                 "by their euclidean distance; set metric=cosine or normalized=true"
             )
+
+    def _check_encoder(self) -> None:
+        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0, at most 1")
+        known = not self.freeze or self.freeze == WHOLE_ENCODER or self.freeze.isdecimal()
+        _require(known, "freeze", self.freeze, f"{WHOLE_ENCODER}, or a number of layers")
+        if self.twin in ENCODERS:
+            if not self.weights:
+                raise ConfigError(
+                    f"twin={self.twin} begins with a model made elsewhere, and weights is not set; "
+                    "name its folder, as sentence-transformers or transformers saved it"
+                )
+            return
+        for key in ("pooling", "freeze"):
+            if getattr(self, key):
+                raise ConfigError(
+                    f"{key} is {getattr(self, key)!r}, which is of {' and '.join(ENCODERS)}; "
+                    f"twin is {self.twin}: unset it"
+                )
+        if self.layer_decay != 1.0:
+            raise ConfigError(
+                f"layer_decay is {self.layer_decay}, which is of {' and '.join(ENCODERS)}; twin is "
+                f"{self.twin}: unset it"
+            )
+
+    def _check_matryoshka(self) -> None:
+        for size in self.matryoshka:
+            _require(size >= 1, "matryoshka", self.matryoshka, "numbers from 1")
+            if self.dimension and size >= self.dimension:
+                raise ConfigError(
+                    f"matryoshka names {size}, and the embedding has {self.dimension} coordinates; "
+                    "name smaller dimensions alone, such as matryoshka=16,32"
+                )
 
     def _check_columns(self) -> None:
         if self.columns and (self.text_column or self.label_column):
@@ -369,6 +429,9 @@ def _typed(key: str, value: Any, types: Mapping[str, Any]) -> Any:
     elif kind == tuple[float, ...]:
         if isinstance(value, list | tuple) and all(type(part) in (int, float) for part in value):
             return tuple(map(float, value))
+    elif kind == tuple[int, ...]:
+        if isinstance(value, list | tuple) and all(type(part) is int for part in value):
+            return tuple(value)
     elif typing.get_origin(kind) is tuple:
         if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
             return tuple(value)
@@ -396,6 +459,8 @@ def _parse(key: str, text: str, types: Mapping[str, Any]) -> Any:
 
 def _name(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
+        if kind == tuple[int, ...]:
+            return "a list of whole numbers"
         return "a list of numbers" if kind == tuple[float, ...] else "a list of names"
     if typing.get_origin(kind) is dict:
         return "a table, such as {margin = 0.1}"

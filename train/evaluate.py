@@ -35,6 +35,8 @@ from twinserve.train.twins import Twin
 IntArray = NDArray[np.int64]
 
 RATES = (0.1, 0.01, 0.001)
+BATCH_SIZE = 512
+ENCODER_BATCH_SIZE = 32
 # All pairs of a set are measured; above so many items that no longer fits, and a seeded draw of
 # them is measured instead.
 MAX_ITEMS = 4000
@@ -92,11 +94,18 @@ class Report:
         return dataclasses.asdict(self)
 
 
-def embed(twin: Twin, rows: Rows, batch_size: int = 512) -> Embeddings:
+def embed(twin: Twin, rows: Rows, batch_size: int | None = None) -> Embeddings:
     """Embed rows of the twin's modality in eval mode: [n] rows -> float32 [n, dimension].
 
     Texts run beside others of their length, so that little is spent on padding.
+
+    Args:
+        twin: of any modality.
+        rows: of its modality.
+        batch_size: rows at a time; when not given, fewer for encoders, whose states take memory.
     """
+    if batch_size is None:
+        batch_size = BATCH_SIZE if twin.blueprint is None else ENCODER_BATCH_SIZE
     order = np.arange(len(rows))
     if isinstance(twin.contract, TextInput):
         order = np.argsort([len(row) for row in rows], kind="stable")

@@ -8,6 +8,7 @@ once, after the last step: it chooses nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -22,12 +23,14 @@ from twinserve.train.augment import Augmented
 from twinserve.train.build import begin, build, put_channels_last
 from twinserve.train.check import check
 from twinserve.train.checkpoint import Run
-from twinserve.train.config import TrainConfig
+from twinserve.train.config import ENCODERS, TrainConfig
 from twinserve.train.data import Labelled
 from twinserve.train.faults import Faults
 from twinserve.train.health import CollapseAlarm
 from twinserve.train.material import LinkMaterial, Material
-from twinserve.train.objective import Figures, Objective
+from twinserve.train.matryoshka import objective_of
+from twinserve.train.objective import Figures
+from twinserve.train.optimizer import optimizer_of, schedule_of
 from twinserve.train.outcome import write_report
 from twinserve.train.record import Keeper, write_json
 from twinserve.train.task import read, task_of
@@ -56,10 +59,11 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
     twin = build(config, material.contract, material.tokenizer)
     begin(twin, config, task.training)
     put_channels_last(twin)
-    objective = Objective(config, task.classes)
+    config = dataclasses.replace(config, dimension=twin.dimension)
+    objective = objective_of(config, task.classes)
     weights = [*twin.parameters(), *objective.parameters()]
-    optimizer = torch.optim.Adam(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.max_steps)
+    optimizer = optimizer_of(twin, objective, config)
+    schedule = schedule_of(optimizer, config)
     augmented = Augmented(task.training.rows, twin.contract, config)
     generator = torch.Generator()
     # A log file gets a line now and then, a terminal a bar that moves.
@@ -74,6 +78,9 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
 
     with bar, keeper:
         try:
+            if config.twin in ENCODERS:
+                # What the encoder can do already is what training has to beat.
+                keeper.evaluate(0)
             for step in range(config.max_steps):
                 batch = task.batches[step]
                 # Each step draws from its own seed, so that a resumed run repeats it.

@@ -122,8 +122,7 @@ def settle(read: Texts | Labelled, config: TrainConfig) -> Material:
     """
     splits = split(read, config)
     if isinstance(read, Texts):
-        tokenizer = _tokenizer(read.of_classes(splits.train), config)
-        contract = vocabulary.contract_for(tokenizer, config.max_tokens)
+        contract, tokenizer = _text_input(read.of_classes(splits.train), config)
         labelled = read.encoded(Tokenizer(tokenizer, contract))
         return Material(labelled, splits, contract, tokenizer)
     if config.modality == "tensor":
@@ -164,8 +163,8 @@ def settle_links(read: tuple[Links, Rows | None], config: TrainConfig) -> LinkMa
     splits = split_links(same[links.members], len(links.names), config, links.parts, links.form)
     if rows is None:
         chosen = np.unique(links.members[splits.train])
-        tokenizer = _tokenizer(tuple(links.names[item] for item in chosen.tolist()), config)
-        contract = vocabulary.contract_for(tokenizer, config.max_tokens)
+        texts = tuple(links.names[item] for item in chosen.tolist())
+        contract, tokenizer = _text_input(texts, config)
         cut, _ = read_items(links, contract, Tokenizer(tokenizer, contract), config)
         return LinkMaterial(links.data(cut), splits, contract, tokenizer)
     if config.modality == "tensor":
@@ -277,6 +276,10 @@ def _tensor_contract(rows: Rows | Sequence[np.ndarray]) -> TensorInput:
 
 def image_contract(config: TrainConfig) -> ImageInput:
     """Return the input contract that a config asks for, of pictures."""
+    if config.twin == "image_encoder":
+        from twinserve.train.finetuning import picture_input
+
+        return picture_input(config)
     return ImageInput(
         height=config.image_size,
         width=config.image_size,
@@ -288,8 +291,16 @@ def image_contract(config: TrainConfig) -> ImageInput:
     )
 
 
-def _tokenizer(texts: tuple[str, ...], config: TrainConfig) -> str:
-    if not config.weights:
-        return vocabulary.train_tokenizer(texts, config.vocabulary)
-    vectors = vocabulary.read_word_vectors(config.weights, config.word_dimension)
-    return vocabulary.whole_words(texts, vectors, config.vocabulary)
+def _text_input(texts: tuple[str, ...], config: TrainConfig) -> tuple[TextInput, str]:
+    """Return the contract and tokenizer.json: an encoder's own, or made of the training texts."""
+    if config.twin == "text_encoder":
+        # Brings torch and transformers, which no other data take.
+        from twinserve.train.finetuning import text_input
+
+        return text_input(config, texts)
+    if config.weights:
+        vectors = vocabulary.read_word_vectors(config.weights, config.word_dimension)
+        tokenizer = vocabulary.whole_words(texts, vectors, config.vocabulary)
+    else:
+        tokenizer = vocabulary.train_tokenizer(texts, config.vocabulary)
+    return vocabulary.contract_for(tokenizer, config.max_tokens), tokenizer
