@@ -13,6 +13,7 @@ from twinserve.train.build import build
 from twinserve.train.config import TrainConfig, load_config
 from twinserve.train.matryoshka import Matryoshka, objective_of
 from twinserve.train.objective import Objective
+from twinserve.train.pairs import LinkBatch
 
 LABELS = torch.tensor([0, 0, 1, 1])
 
@@ -62,6 +63,18 @@ def test_triplets_and_heads_with_weights_have_a_part_per_size(embeddings: torch.
     widths = [weight.shape[1] for weight in objective.parameters() if weight.dim() == 2]
     assert widths == [24, 12, 6]
     assert all(weight.grad is not None for weight in objective.parameters())
+
+
+def test_a_batch_of_pairs_as_the_loop_hands_it_on_has_a_part_per_size(
+    embeddings: torch.Tensor,
+) -> None:
+    objective = objective_of(TrainConfig(dimension=8, matryoshka=(4,), loss="contrastive"))
+    batch = LinkBatch(np.array([[0, 1], [2, 3]]), np.array([1.0, 0.0], dtype=np.float32))
+    loss, figures = objective.of_batch(batch, embeddings, torch.Generator())
+    same = torch.tensor([1.0, 0.0])
+    by_name, named = objective.of_pairs(embeddings[:2], embeddings[2:], same)
+    assert loss.item() == by_name.item()
+    assert figures == named
 
 
 def test_the_twin_states_its_truncations_falling() -> None:
