@@ -21,7 +21,9 @@ from twinserve.errors import TwinserveError
 
 VERBS = {
     "demo": "train, export, serve and search real handwriting, in a few minutes",
+    "data": "check a data set before a training, and say what would spoil it",
     "train": "train a twin on labelled pictures, texts or vectors",
+    "report": "say how good trained twins are, one by one and over several folds",
     "export": "write a trained twin as one ONNX file with its thresholds",
     "calibrate": "set a twin's thresholds from labelled data or judged pairs of yours",
     "import": "make a twin of a model made elsewhere",
@@ -122,7 +124,8 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return (
             f"the package {error.name} is missing; install what this verb needs: "
-            "twinserve[train] for train, export, import and demo, twinserve[cpu] or [gpu] for serve"
+            "twinserve[train] for data, train, report, export, import and demo, "
+            "twinserve[cpu] or [gpu] for serve"
         )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"

@@ -25,7 +25,7 @@ EXAMPLES = """
   twinserve calibrate faces.onnx --data faces/
 
   questions.csv has the columns text and label; faces/ (or a zip) one folder of pictures per
-  subject; vectors come as an npz with the arrays vectors and labels.
+  subject, or a CSV has their paths and labels; vectors come as npz, npy or Parquet (docs/data.md).
   judged.csv has the columns first, second and same (0 or 1, yes or no) or score, and perhaps
   first_subject and second_subject; its texts stand inline, pictures as paths from its folder.
 """
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{column}-column",
             default="",
             metavar="NAME",
-            help=f"the {column}'s column in a CSV of labelled texts, by name or number from 1",
+            help=f"the {column}'s column in a CSV of labelled items, by name or number from 1",
         )
     parser.add_argument("--threads", type=positive, metavar="N", help="of onnxruntime")
     parser.add_argument("--json", action="store_true", help="print the new manifest as JSON")

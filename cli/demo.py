@@ -206,7 +206,7 @@ def _farewell(out: Path, summary: dict[str, Any]) -> None:
     print(
         f"\n{out}/\n"
         "  twin.onnx          the model, its thresholds and the evidence: twinserve inspect it\n"
-        "  report.json        how good it is on the fifth alphabet; roc.png, distances.png\n"
+        "  report.html        how good it is on the fifth alphabet, and where it fails\n"
         "  contact_sheet.png  probes and their nearest\n"
         "  summary.json       all figures of this run\n"
         "  data/              the gallery, as the server left it\n"

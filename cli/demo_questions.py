@@ -84,8 +84,8 @@ def one_shot(client: Client, trained: Run, drawings: Drawings) -> dict[str, Any]
         one_shot_accuracy,
         one_shot_trials,
         pixel_vectors,
-        wilson_interval,
     )
+    from twinserve.train.intervals import wilson_interval
 
     images = drawings.images
     trials = one_shot_trials(images.labels, WAYS, TRIALS, groups=images.groups)

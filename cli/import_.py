@@ -20,7 +20,7 @@ from twinserve.cli.output import print_json
 from twinserve.distance import Metric
 
 if TYPE_CHECKING:
-    from twinserve.export.imports.settings import Answer, Settings
+    from twinserve.train.pretrained.settings import Answer, Settings
 
 DESCRIPTION = (
     "Make a twin of a model made elsewhere: a folder of sentence-transformers, transformers or "
@@ -167,7 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    from twinserve.export.imports.settings import Settings
+    from twinserve.train.pretrained.settings import Settings
 
     return Settings(
         metric=arguments.metric,

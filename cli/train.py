@@ -1,4 +1,4 @@
-"""`twinserve train`: labelled items to a run folder with the best twin found."""
+"""`twinserve train`: labelled items, pairs or triplets to a run folder with the best twin found."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from twinserve.cli.output import print_json
 from twinserve.errors import ConfigError
 
 DESCRIPTION = (
-    "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class "
-    "(twin=conv4, resnet18, resnet34 or resnet50), a CSV of texts and labels (twin=words: averaged "
-    "word vectors), or an npz of float32 vectors and labels (twin=mlp). Whole classes are set "
-    "aside to calibrate and to report. Ctrl-C leaves the best twin so far."
+    "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class, or "
+    "a CSV of their paths and labels (twin=conv4, resnet18, resnet34 or resnet50); a CSV of texts "
+    "and labels (twin=words: averaged word vectors; twin=text_encoder: a model of transformers or "
+    "sentence-transformers, fine-tuned, as image_encoder is for pictures); or float32 vectors "
+    "with labels as npz, npy or Parquet (twin=mlp). CSVs of judged pairs and of triplets are "
+    "trained on as they are. docs/data.md shows all forms; `twinserve data check` says what would "
+    "spoil a training, which stops at the same before its first step. Whole classes (of pairs what "
+    "hangs together) are set aside to calibrate and to report. Ctrl-C leaves the best twin so far."
 )
 EXAMPLES = """
   twinserve train --data photos/ --out runs/faces
@@ -22,14 +26,19 @@ EXAMPLES = """
   twinserve train --data photos/ --out runs/faces --set twin=resnet18 weights=resnet18.pth \\
       color_order=RGB image_size=224 mean_std=imagenet
   twinserve train --data questions.csv --out runs/questions --set twin=words label_column=intent
+  twinserve train --data questions.csv --out runs/questions --set twin=text_encoder \\
+      weights=all-MiniLM-L6-v2/ warmup_steps=20 max_steps=200
   twinserve train --data vectors.npz --out runs/vectors --set twin=mlp
+  twinserve train --data pairs.csv --out runs/pairs --set twin=words loss=contrastive
+  twinserve train --data scored.csv --out runs/scored --set twin=words score_range=0..5 \\
+      loss=cosine_mse different_cosine=0
 """
 EXIT_CODES = "0 done; 2 wrong usage, or an error"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("--data", required=True, metavar="PATH", help="pictures, a CSV or an npz")
+    parser.add_argument("--data", required=True, metavar="PATH", help="pictures, a CSV, or vectors")
     parser.add_argument("--out", required=True, metavar="RUN_DIR", help="folder for what comes out")
     parser.add_argument(
         "--config",
@@ -51,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and say how good the twin is on classes it never saw."""
     if not Path(arguments.data).exists():
         raise ConfigError(
-            f"--data {arguments.data} does not exist; give a folder, a zip, a CSV or an npz"
+            f"--data {arguments.data} does not exist; give a folder, a zip, a CSV, or vectors"
         )
     from twinserve.train.config import load_config
     from twinserve.train.loop import train
@@ -64,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"run": arguments.out, "results": finished.results})
     else:
-        print(f"the run lies in {arguments.out}: checkpoint.pt, report.json, roc.png, log.csv")
+        print(f"the run lies in {arguments.out}: checkpoint.pt, log.csv, report.json")
+        print(f"open {arguments.out}/report.html in a browser: how good it is, and where it fails")
         print(f"next: twinserve export {arguments.out} --out twin.onnx")
     return OK

@@ -24,7 +24,7 @@ from twinserve.export.calibrations import MAX_ITEMS, drawn_items
 from twinserve.export.evidence import Evidence, Facts, Lowered, Reference, Source
 from twinserve.export.fusion import Fuse, Trial
 from twinserve.export.reference import reference_of
-from twinserve.export.results import results
+from twinserve.export.results import results, results_of_links
 from twinserve.export.session import PROVIDER, GraphSession, embed_all
 from twinserve.export.signature import check_graph, check_tokenizer
 from twinserve.manifest import (
@@ -42,6 +42,7 @@ from twinserve.manifest import (
 )
 from twinserve.preprocess import check_contract
 from twinserve.train.data import Labelled
+from twinserve.train.pairs import PairData, TripletData
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -115,7 +116,7 @@ def assemble(
     if evidence.calibrate is not None:
         overlap.check(facts.training, evidence.calibrate)
     evidence = dataclasses.replace(
-        evidence, calibrate=_drawn(evidence.calibrate), report=_drawn(evidence.report)
+        evidence, calibrate=_drawn(evidence.calibrate), report=_measured(evidence.report)
     )
 
     progress("passing the gate")
@@ -301,13 +302,15 @@ def _finished(
     training = dict(facts.training)
     if evidence.report is not None:
         session = GraphSession(model, facts.contract)
-        training["report"] = results(
-            embed_all(session, evidence.report.rows),
-            evidence.report,
-            facts.metric,
-            calibrations,
-            evidence.one_shot,
-        )
+        embeddings = embed_all(session, evidence.report.rows)
+        if isinstance(evidence.report, Labelled):
+            training["report"] = results(
+                embeddings, evidence.report, facts.metric, calibrations, evidence.one_shot
+            )
+        else:
+            training["report"] = results_of_links(
+                embeddings, evidence.report, facts.metric, calibrations
+            )
     manifest = Manifest(
         name=facts.name,
         version=facts.version,
@@ -340,3 +343,9 @@ def _drawn(labelled: Labelled | None) -> Labelled | None:
     if labelled is None or len(labelled) <= MAX_ITEMS:
         return labelled
     return labelled.of_items(drawn_items(labelled.labels))
+
+
+def _measured(
+    report: Labelled | PairData | TripletData | None,
+) -> Labelled | PairData | TripletData | None:
+    return _drawn(report) if isinstance(report, Labelled) else report

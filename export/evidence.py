@@ -18,6 +18,7 @@ from twinserve.export.pairs import Pairs
 from twinserve.feed import Rows
 from twinserve.manifest import Calibration, InputContract
 from twinserve.train.data import Labelled
+from twinserve.train.pairs import PairData, TripletData
 
 Embedder = Callable[[Rows], Embeddings]
 
@@ -67,7 +68,7 @@ class Evidence:
     pairs: Pairs | None = None
     kind: str = "run"  # of `calibrate`: the run's own part, or labels that the user gave
     default_far: float = 0.01
-    report: Labelled | None = None  # only measured
+    report: Labelled | PairData | TripletData | None = None  # only measured
     one_shot: OneShotSettings = OneShotSettings()
     # Rows of the training part, to find the ranges of int8 on; None takes the gate's.
     ranges: Rows | None = None

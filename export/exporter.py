@@ -26,13 +26,16 @@ from twinserve.export.assemble import (
     write,
 )
 from twinserve.export.evidence import Evidence, Facts, OneShotSettings, Source
+from twinserve.export.pairs import Pairs, pairs_of
 from twinserve.export.to_onnx import to_onnx, weights_digest
 from twinserve.feed import Rows
-from twinserve.manifest import Manifest
-from twinserve.train import checkpoint
+from twinserve.manifest import Manifest, TextInput
+from twinserve.train import checkpoint, evidence
 from twinserve.train.checkpoint import Run
-from twinserve.train.data import Labelled, take
+from twinserve.train.data import PARTS, Labelled, take
 from twinserve.train.evaluate import embed
+from twinserve.train.links import identities
+from twinserve.train.pairs import PairData, TripletData
 from twinserve.train.twins import Twin
 
 VERSION_DIGITS = 12
@@ -106,7 +109,7 @@ def export_precisions(
     progress("reading the run")
     run = checkpoint.load(run_dir)
     twin = run.twin
-    train, calibrate, report = (_part(run, part) for part in ("train", "calibrate", "report"))
+    train, held_out = _of_links(run, progress) if run.is_linked else _of_classes(run)
     weights = weights_digest(twin)
 
     progress("writing the graph")
@@ -123,18 +126,10 @@ def export_precisions(
             truncations=twin.truncations,
             tokenizer=twin.tokenizer,
             training=_training(run, weights, train),
+            origin={} if twin.blueprint is None else twin.blueprint["origin"],
         ),
         torch_source(twin),
-        Evidence(
-            # Of both parts and all over their classes, the same ones every time.
-            gate=_some(_joined(calibrate.rows, report.rows), GATE_ROWS),
-            calibrate=calibrate,
-            report=report,
-            one_shot=OneShotSettings(
-                run.config.one_shot_ways, run.config.one_shot_trials, run.config.seed
-            ),
-            ranges=_some(train.rows, RANGE_ROWS),
-        ),
+        held_out,
         precisions,
         optimize=optimize,
         progress=progress,
@@ -153,8 +148,71 @@ def torch_source(twin: Twin) -> Source:
     return Source(run, f"torch {torch.__version__}")
 
 
-def _part(run: Run, part: str) -> Labelled:
-    labelled = run.part(part)
+def _of_classes(run: Run) -> tuple[Labelled, Evidence]:
+    """Return the training part, and what the twin is measured on."""
+    train, calibrate, report = (_filled(part, run.part(part)) for part in PARTS)
+    return train, Evidence(
+        # Of both parts and all over their classes, the same ones every time.
+        gate=_some(_joined(calibrate.rows, report.rows), GATE_ROWS),
+        calibrate=calibrate,
+        report=report,
+        one_shot=OneShotSettings(
+            run.config.one_shot_ways, run.config.one_shot_trials, run.config.seed
+        ),
+        ranges=_some(train.rows, RANGE_ROWS),
+    )
+
+
+def _of_links(run: Run, progress: Progress) -> tuple[Labelled, Evidence]:
+    """Return the items of the training part, and what the twin is measured on."""
+    train, calibrate, report = (run.linked_part(part) for part in PARTS)
+    for part, data in zip(PARTS, (train, calibrate, report), strict=True):
+        _filled(part, data.items)
+    return train.items, Evidence(
+        gate=_some(_joined(calibrate.rows, report.rows), GATE_ROWS),
+        pairs=_calibrating(_unseen(run, progress), progress),
+        report=report,
+        ranges=_some(train.rows, RANGE_ROWS),
+    )
+
+
+def _unseen(run: Run, progress: Progress) -> PairData | TripletData:
+    """Return the calibrate part without what holds an item of the training part.
+
+    A split that the data name may share items; thresholds set on these would promise too much.
+    """
+    data, splits = run.linked, run.splits
+    texts = isinstance(run.twin.contract, TextInput)
+    same = identities(data.names, None if texts else data.rows)[data.members]
+    rows = np.asarray(splits.calibrate)
+    seen = np.isin(same[rows], same[np.asarray(splits.train)]).any(axis=1)
+    if seen.any():
+        progress(
+            f"leaving {int(seen.sum())} of {len(rows)} calibrate {_counted(run)} out, which hold "
+            "items that were trained on"
+        )
+    return data.of_rows(rows[~seen])
+
+
+def _calibrating(calibrate: PairData | TripletData, progress: Progress) -> Pairs | None:
+    """Return the pairs that set thresholds; where they cannot, say why not and return none."""
+    data = calibrate.pairs if isinstance(calibrate, TripletData) else calibrate
+    if not data.binary:
+        progress(
+            "leaving the twin without thresholds, since its pairs have scores: `twinserve "
+            "calibrate --pairs FILE --same-above SCORE` sets them"
+        )
+        return None
+    pairs = pairs_of(data)
+    facts, lacking = evidence.of_pairs(int((~pairs.same).sum()), ())
+    if facts["smallest_rate_at_best"] is None or not pairs.same.any():
+        said = lacking[0].message if lacking else "the calibrate part has no pairs of the same item"
+        progress(f"leaving the twin without thresholds: {said}")
+        return None
+    return pairs
+
+
+def _filled(part: str, labelled: Labelled) -> Labelled:
     if len(labelled) == 0:
         raise DataError(f"the run's {part} part is empty; split the data anew and train again")
     return labelled
@@ -173,7 +231,7 @@ def _some(rows: Rows, most: int) -> Rows:
 def _training(run: Run, weights: str, train: Labelled) -> dict[str, Any]:
     """Say how the twin was made, with nothing in it of the machine that made it."""
     settings = run.config.to_dict()
-    for key in ("data", "out", "weights"):  # paths
+    for key in ("data", "out", "weights", "items", "labels"):  # paths
         settings.pop(key, None)
     return {
         "data_digest": run.data_digest,
@@ -183,9 +241,14 @@ def _training(run: Run, weights: str, train: Labelled) -> dict[str, Any]:
         "seed": run.config.seed,
         "steps": run.step,
         "config": settings,
-        "classes": {
-            part: len(getattr(run.splits, part)) for part in ("train", "calibrate", "report")
-        },
+        _counted(run): {part: len(getattr(run.splits, part)) for part in PARTS},
         "train_items": len(train),
         overlap.KEY: overlap.sketches(train),
     }
+
+
+def _counted(run: Run) -> str:
+    """Return what the parts of a run's split are made of."""
+    if not run.is_linked:
+        return "classes"
+    return "triplets" if isinstance(run.linked, TripletData) else "pairs"

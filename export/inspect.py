@@ -33,6 +33,8 @@ _VECTOR_FIGURES = (
 )
 _REPORT_FIGURES = (
     "classes",
+    "pairs",
+    "triplets",
     "items",
     "equal_error_rate",
     "one_shot",
@@ -146,7 +148,7 @@ def _vectors(vectors: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _training(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     for key, value in training.items():
-        if key == "classes" and isinstance(value, Mapping):
+        if key in ("classes", "pairs", "triplets") and isinstance(value, Mapping):
             found.append((key, ", ".join(f"{count} {part}" for part, count in value.items())))
         elif key == "config" and isinstance(value, Mapping):
             settings = (f"{name}={plain(value[name]).replace(', ', ',')}" for name in value)
@@ -162,7 +164,8 @@ def _training(training: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _report(report: Mapping[str, Any]) -> str:
-    found = [("classes", str(report.get("classes"))), ("items", str(report.get("items")))]
+    what = next((key for key in ("pairs", "triplets") if key in report), "classes")
+    found = [(what, str(report.get(what))), ("items", str(report.get("items")))]
     if isinstance(report.get("equal_error_rate"), float):
         found.append(("equal error rate", percent(report["equal_error_rate"])))
     one_shot = mapping(report.get("one_shot"))
@@ -188,7 +191,7 @@ def _report(report: Mapping[str, Any]) -> str:
         ]
         lines += [
             "",
-            f"The thresholds above, on these classes: FAR within its bound at {sum(held)} of "
+            f"The thresholds above, on these {what}: FAR within its bound at {sum(held)} of "
             f"{len(held)} operating points.",
         ]
-    return section("On the report classes, which set no threshold", lines)
+    return section(f"On the report {what}, which set no threshold", lines)

@@ -1,7 +1,8 @@
 """The user's labelled data, read as a twin's input contract asks.
 
-In: a folder or zip of pictures, a CSV of labelled texts, or an npz of labelled vectors. Out:
-`Labelled`. The readers are those of training, so that calibration sees what training would have.
+In: a folder or zip of pictures or a CSV of their paths, a CSV of labelled texts, or labelled
+vectors as npz, npy or Parquet. Out: `Labelled`. The readers are those of training, so that
+calibration sees what training would have.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ from pathlib import Path
 from twinserve.errors import DataError
 from twinserve.manifest import ImageInput, InputContract, TextInput
 from twinserve.tokens import Tokenizer
-from twinserve.train import readers
+from twinserve.train import readers, vectors
 from twinserve.train.data import Labelled
-
-_TABLES = (".csv", ".tsv")
-_ARRAYS = (".npz",)
+from twinserve.train.forms import ARRAYS, LABEL_NAMES, PATH_NAMES, TABLES
+from twinserve.train.tables import Column
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Of a CSV of labelled texts, by name or number from 1; "" finds them by their usual names."""
+    """Of a table of labelled items, by name or number from 1; "" finds them by usual names."""
 
     text: str = ""
     label: str = ""
@@ -47,14 +47,25 @@ def read_labelled(
     path = Path(path)
     suffix = path.suffix.lower()
     if isinstance(contract, ImageInput):
-        if suffix in (*_TABLES, *_ARRAYS) and not path.is_dir():
+        if suffix in ARRAYS and not path.is_dir():
             raise DataError(
                 f"{path} is a {suffix}; this twin takes pictures, so give a folder or a zip with "
-                "one folder of pictures per class"
+                "one folder of pictures per class, or a CSV of their paths and labels"
             )
+        if suffix in TABLES and not path.is_dir():
+            named = (
+                Column("text_column", columns.text, PATH_NAMES, 0),
+                Column("label_column", columns.label, LABEL_NAMES, 1),
+            )
+            try:
+                return readers.load_image_table(path, contract, named)
+            except DataError as error:
+                raise DataError(
+                    f"{error.message} (this twin takes pictures: a CSV has their paths and labels)"
+                ) from error
         return readers.load_images(path, contract)
     if isinstance(contract, TextInput):
-        if suffix not in _TABLES or path.is_dir():
+        if suffix not in TABLES or path.is_dir():
             raise DataError(
                 f"{path} is no CSV; this twin takes texts, so give a CSV with the columns text "
                 "and label"
@@ -64,9 +75,10 @@ def read_labelled(
         return readers.load_texts(
             path, tokenizer, text_column=columns.text, label_column=columns.label
         )
-    if suffix not in _ARRAYS or path.is_dir():
+    if suffix not in ARRAYS or path.is_dir():
         raise DataError(
-            f"{path} is no .npz; this twin takes vectors, so give an npz with the arrays vectors "
-            "and labels"
+            f"{path} is none of {', '.join(ARRAYS)}; this twin takes vectors, so give an npz with "
+            "the arrays vectors and labels, or an npy or Parquet"
         )
-    return readers.load_vectors(path, contract)
+    found = vectors.VectorColumns(vector_column=columns.text, label_column=columns.label)
+    return vectors.load_vectors(path, contract, found)

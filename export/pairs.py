@@ -1,7 +1,8 @@
 """Judged pairs as a twin takes them.
 
-In: a file of judged pairs; its items are texts inline, paths of pictures from the file's folder, or
-vectors. Out: distinct items, each prepared once, and which of them each pair joins.
+In: a file of judged pairs (its items are texts inline, paths of pictures from the file's folder, or
+vectors), or the calibrate part of a run. Out: distinct items, each prepared once, and which of them
+each pair joins.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from twinserve.feed import Row
 from twinserve.manifest import ImageInput, InputContract, TensorInput, TextInput
 from twinserve.preprocess import decode_image
 from twinserve.tokens import Tokenizer
+from twinserve.train.pairs import PairData
 
 IntArray = NDArray[np.int64]
 Prepare = Callable[[str], Row]
@@ -101,6 +103,30 @@ def read_pairs(
     return _gathered(path, _distinct(path, judged, same_above), prepare, advance)
 
 
+def pairs_of(data: PairData) -> Pairs:
+    """Take pairs of a run as they are to calibrate; their targets are 0 or 1.
+
+    A pair that stands there several times counts once, and one judged both ways not at all.
+    """
+    ends = np.sort(data.members, axis=1)
+    known, first, place = np.unique(ends, axis=0, return_index=True, return_inverse=True)
+    times = np.bincount(place.reshape(-1))
+    share = np.bincount(place.reshape(-1), weights=data.targets) / times
+    kept = np.isin(share, (0.0, 1.0)) & (known[:, 0] != known[:, 1])
+    chosen = np.sort(first[kept])  # in the order of the data
+    kept_ends, same = data.members[chosen], data.targets[chosen] == 1.0
+    rows = list(data.rows)
+    return Pairs(
+        rows=rows,
+        names=data.names,
+        first=kept_ends[:, 0].copy(),
+        second=kept_ends[:, 1].copy(),
+        same=same,
+        subjects=None,
+        digest=_digest(rows, kept_ends, same),
+    )
+
+
 @dataclass(frozen=True)
 class _Pair:
     """Two different items, judged once."""
@@ -130,10 +156,6 @@ def _gathered(
     refuse(path, faults, len(places), "items")
     ends = np.array([[places[name] for name in pair.ends] for pair in kept], dtype=np.int64)
     same = np.array([pair.same for pair in kept], dtype=np.bool_)
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(hashlib.sha256(np.ascontiguousarray(row).tobytes()).digest())
-    digest.update(ends.tobytes() + same.tobytes())
     return Pairs(
         rows=rows,
         names=tuple(places),
@@ -141,8 +163,16 @@ def _gathered(
         second=ends[:, 1].copy(),
         same=same,
         subjects=_subjects(path, kept, places),
-        digest=digest.hexdigest(),
+        digest=_digest(rows, ends, same),
     )
+
+
+def _digest(rows: Sequence[Row], ends: IntArray, same: NDArray[np.bool_]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(hashlib.sha256(np.ascontiguousarray(row).tobytes()).digest())
+    digest.update(ends.tobytes() + same.tobytes())
+    return digest.hexdigest()
 
 
 def _distinct(path: Path, judged: Sequence[Judged], same_above: float | None) -> list[_Pair]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twinserve import parquet
+from twinserve import arrow, parquet
 from twinserve.distance import Metric
 from twinserve.errors import ConfigError, DataError
 from twinserve.messages import Gallery, Item
@@ -248,6 +248,6 @@ def test_without_pyarrow_the_error_says_what_to_install(monkeypatch: pytest.Monk
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name=name)
 
-    monkeypatch.setattr(parquet.importlib, "import_module", missing)
+    monkeypatch.setattr(arrow.importlib, "import_module", missing)
     with pytest.raises(ConfigError, match=r"pip install 'twinserve\[parquet\]'"):
-        parquet.arrow()
+        arrow.arrow()

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from twinserve.feed import Rows
-from twinserve.manifest import ImageInput, InputContract, TextInput
+from twinserve.manifest import ImageInput, InputContract
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Batch, take
 from twinserve.train.evaluate import tensors
+from twinserve.train.pairs import LinkBatch
 
 
 class Augmented:
@@ -34,10 +35,10 @@ class Augmented:
         self._contract = contract
         self._config = config
 
-    def __call__(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def __call__(self, batch: Batch | LinkBatch, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return the twin's inputs for a batch; the generator draws the changes."""
         chosen = take(self._rows, batch.items)
-        if isinstance(self._contract, TextInput):
+        if self._config.twin == "words":  # an encoder has dropout of its own
             chosen = drop_tokens(chosen, self._config.word_dropout, generator)
         inputs = tensors(chosen, self._contract)
         if isinstance(self._contract, ImageInput):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from twinserve.distance import Metric
 from twinserve.manifest import InputContract, TensorInput, TextInput
 from twinserve.preprocess import Pixels
-from twinserve.train import words
-from twinserve.train.config import TrainConfig
+from twinserve.train import finetuning, vocabulary, words
+from twinserve.train.config import ENCODERS, TrainConfig
 from twinserve.train.conv4 import conv4
 from twinserve.train.data import Labelled
+from twinserve.train.matryoshka import truncations_of
 from twinserve.train.mlp import mlp
 from twinserve.train.resnet import resnet
 from twinserve.train.twins import ImageTwin, TensorTwin, TextTwin, Twin
@@ -24,17 +27,39 @@ IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
 _LEAST_STD = 1e-3
 
 
-def build(config: TrainConfig, contract: InputContract, tokenizer: str | None = None) -> Twin:
-    """Build the twin that a config names, with the torch seed's fresh weights.
+def build(
+    config: TrainConfig,
+    contract: InputContract,
+    tokenizer: str | None = None,
+    blueprint: dict[str, Any] | None = None,
+) -> Twin:
+    """Build the twin that a config names: with the torch seed's fresh weights, or a folder's.
 
     Args:
         config: names the network and its sizes.
         contract: of the twin, of the config's modality.
         tokenizer: tokenizer.json of a text twin.
+        blueprint: of an encoder, as its checkpoint keeps it; None reads the folder of the config.
+
+    Raises:
+        ConfigError, DataError: an encoder's folder that does not fit; see `finetuning`.
     """
+    twin = _network(config, contract, tokenizer, blueprint)
+    twin.truncations = truncations_of(config, twin.dimension)
+    return twin
+
+
+def _network(
+    config: TrainConfig,
+    contract: InputContract,
+    tokenizer: str | None,
+    blueprint: dict[str, Any] | None,
+) -> Twin:
     metric, dimension, normalized = Metric(config.metric), config.dimension, config.normalized
     if isinstance(contract, TextInput):
         assert tokenizer is not None
+        if config.twin == "text_encoder":
+            return finetuning.text_twin(config, contract, tokenizer, blueprint)
         return words.words(
             contract,
             tokenizer,
@@ -51,6 +76,8 @@ def build(config: TrainConfig, contract: InputContract, tokenizer: str | None = 
             metric=metric,
             normalized=normalized,
         )
+    if config.twin == "image_encoder":
+        return finetuning.picture_twin(config, contract, blueprint)
     if config.twin == "conv4":
         return conv4(
             contract,
@@ -78,6 +105,8 @@ def begin(twin: Twin, config: TrainConfig, training: Labelled) -> None:
         ConfigError: no such weights file.
         DataError: weights that do not fit.
     """
+    if config.twin in ENCODERS:
+        return  # its folder gave all that there is
     if isinstance(twin, ImageTwin):
         mean, std = (
             (IMAGENET_MEAN, IMAGENET_STD)
@@ -95,7 +124,7 @@ def begin(twin: Twin, config: TrainConfig, training: Labelled) -> None:
     elif isinstance(twin, TextTwin):
         vectors = None
         if config.weights:
-            vectors = words.read_word_vectors(config.weights, config.word_dimension)
+            vectors = vocabulary.read_word_vectors(config.weights, config.word_dimension)
         words.begin(twin, training.rows, vectors)
 
 

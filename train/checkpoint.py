@@ -21,14 +21,18 @@ import torch
 from twinserve.errors import DataError
 from twinserve.manifest import ImageInput, InputContract, TensorInput, TextInput, write_atomically
 from twinserve.train.build import build
+from twinserve.train.components import LinkSplits
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import PARTS, Labelled, Splits
-from twinserve.train.material import image_contract, read_again
+from twinserve.train.material import image_contract, read_again, read_links_again
+from twinserve.train.pairs import PairData, TripletData
 from twinserve.train.twins import Twin
 
 FILE = "checkpoint.pt"
-# 2 adds the contract and the tokenizer; in format 1 all is pictures, as the config says.
-FORMAT = 2
+# 2 adds the contract and the tokenizer; in format 1 all is pictures, as the config says. 3 is of
+# pairs and triplets alone, whose splits name rows, so that earlier versions open all other runs.
+FORMAT = 3
+_FORMAT_OF_LABELLED = 2
 _CONTRACTS: dict[str, type[InputContract]] = {
     "image": ImageInput,
     "text": TextInput,
@@ -43,7 +47,7 @@ class Run:
     folder: Path
     twin: Twin  # in eval mode, on the CPU
     config: TrainConfig
-    splits: Splits
+    splits: Splits | LinkSplits  # by class; of pairs and triplets by row
     results: dict[str, Any]
     data_digest: str  # of the whole data set at the contract's size
     step: int  # at which these weights were taken
@@ -56,20 +60,67 @@ class Run:
         Raises:
             DataError: no such part, or the data set is no longer the one that was trained on.
         """
-        if part not in PARTS:
-            raise DataError(f"there is no part {part!r}; parts are {', '.join(PARTS)}")
-        return self._data.of_classes(getattr(self.splits, part))
+        _check_part(part)
+        return self.labelled.of_classes(getattr(self.splits, part))
+
+    def linked_part(self, part: str) -> PairData | TripletData:
+        """Return one part of pairs or triplets; see `part`.
+
+        Raises:
+            DataError: as `part`.
+        """
+        _check_part(part)
+        return self.linked.of_rows(getattr(self.splits, part))
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the twin was trained on pairs or triplets, not on labelled items."""
+        return isinstance(self.splits, LinkSplits)
+
+    @property
+    def classes(self) -> Splits:
+        """The splits of labelled items.
+
+        Raises:
+            DataError: the twin was trained on pairs or triplets.
+        """
+        if not isinstance(self.splits, Splits):
+            raise DataError(
+                f"the run in {self.folder} was trained on pairs or triplets, which have no classes"
+            )
+        return self.splits
 
     @cached_property
-    def _data(self) -> Labelled:
+    def labelled(self) -> Labelled:
+        """The whole data set, read again when it is first asked for, and kept.
+
+        Raises:
+            DataError: the data set is no longer the one that was trained on.
+            ConfigError: it is of pairs or triplets.
+        """
         labelled = read_again(self.config, self.twin.contract, self.twin.tokenizer)
-        if labelled.digest != self.data_digest:
+        self._check_digest(labelled.digest)
+        return labelled
+
+    @cached_property
+    def linked(self) -> PairData | TripletData:
+        """The whole data set of pairs or triplets; see `labelled`."""
+        linked = read_links_again(self.config, self.twin.contract, self.twin.tokenizer)
+        self._check_digest(linked.digest)
+        return linked
+
+    def _check_digest(self, found: str) -> None:
+        if found != self.data_digest:
             raise DataError(
                 f"{self.config.data} has changed since the run in {self.folder} was trained "
-                f"(digest {labelled.digest[:12]}, was {self.data_digest[:12]}); "
+                f"(digest {found[:12]}, was {self.data_digest[:12]}); "
                 "bring the data back, or train again"
             )
-        return labelled
+
+
+def _check_part(part: str) -> None:
+    if part not in PARTS:
+        raise DataError(f"there is no part {part!r}; parts are {', '.join(PARTS)}")
 
 
 def save(
@@ -77,7 +128,7 @@ def save(
     *,
     twin: Twin,
     config: TrainConfig,
-    splits: Splits,
+    splits: Splits | LinkSplits,
     results: dict[str, Any],
     data_digest: str,
     step: int,
@@ -86,11 +137,12 @@ def save(
     path = Path(folder) / FILE
     buffer = io.BytesIO()
     document = {
-        "format": FORMAT,
+        "format": FORMAT if isinstance(splits, LinkSplits) else _FORMAT_OF_LABELLED,
         "config": config.to_dict(),
         "modality": config.modality,
         "contract": dataclasses.asdict(twin.contract),
         "tokenizer": twin.tokenizer,
+        "blueprint": twin.blueprint,
         "state": {
             name: tensor.detach().cpu().contiguous() for name, tensor in twin.state_dict().items()
         },
@@ -128,16 +180,19 @@ def load(folder: Path | str) -> Run:
             "upgrade twinserve"
         )
     config = TrainConfig.from_dict(document["config"])
-    contract: InputContract = image_contract(config)
+    contract: InputContract
     if document["format"] > 1:
         contract = _CONTRACTS[document["modality"]](**document["contract"])
-    twin = build(config, contract, document.get("tokenizer"))
+    else:
+        contract = image_contract(config)
+    twin = build(config, contract, document.get("tokenizer"), document.get("blueprint"))
     twin.load_state_dict(document["state"])
+    splits: type[Splits | LinkSplits] = LinkSplits if "by" in document["splits"] else Splits
     return Run(
         folder=folder,
         twin=twin.eval(),
         config=config,
-        splits=Splits.from_dict(document["splits"]),
+        splits=splits.from_dict(document["splits"]),
         results=document["results"],
         data_digest=document["data_digest"],
         step=document["step"],

@@ -17,17 +17,43 @@ from typing import Any
 
 from twinserve.distance import Metric
 from twinserve.errors import ConfigError
+from twinserve.train import curriculum
 
 PRESETS = Path(__file__).parent / "presets"
 
 # Which twins take which modality.
 TWINS = {
-    "image": ("conv4", "resnet18", "resnet34", "resnet50"),
+    "image": ("conv4", "resnet18", "resnet34", "resnet50", "image_encoder"),
     "tensor": ("mlp",),
-    "text": ("words",),
+    "text": ("words", "text_encoder"),
 }
-# Twins that can begin with weights from a file.
-WITH_WEIGHTS = ("resnet18", "resnet34", "resnet50", "words")
+# Models of other people's making, fine-tuned: they begin with the folder that `weights` names.
+ENCODERS = ("text_encoder", "image_encoder")
+# Twins that can begin with weights from a file or folder.
+WITH_WEIGHTS = ("resnet18", "resnet34", "resnet50", "words", *ENCODERS)
+# `freeze` for all of an encoder.
+WHOLE_ENCODER = "encoder"
+
+# Losses, and what may choose the pairs or triplets that they look at. Those of one miner, "random",
+# look at the whole batch or draw by themselves.
+_OF_PAIRS = ("random", "semi_hard", "batch_hard")
+LOSSES = {
+    "contrastive": _OF_PAIRS,
+    "cosine_mse": _OF_PAIRS,
+    "concatenation": _OF_PAIRS,
+    "triplet": (*_OF_PAIRS, "batch_all"),
+    "supervised_contrastive": ("random",),
+    "multiple_negatives": ("random",),
+}
+# Those that take pairs, and those that take triplets; all of them take classes.
+LOSSES_OF_LINKS = {
+    "pairs": ("contrastive", "cosine_mse", "concatenation", "multiple_negatives"),
+    "triplets": ("triplet", "contrastive", "cosine_mse", "concatenation", "multiple_negatives"),
+}
+# What begins a loss of pytorch-metric-learning, such as metric_learning:ArcFaceLoss.
+LIBRARY_LOSS = "metric_learning:"
+# What a data set is made of.
+FORMS = ("labelled", "pairs", "triplets")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "color_order": ("L", "RGB"),
@@ -37,8 +63,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "stem": ("imagenet", "small"),
     "mean_std": ("data", "imagenet"),
     "metric": tuple(metric.value for metric in Metric),
-    "loss": ("contrastive", "triplet", "supervised_contrastive"),
-    "mining": ("random", "batch_hard"),
+    "form": ("", *FORMS),
 }
 
 
@@ -51,22 +76,33 @@ class TrainConfig:
     """
 
     # Where from, where to.
-    data: str = ""  # folder or zip of images (class = innermost folder), .csv of texts, .npz
+    data: str = ""  # folder or zip of images (class = innermost folder), .csv, .npz, .npy, .parquet
     out: str = ""  # run folder
     max_broken_images: int = 0  # so many undecodable images are left out; one more stops the run
 
-    # The split, by whole classes. Named groups (the folder above the class) go before fractions.
+    form: str = ""  # labelled, pairs or triplets; "": as the header of a CSV says
+    items: str = ""  # file of the vectors that a CSV names by row or id: .npy, .npz or .parquet
+    labels: str = ""  # file of a .npy's labels, .npy or one a line; "": NAME_labels.npy or .txt
+
+    # The split, by whole classes, or of pairs and triplets by what hangs together. A column goes
+    # before named groups (the folder above the class), and these before fractions.
+    split_column: str = ""  # of a CSV or Parquet: train, calibrate (dev, val) or report (test)
     train_groups: tuple[str, ...] = ()
     calibrate_groups: tuple[str, ...] = ()
     report_groups: tuple[str, ...] = ()
-    calibrate_fraction: float = 0.2  # of the classes, where no groups are named
+    allow_shared_items: bool = False  # pairs of a named part may hold items of another
+    calibrate_fraction: float = 0.2  # of the classes (or pairs), where no groups are named
     report_fraction: float = 0.2
 
-    # The columns of a CSV of texts: a name in its header, or a number, from 1.
-    text_column: str = ""  # "": the one named text, else the first
+    # The columns of a CSV: a name in its header, or a number, from 1.
+    text_column: str = ""  # of labelled items; "": the one named text, else the first
     label_column: str = ""  # "": the one named label, category, class or intent, else the second
+    columns: tuple[
+        str, ...
+    ] = ()  # item, label; first, second, judgement; anchor, positive, negative
+    score_range: str = ""  # of judgements that are scores, such as 0..5; "": they are 0 or 1
 
-    # The input contract, which serving repeats. Of pictures:
+    # The input contract, which serving repeats; an encoder's folder states its own. Of pictures:
     image_size: int = 28  # pixels, height and width
     color_order: str = "L"
     resize: str = "stretch"
@@ -74,30 +110,41 @@ class TrainConfig:
     ink_inverted: bool = False  # dark ink on white becomes bright on black, so that paper is zero
     mean_std: str = "data"  # that pixels are normalised by: the training part's, or imagenet's
     # Of texts:
-    max_tokens: int = 128  # a longer text is cut
+    max_tokens: int = 128  # a longer text is cut; an encoder's folder may say less
 
     # The twin.
     twin: str = "conv4"
-    weights: str = ""  # resnet: file with torchvision's names; words: word vectors as text
+    # resnet: file with torchvision's names; words: word vectors as text; encoders: folder of
+    # transformers or sentence-transformers.
+    weights: str = ""
     width: int = 64  # conv4: channels of each block
     stem: str = "imagenet"  # resnet: "small" is for pictures of 28 to 64 pixels
     hidden: int = 256  # mlp: units of the hidden layer
     word_dimension: int = 256  # words: coordinates of a word's vector, unless a file gives it
     vocabulary: int = 8000  # words: entries that the tokenizer keeps at most
-    dimension: int = 64
+    pooling: str = (
+        ""  # encoders: how states become one vector, such as mean; "": as the folder says
+    )
+    dimension: int = 0  # 0: 64, or as many coordinates as an encoder gives
+    matryoshka: tuple[int, ...] = ()  # smaller dimensions that the loss is summed over too
     normalized: bool = True
     metric: str = "cosine"
 
     # The loss.
     loss: str = "supervised_contrastive"
-    mining: str = "random"  # of triplets; pairs are always drawn at random
-    temperature: float = 0.1  # supervised contrastive
+    mining: str = "random"  # or from easy to hard: "random,semi_hard:2", weights of the steps
+    temperature: float = 0.1  # supervised contrastive and multiple negatives
     margin: float = 0.5  # contrastive and triplet, on plain distances of `metric`
+    different_cosine: float = -1.0  # cosine_mse: target of label 0, -1 or 0; of 1 it is 1
+    # Of a metric_learning: loss's constructor, such as {margin = 0.1, reducer = "MeanReducer"}.
+    loss_parameters: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     # Batches: P classes of K items, some of them from one group alone.
     classes_per_batch: int = 32
     items_per_class: int = 4
     one_group_share: float = 0.5
+    pairs_per_batch: int = 64  # of data that are pairs or triplets
+    balanced_pairs: bool = False  # as many pairs of the same as of different items in each batch
     rotations: bool = False  # turns by 90, 180 and 270 degrees are classes of their own
 
     # Augmentation: uniform in [-limit, limit].
@@ -106,12 +153,18 @@ class TrainConfig:
     shear: float = 0.0
     shift: float = 0.0  # share of the picture's side
 
-    # Augmentation of texts: so many of their tokens are left out at random.
+    # Augmentation of texts, words: so many of their tokens are left out at random.
     word_dropout: float = 0.1
 
+    # Fine-tuning, of encoders.
+    freeze: str = ""  # "encoder", or a number: the embedding of tokens and so many layers behind it
+    layer_decay: float = 1.0  # factor of the learning rate from each layer to the one below
+    head_learning_rate: float = 1e-3  # of what begins at random: projection, a loss's own weights
+
     # The run.
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
+    learning_rate: float = 0.0  # 0: 1e-3, or 2e-5 of encoders
+    warmup_steps: int = 0  # in which the learning rate rises from 0
+    weight_decay: float = 0.0  # encoders: not of biases and norms
     gradient_clip: float = 10.0  # largest norm of all gradients together
     max_steps: int = 1000
     max_seconds: float = 600.0  # a guard; the learning rate follows max_steps
@@ -119,29 +172,42 @@ class TrainConfig:
     patience: int = 0  # evaluations without a better one before the run stops; 0 never stops early
     one_shot_ways: int = 20
     one_shot_trials: int = 1000
+    # Rates that the calibrate part must have the evidence for, or the training does not begin.
+    false_accept_rates: tuple[float, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not self.learning_rate:
+            rate = 2e-5 if self.twin in ENCODERS else 1e-3
+            object.__setattr__(self, "learning_rate", rate)
+        if not self.dimension and self.twin not in ENCODERS:
+            object.__setattr__(self, "dimension", 64)
         for key, allowed in _CHOICES.items():
             value = getattr(self, key)
             _require(value in allowed, key, value, f"one of {', '.join(allowed)}")
+        self._check_loss()
         for key in (
             *("image_size", "max_tokens", "width", "hidden", "word_dimension"),
-            *("vocabulary", "dimension", "max_steps", "evaluate_every"),
+            *("vocabulary", "max_steps", "evaluate_every"),
         ):
             value = getattr(self, key)
             _require(value >= 1, key, value, "at least 1")
         _require(self.image_size >= 16, "image_size", self.image_size, "at least 16 pixels")
-        for key in ("classes_per_batch", "items_per_class", "one_shot_ways"):
+        for key in ("classes_per_batch", "items_per_class", "pairs_per_batch", "one_shot_ways"):
             value = getattr(self, key)
             _require(value >= 2, key, value, "at least 2")
-        for key in ("temperature", "margin", "learning_rate", "gradient_clip", "max_seconds"):
+        for key in (
+            *("temperature", "margin", "learning_rate", "head_learning_rate"),
+            *("gradient_clip", "max_seconds"),
+        ):
             value = getattr(self, key)
             _require(0 < value < float("inf"), key, value, "a finite number above 0")
         for key in (
             "max_broken_images",
             "patience",
             "seed",
+            "dimension",
+            "warmup_steps",
             "weight_decay",
             "rotate_degrees",
             "shear",
@@ -159,6 +225,9 @@ class TrainConfig:
             0 <= self.word_dropout < 1, "word_dropout", self.word_dropout, "0 or more, below 1"
         )
         _require(self.one_shot_trials >= 1, "one_shot_trials", self.one_shot_trials, "at least 1")
+        for rate in self.false_accept_rates:
+            _require(0 < rate < 1, "false_accept_rates", rate, "above 0 and below 1")
+        self._check_columns()
         if self.mean_std == "imagenet" and (self.color_order != "RGB" or self.ink_inverted):
             raise ConfigError(
                 "mean_std is 'imagenet', which is of RGB photographs as they are; set "
@@ -171,6 +240,8 @@ class TrainConfig:
                 f"weights is set, which twin={self.twin} cannot begin with; "
                 f"those that can are {', '.join(WITH_WEIGHTS)}"
             )
+        self._check_encoder()
+        self._check_matryoshka()
         held_out = self.calibrate_fraction + self.report_fraction
         if held_out >= 1:
             raise ConfigError(
@@ -190,6 +261,87 @@ class TrainConfig:
                 f"group {twice[0]!r} is named twice in the split; "
                 "a class that trains must neither calibrate nor report"
             )
+
+    def _check_loss(self) -> None:
+        of_library = self.loss.startswith(LIBRARY_LOSS)
+        allowed = f"one of {', '.join(LOSSES)}, or {LIBRARY_LOSS}NAME of pytorch-metric-learning"
+        _require(of_library or self.loss in LOSSES, "loss", self.loss, allowed)
+        miners = ("random",) if of_library else LOSSES[self.loss]
+        for stage in curriculum.stages(self.mining):
+            rule = f"of {', '.join(miners)} for loss={self.loss}"
+            _require(stage.mining in miners, "mining", self.mining, rule)
+        if self.loss_parameters and not of_library:
+            raise ConfigError(
+                f"loss_parameters is {self.loss_parameters!r}, which is for the losses of "
+                f"{LIBRARY_LOSS}; loss={self.loss} has keys of its own"
+            )
+        _require(
+            -1 <= self.different_cosine < 1,
+            "different_cosine",
+            self.different_cosine,
+            "-1 or more, below 1",
+        )
+        of_cosines = self.loss in ("cosine_mse", "multiple_negatives")
+        if of_cosines and not self.normalized and self.metric != Metric.COSINE:
+            raise ConfigError(
+                f"loss={self.loss} trains cosines, but embeddings of any length are to be compared "
+                "by their euclidean distance; set metric=cosine or normalized=true"
+            )
+
+    def _check_encoder(self) -> None:
+        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0, at most 1")
+        known = not self.freeze or self.freeze == WHOLE_ENCODER or self.freeze.isdecimal()
+        _require(known, "freeze", self.freeze, f"{WHOLE_ENCODER}, or a number of layers")
+        if self.twin in ENCODERS:
+            if not self.weights:
+                raise ConfigError(
+                    f"twin={self.twin} begins with a model made elsewhere, and weights is not set; "
+                    "name its folder, as sentence-transformers or transformers saved it"
+                )
+            return
+        for key in ("pooling", "freeze"):
+            if getattr(self, key):
+                raise ConfigError(
+                    f"{key} is {getattr(self, key)!r}, which is of {' and '.join(ENCODERS)}; "
+                    f"twin is {self.twin}: unset it"
+                )
+        if self.layer_decay != 1.0:
+            raise ConfigError(
+                f"layer_decay is {self.layer_decay}, which is of {' and '.join(ENCODERS)}; twin is "
+                f"{self.twin}: unset it"
+            )
+
+    def _check_matryoshka(self) -> None:
+        for size in self.matryoshka:
+            _require(size >= 1, "matryoshka", self.matryoshka, "numbers from 1")
+            if self.dimension and size >= self.dimension:
+                raise ConfigError(
+                    f"matryoshka names {size}, and the embedding has {self.dimension} coordinates; "
+                    "name smaller dimensions alone, such as matryoshka=16,32"
+                )
+
+    def _check_columns(self) -> None:
+        if self.columns and (self.text_column or self.label_column):
+            raise ConfigError(
+                "columns is set, and text_column or label_column too; name the columns once"
+            )
+        if self.columns and self.form:
+            takes = 2 if self.form == "labelled" else 3
+            _require(len(self.columns) == takes, "columns", self.columns, f"{takes} names")
+        if self.score_range and self.form not in ("", "pairs"):
+            raise ConfigError(f"score_range is of pairs, and form is {self.form!r}; unset one")
+        if self.score_range:
+            least, most = self.scores
+            _require(least < most, "score_range", self.score_range, "LEAST..MOST, such as 0..5")
+
+    @property
+    def scores(self) -> tuple[float, float]:
+        """The least and the greatest score of a pair; 0 and 1 where `score_range` is unset."""
+        least, _, most = (self.score_range or "0..1").partition("..")
+        try:
+            return float(least), float(most)
+        except ValueError:
+            return 0.0, 0.0
 
     @property
     def modality(self) -> str:
@@ -271,7 +423,16 @@ def _typed(key: str, value: Any, types: Mapping[str, Any]) -> Any:
     kind = types[key]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if typing.get_origin(kind) is tuple:
+    if typing.get_origin(kind) is dict:
+        if isinstance(value, dict):
+            return dict(value)
+    elif kind == tuple[float, ...]:
+        if isinstance(value, list | tuple) and all(type(part) in (int, float) for part in value):
+            return tuple(map(float, value))
+    elif kind == tuple[int, ...]:
+        if isinstance(value, list | tuple) and all(type(part) is int for part in value):
+            return tuple(value)
+    elif typing.get_origin(kind) is tuple:
         if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
             return tuple(value)
     elif type(value) is kind:
@@ -286,7 +447,11 @@ def _parse(key: str, text: str, types: Mapping[str, Any]) -> Any:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if typing.get_origin(kind) is tuple:
-            return tuple(part.strip() for part in text.split(",") if part.strip())
+            one = typing.get_args(kind)[0]
+            return tuple(one(part.strip()) for part in text.split(",") if part.strip())
+        if typing.get_origin(kind) is dict:
+            table = text if text.startswith("{") else f"{{{text}}}"
+            return tomllib.loads(f"it = {table}")["it"]
         return kind(text)
     except (KeyError, ValueError):
         raise ConfigError(f"{key} is {text!r}; it takes {_name(kind)}") from None
@@ -294,7 +459,11 @@ def _parse(key: str, text: str, types: Mapping[str, Any]) -> Any:
 
 def _name(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
-        return "a list of names"
+        if kind == tuple[int, ...]:
+            return "a list of whole numbers"
+        return "a list of numbers" if kind == tuple[float, ...] else "a list of names"
+    if typing.get_origin(kind) is dict:
+        return "a table, such as {margin = 0.1}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
 
 

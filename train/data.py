@@ -28,12 +28,14 @@ PARTS = ("train", "calibrate", "report")
 
 
 class Classed(Protocol):
-    """What a split looks at: the class of every item."""
+    """What a split looks at: the class of every item, and the part that its data names."""
 
     @property
     def labels(self) -> IntArray: ...
     @property
     def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def parts(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Labelled:
     labels: IntArray  # [n]
     class_names: tuple[str, ...]  # [classes], such as Latin/character01
     names: tuple[str, ...]  # [n]: path of the picture, the text itself, or the row's number
+    # [n]: the part of the split that the data itself names; empty where it names none.
+    parts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,6 +98,7 @@ class Labelled:
             labels=self.labels[items],
             class_names=self.class_names,
             names=tuple(self.names[index] for index in items.tolist()),
+            parts=tuple(self.parts[index] for index in items.tolist()) if self.parts else (),
         )
 
     def of_classes(self, class_names: Sequence[str]) -> Labelled:
@@ -141,7 +146,7 @@ class Batch:
 
     items: IntArray  # [P * K], index into the labelled set
     turns: IntArray  # [P * K], quarter turns counter-clockwise, 0 to 3
-    labels: IntArray  # [P * K], class * 4 + turns: a turned character is another class
+    labels: IntArray  # [P * K], class, or class * 4 + turns: a turned character is another class
 
 
 def group_of(class_name: str) -> str:
@@ -162,19 +167,22 @@ def take(rows: Rows, items: IntArray) -> Rows:
 def split(labelled: Classed, config: TrainConfig) -> Splits:
     """Divide the classes into train, calibrate and report.
 
-    By the groups that the config names, else by a seeded shuffle of the classes in the config's
-    fractions. Groups that the config does not name are left out.
+    By the parts that the data names (held-out parts that it does not name are drawn from the
+    classes that are to train), else by the groups that the config names, else by a seeded shuffle
+    of the classes in the config's fractions. Groups that the config does not name are left out.
 
     Raises:
-        DataError: one class alone, an unknown group, a class with a single item, or too few
-            classes for a part.
+        DataError: one class alone, an unknown group, a class in two parts, a class with a single
+            item, or too few classes for a part.
     """
     if len(labelled.class_names) < 2:
         raise DataError(
             f"the data set has one class alone, {labelled.class_names[0]!r}: nothing to tell it "
             "from; give items of many classes, or check which column or folder names the class"
         )
-    if config.train_groups:
+    if labelled.parts:
+        splits = _split_by_parts(labelled, config)
+    elif config.train_groups:
         splits = _split_by_groups(labelled, config)
     else:
         splits = _split_by_fractions(labelled, config)
@@ -225,6 +233,11 @@ class Batches:
         self._one_group_share = one_group_share if len(labelled.group_names) > 1 else 0.0
         self._seed = seed
 
+    @property
+    def classes(self) -> int:
+        """How many classes there are, turned ones included; labels are below it."""
+        return len(self._members) * self._turns
+
     def __getitem__(self, step: int) -> Batch:
         generator = np.random.default_rng([self._seed, step])
         classes = np.arange(len(self._members))
@@ -238,7 +251,7 @@ class Batches:
         return Batch(
             items=np.concatenate(items),
             turns=np.repeat(turns, self._items_per_class),
-            labels=np.repeat(owners * 4 + turns, self._items_per_class),
+            labels=np.repeat(owners * self._turns + turns, self._items_per_class),
         )
 
     def _draw(self, members: IntArray, generator: np.random.Generator) -> IntArray:
@@ -247,6 +260,30 @@ class Batches:
             return generator.choice(members, size=wanted, replace=False)
         again = generator.choice(members, size=wanted - len(members))
         return np.concatenate([generator.permutation(members), again])
+
+
+def _split_by_parts(labelled: Classed, config: TrainConfig) -> Splits:
+    found: dict[int, str] = {}
+    for label, part in zip(labelled.labels.tolist(), labelled.parts, strict=True):
+        if found.setdefault(label, part) != part:
+            raise DataError(
+                f"split_column puts class {labelled.class_names[label]!r} into {found[label]} and "
+                f"into {part}; give all items of a class the same part, or unset split_column to "
+                "have whole classes divided"
+            )
+    labels = sorted(found)
+    pool = [label for label in labels if found[label] == "train"]
+    order = np.random.default_rng(config.seed).permutation(pool).tolist()
+    for part in ("calibrate", "report"):
+        if part not in found.values():
+            for _ in range(round(getattr(config, f"{part}_fraction") * len(pool))):
+                found[order.pop()] = part
+    return Splits(
+        **{
+            part: tuple(labelled.class_names[label] for label in labels if found[label] == part)
+            for part in PARTS
+        }
+    )
 
 
 def _split_by_groups(labelled: Classed, config: TrainConfig) -> Splits:

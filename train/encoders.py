@@ -9,6 +9,7 @@ a silent random layer: weights that the folder lacks are refused.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,12 +58,30 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class TextEncoder(nn.Module):
-    """int64 ids and mask [batch, length] -> token states, float32 [batch, length, width]."""
+class Encoder(nn.Module):
+    """A model of the transformers library, parts of which may stay as they are in training.
+
+    Args:
+        model: of the library.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.frozen: tuple[nn.Module, ...] = ()
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Set the mode; frozen parts stay in eval mode, without dropout and with their batch norm's
+        statistics.
+        """
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
+
+
+class TextEncoder(Encoder):
+    """int64 ids and mask [batch, length] -> token states, float32 [batch, length, width]."""
 
     @property
     def width(self) -> int:
@@ -82,7 +101,7 @@ class TextEncoder(nn.Module):
         return states
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(Encoder):
     """float32 [batch, channels, height, width] -> vectors, float32 [batch, width].
 
     Args:
@@ -92,8 +111,7 @@ class ImageEncoder(nn.Module):
     """
 
     def __init__(self, model: nn.Module, pooling: str, crop: tuple[int, int] | None = None) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.pooling = pooling
         self.crop = crop
 
@@ -166,6 +184,46 @@ def head(layers: Sequence[Dense | None], cut: int | None = None) -> nn.Sequentia
     return nn.Sequential(*modules).eval()
 
 
+def blank(architecture: str, config: str) -> nn.Module:
+    """Build a model with weights of no meaning, to be filled from a checkpoint.
+
+    Args:
+        architecture: name of its class in the library.
+        config: of the model, as `config_of` gives it.
+
+    Raises:
+        DataError: a class that this version of the library lacks, or a config that is none of its.
+    """
+    import transformers
+
+    kind = getattr(transformers, architecture, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise DataError(
+            f"the checkpoint's encoder is a {architecture}, which transformers "
+            f"{transformers.__version__} does not have; install the version that trained it"
+        )
+    with library_quiet():
+        try:
+            values = json.loads(config)
+            made = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+            made._attn_implementation = "eager"
+            model: nn.Module = kind(made)
+        except Exception as error:  # whatever a foreign configuration may cause
+            raise DataError(
+                f"the checkpoint's {architecture} cannot be built ({_first_line(error)}); install "
+                "the version of transformers that trained it"
+            ) from error
+    return model.float().eval()
+
+
+def config_of(encoder: Encoder) -> str:
+    """Return a model's configuration as JSON, without the folder that it came from."""
+    config: Any = encoder.model.config
+    values = json.loads(config.to_json_string(use_diff=False))
+    values.pop("_name_or_path", None)
+    return json.dumps(values, sort_keys=True)
+
+
 def load_text(folder: Path) -> TextEncoder:
     """Read a text encoder.
 
@@ -182,7 +240,7 @@ def load_text(folder: Path) -> TextEncoder:
             f"known ones are {', '.join(_ENCODER_CLASSES)}"
         )
     model = _load(folder, name or "AutoModel")
-    _without_pooler(model)
+    without_pooler(model)
     return TextEncoder(model).eval()
 
 
@@ -199,7 +257,7 @@ def load_image(folder: Path, pooling: str, crop: tuple[int, int] | None = None) 
         )
     model = _load(folder, "AutoModel", needs_pooler=pooling == "pooler")
     if pooling != "pooler":
-        _without_pooler(model)
+        without_pooler(model)
     return ImageEncoder(model, pooling, crop).eval()
 
 
@@ -294,7 +352,7 @@ def _load(folder: Path, class_name: str, *, needs_pooler: bool = False) -> nn.Mo
     return loaded.eval().requires_grad_(False)
 
 
-def _without_pooler(model: nn.Module) -> None:
+def without_pooler(model: nn.Module) -> None:
     """Drop a layer that no embedding passes through; where weights lack it, it is random."""
     pooler = getattr(model, "pooler", None)
     if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):

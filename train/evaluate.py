@@ -29,11 +29,14 @@ from twinserve.errors import DataError
 from twinserve.feed import Rows, feed
 from twinserve.manifest import InputContract, TextInput
 from twinserve.train.data import take
+from twinserve.train.intervals import wilson_interval
 from twinserve.train.twins import Twin
 
 IntArray = NDArray[np.int64]
 
 RATES = (0.1, 0.01, 0.001)
+BATCH_SIZE = 512
+ENCODER_BATCH_SIZE = 32
 # All pairs of a set are measured; above so many items that no longer fits, and a seeded draw of
 # them is measured instead.
 MAX_ITEMS = 4000
@@ -91,11 +94,18 @@ class Report:
         return dataclasses.asdict(self)
 
 
-def embed(twin: Twin, rows: Rows, batch_size: int = 512) -> Embeddings:
+def embed(twin: Twin, rows: Rows, batch_size: int | None = None) -> Embeddings:
     """Embed rows of the twin's modality in eval mode: [n] rows -> float32 [n, dimension].
 
     Texts run beside others of their length, so that little is spent on padding.
+
+    Args:
+        twin: of any modality.
+        rows: of its modality.
+        batch_size: rows at a time; when not given, fewer for encoders, whose states take memory.
     """
+    if batch_size is None:
+        batch_size = BATCH_SIZE if twin.blueprint is None else ENCODER_BATCH_SIZE
     order = np.arange(len(rows))
     if isinstance(twin.contract, TextInput):
         order = np.argsort([len(row) for row in rows], kind="stable")
@@ -139,14 +149,13 @@ def evaluate(
     Raises:
         DataError: no genuine or no impostor pair.
     """
-    if len(labels) > MAX_ITEMS:
-        chosen = np.random.default_rng(seed).permutation(len(labels))[:MAX_ITEMS]
-        embeddings, labels = embeddings[chosen], labels[chosen]
-        groups = None if groups is None else groups[chosen]
+    chosen = measured_items(len(labels), seed)
+    embeddings, labels = embeddings[chosen], labels[chosen]
+    groups = None if groups is None else groups[chosen]
     pairs = pair_distances(embeddings, labels, metric)
-    if _most_ways(labels, groups) < 2:
+    if most_ways(labels, groups) < 2:
         groups = None  # a group per class leaves nothing to choose between
-    ways = min(ways, _most_ways(labels, groups))
+    ways = min(ways, most_ways(labels, groups))
     questions = one_shot_trials(labels, ways=ways, trials=trials, seed=seed, groups=groups)
     return Report(
         metric=metric.value,
@@ -162,6 +171,13 @@ def evaluate(
         ),
         one_shot=_one_shot(embeddings, questions, metric),
     )
+
+
+def measured_items(count: int, seed: int) -> IntArray:
+    """Return the items whose pairs are measured: all, or a draw of `MAX_ITEMS`: int64 [k]."""
+    if count <= MAX_ITEMS:
+        return np.arange(count)
+    return np.random.default_rng(seed).permutation(count)[:MAX_ITEMS]
 
 
 def one_shot_trials(
@@ -200,7 +216,7 @@ def one_shot_trials(
     if not askable or ways < 2:
         raise DataError(
             f"{ways}-way one-shot trials need {max(ways, 2)} classes in a group and two items of "
-            f"a class; the largest group here has {_most_ways(labels, groups)} classes"
+            f"a class; the largest group here has {most_ways(labels, groups)} classes"
         )
     order = np.concatenate(
         [generator.permutation(askable) for _ in range(math.ceil(trials / len(askable)))]
@@ -253,23 +269,14 @@ def bags_of_words(rows: Rows) -> Embeddings:
     return weighted
 
 
-def wilson_interval(correct: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927)."""
-    z = 1.959963984540054
-    share = correct / trials
-    middle = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
-
-
 def _one_shot(embeddings: Embeddings, trials: Trials, metric: Metric) -> OneShot:
     accuracy = one_shot_accuracy(embeddings, trials, metric)
     low, high = wilson_interval(round(accuracy * len(trials)), len(trials))
     return OneShot(accuracy, trials.support.shape[1], len(trials), low, high)
 
 
-def _most_ways(labels: IntArray, groups: IntArray | None) -> int:
+def most_ways(labels: IntArray, groups: IntArray | None) -> int:
+    """Return how many classes the largest group has; without groups, all of them."""
     if groups is None:
         return len(np.unique(labels))
     return max(len(np.unique(labels[groups == group])) for group in np.unique(groups))

@@ -1,12 +1,14 @@
-"""The training loop: labelled rows in, a run folder out.
+"""The training loop: labelled items, pairs or triplets in, a run folder out.
 
-The folder holds checkpoint.pt (the best twin on the calibrate classes so far, written whole each
-time), splits.json, log.csv, and in the end report.json, roc.png and distances.png. The report
-classes are looked at once, after the last step: they choose nothing.
+The folder holds data.json (what was found in the data), splits.json, checkpoint.pt (the best twin
+on the calibrate part so far, written whole each time), log.csv, and in the end report.html with its
+figures in report.json and evaluation.json, roc.png and distances.png. The report part is looked at
+once, after the last step: it chooses nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -19,12 +21,19 @@ from twinserve.errors import ConfigError, NotFinite
 from twinserve.train import checkpoint
 from twinserve.train.augment import Augmented
 from twinserve.train.build import begin, build, put_channels_last
+from twinserve.train.check import check
 from twinserve.train.checkpoint import Run
-from twinserve.train.config import TrainConfig
-from twinserve.train.data import Batches, Labelled
-from twinserve.train.material import prepare
-from twinserve.train.objective import Figures, Objective
-from twinserve.train.record import Keeper, write_json, write_report
+from twinserve.train.config import ENCODERS, TrainConfig
+from twinserve.train.data import Labelled
+from twinserve.train.faults import Faults
+from twinserve.train.health import CollapseAlarm
+from twinserve.train.material import LinkMaterial, Material
+from twinserve.train.matryoshka import objective_of
+from twinserve.train.objective import Figures
+from twinserve.train.optimizer import optimizer_of, schedule_of
+from twinserve.train.outcome import write_report
+from twinserve.train.record import Keeper, write_json
+from twinserve.train.task import read, task_of
 
 
 def train(config: TrainConfig, progress: bool = True) -> Run:
@@ -39,32 +48,23 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
         progress: show a bar on standard error.
 
     Raises:
-        ConfigError: no data or no run folder named.
-        DataError: the data cannot be read or split.
+        ConfigError: no data or no run folder named, or a loss that does not take such data.
+        DataError: the data cannot be read or split, or would spoil the training.
         NotFinite: the loss became NaN or infinite; failed_batch.json tells where.
     """
     folder = _run_folder(config)
-    material = prepare(config)
-    write_json(folder / "splits.json", material.splits.to_dict())
-    training = material.labelled.of_classes(material.splits.train)
-    batches = Batches(
-        training,
-        classes_per_batch=config.classes_per_batch,
-        items_per_class=config.items_per_class,
-        rotations=config.rotations,
-        one_group_share=config.one_group_share,
-        seed=config.seed,
-    )
+    material = _material(folder, config, progress)
+    task = task_of(material, config)
     torch.manual_seed(config.seed)
     twin = build(config, material.contract, material.tokenizer)
-    begin(twin, config, training)
+    begin(twin, config, task.training)
     put_channels_last(twin)
-    objective = Objective(config)
-    optimizer = torch.optim.Adam(
-        twin.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.max_steps)
-    augmented = Augmented(training.rows, twin.contract, config)
+    config = dataclasses.replace(config, dimension=twin.dimension)
+    objective = objective_of(config, task.classes)
+    weights = [*twin.parameters(), *objective.parameters()]
+    optimizer = optimizer_of(twin, objective, config)
+    schedule = schedule_of(optimizer, config)
+    augmented = Augmented(task.training.rows, twin.contract, config)
     generator = torch.Generator()
     # A log file gets a line now and then, a terminal a bar that moves.
     pause = 0.1 if sys.stderr.isatty() else 15.0
@@ -72,31 +72,38 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
         total=config.max_steps, disable=not progress, unit="step", desc="train", mininterval=pause
     )
     keeper = Keeper(folder, twin, config, material)
+    alarm = CollapseAlarm(config)
     started = time.monotonic()
     stopped = "max_steps"
 
     with bar, keeper:
         try:
+            if config.twin in ENCODERS:
+                # What the encoder can do already is what training has to beat.
+                keeper.evaluate(0)
             for step in range(config.max_steps):
-                batch = batches[step]
+                batch = task.batches[step]
                 # Each step draws from its own seed, so that a resumed run repeats it.
                 generator.manual_seed(config.seed * 1_000_003 + step)
                 inputs = augmented(batch, generator)
-                labels = torch.from_numpy(batch.labels)
-                loss, figures = objective(twin.train()(*inputs), labels, generator)
+                embeddings = twin.train()(*inputs)
+                done = step / config.max_steps
+                loss, figures = objective.of_batch(batch, embeddings, generator, done)
                 if not math.isfinite(figures.loss):
-                    raise _not_finite(folder, training, batch.items.tolist(), step, figures)
+                    raise _not_finite(folder, task.training, batch.items.tolist(), step, figures)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
-                torch.nn.utils.clip_grad_norm_(twin.parameters(), config.gradient_clip)
+                torch.nn.utils.clip_grad_norm_(weights, config.gradient_clip)
                 optimizer.step()
                 schedule.step()
 
                 bar.update()
-                keeper.note(figures, len(labels))
+                keeper.note(figures, len(embeddings))
+                alarm.note(figures)
                 late = time.monotonic() - started >= config.max_seconds
                 if late or (step + 1) % config.evaluate_every == 0 or step + 1 == config.max_steps:
                     bar.set_postfix_str(keeper.evaluate(step + 1))
+                    alarm.check()
                 if late:
                     stopped = "max_seconds"
                 elif keeper.out_of_patience(step + 1):
@@ -107,8 +114,22 @@ def train(config: TrainConfig, progress: bool = True) -> Run:
             stopped = "interrupted"
         if keeper.best_step is None:
             keeper.evaluate(keeper.steps)
-    write_report(folder, material.labelled, stopped, keeper.steps, time.monotonic() - started)
+    write_report(folder, material, stopped, keeper.steps, time.monotonic() - started)
     return checkpoint.load(folder)
+
+
+def _material(folder: Path, config: TrainConfig, progress: bool) -> Material | LinkMaterial:
+    """Read, check and split the data, and write down what was found in them."""
+    faults = Faults()
+    material = read(config, faults)
+    checked = check(material, config, faults)
+    write_json(folder / "data.json", checked.to_dict(most_items=20))
+    checked.refuse()
+    if progress:
+        for finding in checked.findings:
+            print(f"note: {finding.message}", file=sys.stderr)
+    write_json(folder / "splits.json", material.splits.to_dict())
+    return material
 
 
 def _run_folder(config: TrainConfig) -> Path:

@@ -9,6 +9,7 @@ too and a client cannot get it wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ class Twin(nn.Module):
         self.normalized = normalized
         self.truncations = truncations
         self.tokenizer = tokenizer
+        # Of an encoder made elsewhere: what it takes to build it again without its folder.
+        self.blueprint: dict[str, Any] | None = None
 
     @property
     def variant(self) -> str:

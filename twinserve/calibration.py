@@ -13,6 +13,7 @@ average over all classes there could ever be would be broken by one new set in f
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,9 +144,19 @@ def threshold_at(impostor: FloatArray, rate: float) -> float | None:
     Raises:
         DataError: no impostor distance at all.
     """
+    return thresholds_at(impostor, [rate])[0]
+
+
+def thresholds_at(impostor: FloatArray, rates: Sequence[float]) -> list[float | None]:
+    """Return what `threshold_at` says of each rate, with the distances sorted once.
+
+    Raises:
+        DataError: no impostor distance at all.
+    """
     if len(impostor) == 0:
         raise DataError("a false accept rate needs impostor pairs, and there are none")
-    return _threshold_at(np.sort(impostor), rate)
+    ordered = np.sort(impostor)
+    return [_threshold_at(ordered, rate) for rate in rates]
 
 
 def _threshold_at(ordered: FloatArray, rate: float) -> float | None:
@@ -159,6 +170,15 @@ def _threshold_at(ordered: FloatArray, rate: float) -> float | None:
     middle = float((ordered[below - 1] + ordered[below]) / 2.0)
     # Between neighbouring floats the middle rounds onto one of them, perhaps the refused one.
     return middle if middle < ordered[below] else float(ordered[below - 1])
+
+
+def drawn_classes(classes: int, generator: np.random.Generator) -> IntArray:
+    """Draw as many classes with replacement, and count how often each came: int64 [classes].
+
+    In a resample the pairs within a class count as often as it came, and those of two classes as
+    often as the one came times the other.
+    """
+    return np.bincount(generator.integers(0, classes, size=classes), minlength=classes)
 
 
 def fit_logistic(genuine: FloatArray, impostor: FloatArray) -> tuple[float, float]:
@@ -353,9 +373,7 @@ class _Accepts:
         generator = np.random.default_rng(seed)
         rates: list[FloatArray] = []
         while len(rates) < resamples:
-            drawn = np.bincount(
-                generator.integers(0, self._classes, size=self._classes), minlength=self._classes
-            )
+            drawn = drawn_classes(self._classes, generator)
             weight = drawn[self._first] * np.where(
                 self._first == self._second, 1, drawn[self._second]
             )

@@ -156,7 +156,7 @@ class Manifest:
     calibrations: tuple[Calibration, ...] = ()
     parity: dict[str, Any] = field(default_factory=dict)  # the gate's report
     training: dict[str, Any] = field(default_factory=dict)  # data digest, loss, mining, results
-    origin: dict[str, Any] = field(default_factory=dict)  # of an imported twin: kind, digests
+    origin: dict[str, Any] = field(default_factory=dict)  # of a model made elsewhere: digests
     schema: str = f"{SCHEMA[0]}.{SCHEMA[1]}"
 
     def calibration(self, dimension: int, aggregation: str = "item") -> Calibration | None:

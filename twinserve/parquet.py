@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -26,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve.errors import ConfigError, DataError
+from twinserve.arrow import arrow
+from twinserve.errors import DataError
 from twinserve.messages import Gallery, Item, MetadataValue
 
 MARK = b"twinserve"  # in a file's schema: whose items these are
@@ -49,20 +49,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def arrow() -> tuple[Any, Any]:
-    """Return the modules pyarrow and pyarrow.parquet.
-
-    Raises:
-        ConfigError: they are not installed.
-    """
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "Parquet files need the package pyarrow; install it: pip install 'twinserve[parquet]'"
-        ) from error
 
 
 # ---- writing -------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinserve import parquet
+from twinserve.arrow import arrow
 from twinserve.client import Client
 from twinserve.errors import DataError, GalleryNotFound, SpaceMismatch, TwinserveError
 from twinserve.messages import Enrolled, EnrollItem, Gallery, Item, Vector
@@ -93,7 +94,7 @@ def export_gallery(
         GalleryNotFound: there is none, or it was deleted meanwhile.
         ConfigError: pyarrow is not installed.
     """
-    parquet.arrow()
+    arrow()
     gallery = client.get_gallery(name)
     about = _about(gallery)
     number, after, items = _begin(folder, about)

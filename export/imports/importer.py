@@ -25,13 +25,11 @@ from twinserve.export.assemble import (
 )
 from twinserve.export.evidence import Evidence, Facts
 from twinserve.export.imports import (
-    modules,
     onnx_model,
     picture_folder,
     samples,
     text_folder,
 )
-from twinserve.export.imports.settings import Answer, Answers, Settings
 from twinserve.export.imports.source import Imported
 from twinserve.export.labelled import read_labelled
 from twinserve.export.pairs import read_pairs
@@ -39,6 +37,10 @@ from twinserve.feed import Rows
 from twinserve.manifest import TextInput
 from twinserve.tokens import Tokenizer
 from twinserve.train.data import Labelled, take
+from twinserve.train.pretrained import modules
+from twinserve.train.pretrained.folders import weight_files
+from twinserve.train.pretrained.picture import is_vision
+from twinserve.train.pretrained.settings import Answer, Answers, Settings
 
 VERSION_DIGITS = 12
 
@@ -148,8 +150,8 @@ def read_model(path: Path, measure: Measure, settings: Settings, answers: Answer
     if settings.modality is not None:
         raise ConfigError("--modality is for an ONNX file alone; a folder says what it is")
     encoder = modules.encoder_folder(path)
-    if text_folder.weight_files(encoder):
-        if not modules.is_sentence_transformer(path) and picture_folder.is_vision(path):
+    if weight_files(encoder):
+        if not modules.is_sentence_transformer(path) and is_vision(path):
             return picture_folder.import_folder(path, settings, answers)
         if (encoder / "config.json").is_file():
             return text_folder.import_folder(path, texts, settings, answers)

@@ -22,9 +22,9 @@ from onnx import external_data_helper, helper
 
 from twinserve import manifest as manifests
 from twinserve.errors import ConfigError, DataError, ManifestError
-from twinserve.export.imports.settings import Settings
-from twinserve.export.imports.source import check_size
 from twinserve.export.session import PROVIDER
+from twinserve.train.pretrained.folders import check_size
+from twinserve.train.pretrained.settings import Settings
 
 Array = NDArray[Any]
 # What an imported graph's gate held it against, for the manifest.

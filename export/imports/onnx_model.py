@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twinserve.errors import ConfigError
-from twinserve.export.imports import modules, onnx_picture, onnx_text, pictures
-from twinserve.export.imports.modules import Plan
+from twinserve.export.imports import onnx_picture, onnx_text
 from twinserve.export.imports.onnx_file import OnnxFile, Port, open_file
 from twinserve.export.imports.onnx_vector import import_vectors
-from twinserve.export.imports.settings import Answers, Settings
-from twinserve.export.imports.source import Imported, digests, read_json
-from twinserve.export.imports.tokenizer import (
+from twinserve.export.imports.source import Imported
+from twinserve.manifest import TEXT_INPUTS
+from twinserve.train.encoders import positions_of
+from twinserve.train.pretrained import modules, pictures
+from twinserve.train.pretrained.folders import digests, read_json
+from twinserve.train.pretrained.modules import Plan
+from twinserve.train.pretrained.settings import Answers, Settings
+from twinserve.train.pretrained.tokenizer import (
     FILE,
     as_the_library_cuts,
     pad_id_of,
@@ -24,8 +28,6 @@ from twinserve.export.imports.tokenizer import (
     text_contract,
     tokenizer_json,
 )
-from twinserve.manifest import TEXT_INPUTS
-from twinserve.train.encoders import positions_of
 
 MODALITIES = ("image", "text", "tensor")
 # Where Optimum and sentence-transformers put the graph in full precision.

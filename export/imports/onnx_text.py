@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from twinserve.errors import ConfigError, DataError, ManifestError
 from twinserve.export.evidence import Source
-from twinserve.export.imports.modules import Plan
 from twinserve.export.imports.onnx_file import (
     SOURCE,
     OnnxFile,
@@ -21,17 +20,19 @@ from twinserve.export.imports.onnx_file import (
     graph_digest,
     origin_of,
 )
-from twinserve.export.imports.settings import Answers, Settings
-from twinserve.export.imports.source import Imported, metric_of, truncations_of
+from twinserve.export.imports.source import Imported
 from twinserve.export.imports.surgery import Surgery
-from twinserve.export.imports.text_folder import cut_of
-from twinserve.export.imports.tokenizer import max_tokens_of, text_contract
 from twinserve.feed import Row, Rows, feed
 from twinserve.manifest import TEXT_INPUTS, TextInput
 from twinserve.tokens import Tokenizer
 from twinserve.train import encoders
 from twinserve.train.heads import unit
 from twinserve.train.pooling import pool
+from twinserve.train.pretrained.folders import metric_of, truncations_of
+from twinserve.train.pretrained.modules import Plan
+from twinserve.train.pretrained.settings import Answers, Settings
+from twinserve.train.pretrained.text import cut_of
+from twinserve.train.pretrained.tokenizer import max_tokens_of, text_contract
 
 # Pooled by whoever exported the graph, then a state per token. A pooler trained to tell whether
 # sentences follow each other ("pooler_output") is no embedding, unless it is asked for.

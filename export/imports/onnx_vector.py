@@ -18,12 +18,13 @@ from twinserve.export.imports.onnx_file import (
     graph_digest,
     origin_of,
 )
-from twinserve.export.imports.settings import Answers, Settings
-from twinserve.export.imports.source import Imported, metric_of, truncations_of
+from twinserve.export.imports.source import Imported
 from twinserve.export.imports.surgery import Surgery
 from twinserve.feed import Rows
 from twinserve.manifest import TensorInput
 from twinserve.train.heads import unit
+from twinserve.train.pretrained.folders import metric_of, truncations_of
+from twinserve.train.pretrained.settings import Answers, Settings
 
 # What a client sends for each element type of the graph.
 _SENT: dict[int, str] = {

@@ -7,106 +7,34 @@ from pathlib import Path
 import torch
 import transformers
 
-from twinserve.errors import ConfigError
 from twinserve.export.evidence import Source
-from twinserve.export.imports import pictures
-from twinserve.export.imports.settings import Answers, Settings
-from twinserve.export.imports.source import (
-    Imported,
-    check_size,
-    digests,
-    metric_of,
-    read_json,
-    truncations_of,
-)
-from twinserve.export.imports.text_folder import weight_files
+from twinserve.export.imports.source import Imported
 from twinserve.export.to_onnx import to_onnx, weights_digest
-from twinserve.train import encoders
 from twinserve.train.evaluate import embed
-from twinserve.train.twins import ImageTwin
+from twinserve.train.pretrained.picture import read_twin
+from twinserve.train.pretrained.settings import Answers, Settings
 
-
-def is_vision(folder: Path) -> bool:
-    """Whether a folder says how its pictures are prepared."""
-    return (folder / pictures.FILE).is_file()
+_BATCH = 16
 
 
 def import_folder(folder: Path, settings: Settings, answers: Answers) -> Imported:
-    """Make a twin of a vision encoder.
+    """Make a twin of a vision encoder; see `read_twin`.
 
     Raises:
-        ConfigError: a preprocessing that twinserve cannot repeat, or an unknown pooling.
-        DataError: no encoder that transformers can load.
         GateFailed: the encoder cannot be written as ONNX.
-        ManifestError: above 2 GB.
     """
-    weights = weight_files(folder)
-    check_size(weights)
-    prepared = pictures.stated(read_json(folder / pictures.FILE), settings, answers)
-    guess = encoders.image_pooling_guess(folder)
-    if guess is None and settings.pooling is None:
-        raise ConfigError(
-            "the encoder's architecture is not among the known ones; say which part of its output "
-            f"is the embedding: --pooling {' | '.join(encoders.IMAGE_POOLINGS)}"
-        )
-    named, kind = ("", "") if guess is None else guess
-    pooling = answers.guess("pooling", settings.pooling, (named,), f"usual for {kind}", "--pooling")
-    if len(pooling) != 1:
-        raise ConfigError(f"--pooling is {'+'.join(pooling)}; a picture's embedding has one")
-    encoder = encoders.load_image(folder, pooling[0], prepared.crop)
-    normalized = answers.guess(
-        "unit length",
-        settings.normalize,
-        settings.metric != "euclidean",
-        "distances by angle do not change by it",
-        "--normalize",
-    )
-    metric = metric_of(None, settings, answers, "", normalized=normalized)
-    contract = prepared.contract
-    with torch.inference_mode():
-        shape = (1, contract.channels, contract.height, contract.width)
-        dimension = encoder(torch.zeros(shape)).shape[1]
-    truncations = truncations_of(
-        read_json(folder / "config.json").get("matryoshka_dims"),
-        dimension,
-        settings,
-        answers,
-        "config.json",
-    )
-    # The twin divides pixels by 255 itself.
-    factor = 255.0 * prepared.scale
-    twin = ImageTwin(
-        encoder,
-        contract=contract,
-        dimension=dimension,
-        metric=metric,
-        normalized=normalized,
-        truncations=truncations,
-        mean=[value / factor for value in prepared.mean],
-        std=[value / factor for value in prepared.std],
-    ).eval()
-    read = [folder / "config.json", folder / pictures.FILE, *weights]
+    twin, origin = read_twin(folder, settings, answers)
     return Imported(
         graph=to_onnx(twin),
-        contract=contract,
-        dimension=dimension,
-        metric=metric,
-        normalized=normalized,
+        contract=twin.contract,
+        dimension=twin.dimension,
+        metric=twin.metric,
+        normalized=twin.normalized,
         weights_digest=weights_digest(twin),
         source=Source(
-            lambda rows: embed(twin, rows, batch_size=16),
+            lambda rows: embed(twin, rows, batch_size=_BATCH),
             f"torch {torch.__version__}, transformers {transformers.__version__}",
         ),
-        truncations=truncations,
-        origin={
-            "kind": "transformers",
-            "architecture": type(encoder.model).__name__,
-            "made_with": {
-                "torch": str(torch.__version__),
-                "transformers": transformers.__version__,
-            },
-            "pooling": list(pooling),
-            "pixels": pictures.told(prepared),
-            "files": digests(folder, read),
-        },
+        truncations=twin.truncations,
+        origin=origin,
     )

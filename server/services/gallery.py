@@ -8,8 +8,9 @@ import copy
 import functools
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +29,7 @@ from twinserve.manifest import Calibration
 from twinserve.server import inputs, paging
 from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.admission import Admission
+from twinserve.server.batching.jobs import Ride
 from twinserve.server.callers import Caller
 from twinserve.server.completion import Completion, in_executor
 from twinserve.server.config import Limits
@@ -467,17 +469,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         await self._wait_for(gallery, request.at_least, context)
         await leave_front(context, len(request.probes))
         caller = caller_of(context)
-        messages = [(f"probes[{i}]", probe) for i, probe in enumerate(request.probes)]
-        with self._engine(gallery, messages) as engine:
-            readings = self._readings(engine, messages)
-            embedded = await self._embed(gallery, engine, readings, caller)
-            calibrations = _calibrations(engine, gallery.settings)
-            version = _version_that_ran(engine, embedded)
-        errors = embedded.errors
-        check_items(errors, len(request.probes))
-        count_errors(self.metrics, errors)
-        places = [i for i in range(len(request.probes)) if i not in errors]
-        probes = _vectors(embedded)
+        probed = await self._probed(gallery, request.probes, caller)
         question = searching.Question(
             k=k,
             filter=chosen,
@@ -488,32 +480,32 @@ class GalleryService(rpc.GalleryServiceServicer):
             mean_of=mean_of,
         )
         ask = searching.Ask(
-            probes=probes,
-            places=places,
-            errors=errors,
+            probes=probed.vectors,
+            places=probed.places,
+            errors=probed.errors,
             rule=rule,
             full=request.view == pb.ITEM_VIEW_FULL,
-            calibrations=calibrations,
-            model_version=version,
-            ride=embedded.ride,
-            preprocess=embedded.preprocess,
+            calibrations=probed.calibrations,
+            model_version=probed.version,
+            ride=probed.ride,
+            preprocess=probed.preprocess,
             deadline=caller.deadline,
             began=time.perf_counter(),
         )
-        with self._admission.admit(len(probes), caller.client):
+        with self._admission.admit(len(probed.vectors), caller.client):
             try:
                 reply = await self._searches.ask(
                     ask.company(gallery, question),
                     ask,
-                    len(probes),
+                    len(probed.vectors),
                     functools.partial(searching.answer, gallery, question, self.metrics),
                     is_quick=ask.is_quick(gallery, question),
                 )
             except asyncio.CancelledError:
                 ask.given_up = True
                 raise
-        self.metrics.search_decisions.labels(reply.evidence.value).inc(len(probes))
-        return Encoded(reply.data, version.partition("@")[0])
+        self.metrics.search_decisions.labels(reply.evidence.value).inc(len(probed.vectors))
+        return Encoded(reply.data, probed.version.partition("@")[0])
 
     @driven
     @unary
@@ -559,6 +551,38 @@ class GalleryService(rpc.GalleryServiceServicer):
             consistency_token=nearest.token,
             model_version=version,
             timing=codec.timing_message(embedded.ride, embedded.preprocess, seconds),
+        )
+
+    async def _probed(
+        self, gallery: Gallery, messages: Sequence[shared.Input], caller: Caller
+    ) -> _Probed:
+        """Embed the probes of a search, as far as they are not ready.
+
+        Raises:
+            ItemsFailed: none can be searched for.
+        """
+        settings = gallery.settings
+        ready = codec.ready_rows(messages, settings.dimension, settings.space_id)
+        if ready is not None and distance.are_sound(ready, settings.metric):
+            with self._engine(gallery, ()) as engine:
+                return _Probed(ready, range(len(ready)), {}, _calibrations(engine, settings))
+        named = [(f"probes[{i}]", message) for i, message in enumerate(messages)]
+        with self._engine(gallery, named) as engine:
+            readings = self._readings(engine, named)
+            embedded = await self._embed(gallery, engine, readings, caller)
+            calibrations = _calibrations(engine, settings)
+            version = _version_that_ran(engine, embedded)
+        errors = embedded.errors
+        check_items(errors, len(messages))
+        count_errors(self.metrics, errors)
+        return _Probed(
+            vectors=_vectors(embedded),
+            places=[i for i in range(len(messages)) if i not in errors],
+            errors=errors,
+            calibrations=calibrations,
+            version=version,
+            ride=embedded.ride,
+            preprocess=embedded.preprocess,
         )
 
     @contextlib.contextmanager
@@ -635,6 +659,19 @@ class GalleryService(rpc.GalleryServiceServicer):
             remaining = context.time_remaining()
             patience = PATIENCE if remaining is None else remaining
             await self._read(lambda: gallery.wait_for(token, patience))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Probed:
+    """The probes of a search."""
+
+    vectors: NDArray[np.float32]  # [n, dimension]
+    places: Sequence[int]  # [n] of them among the call's
+    errors: Mapping[int, TwinserveError]  # of its others
+    calibrations: Sequence[Calibration]
+    version: str = ""  # of the model that ran; "" if none did
+    ride: Ride | None = None
+    preprocess: float = 0.0  # seconds
 
 
 def _calibrations(engine: Engine | None, settings: GallerySettings) -> list[Calibration]:

@@ -23,8 +23,8 @@ from twinserve.errors import ConfigError, DataError, ManifestError
 from twinserve.export import overlap
 from twinserve.export.calibrations import calibrations_for
 from twinserve.export.calibrator import Wishes, calibrate_file
-from twinserve.export.labelled import Columns
-from twinserve.manifest import Manifest
+from twinserve.export.labelled import Columns, read_labelled
+from twinserve.manifest import ImageInput, Manifest, TensorInput
 from twinserve.train.data import Labelled
 
 CLASSES, EACH = 24, 6
@@ -280,6 +280,23 @@ def test_evidence_of_another_modality_is_refused(
     ):
         with pytest.raises(DataError, match=complaint):
             calibrate_file(file, data=data)
+
+
+def test_labelled_data_of_training_calibrate_in_all_their_forms(tmp_path: Path) -> None:
+    rows = np.arange(16, dtype=np.float32).reshape(4, 4)
+    np.savez(tmp_path / "v.npz", vectors=rows, labels=["a", "a", "b", "b"])
+    np.save(tmp_path / "w.npy", rows)
+    (tmp_path / "w_labels.txt").write_text("a\na\nb\nb\n")
+    one, other = (
+        read_labelled(tmp_path / name, TensorInput((4,))).digest for name in ("v.npz", "w.npy")
+    )
+    assert one == other
+    for name in ("1.png", "2.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    table = tmp_path / "faces.csv"
+    table.write_text("path,label\n1.png,a\n2.png,b\n")
+    pixels = ImageInput(height=8, width=8, channels=1, color_order="L")
+    assert read_labelled(table, pixels).class_names == ("a", "b")
 
 
 def test_vectors_with_nan_are_refused(vectors_file: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The README's and the gallery walk-through's blocks are run as they stand, in their order.
+"""The blocks of the README, the gallery walk-through and the page on data are run as they stand.
 
 How an author marks them is told in `documents`. All blocks of a document share one folder, in which
 the repository's files lie; README's finds a small twin as runs/demo/twin.onnx too.
@@ -51,6 +51,13 @@ def test_the_gallery_walkthrough_runs_as_written_and_says_what_it_shows(
     assert sum(block.output is not None for block in found) >= 20
     with Reading("docs/gallery-walkthrough.md", clone_of(root, tmp_path)) as reading:
         for block in found:
+            if can_run(block):
+                reading.run(block)
+
+
+def test_every_form_of_data_is_checked_as_its_page_shows(root: Path, tmp_path: Path) -> None:
+    with Reading("docs/data.md", tmp_path) as reading:
+        for block in blocks((root / "docs" / "data.md").read_text()):
             if can_run(block):
                 reading.run(block)
 

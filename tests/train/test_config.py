@@ -53,7 +53,17 @@ def test_a_config_survives_its_dictionary() -> None:
         ("seed=one", "seed is 'one'; it takes a whole number"),
         ("seed=1.5", "seed"),
         ("rotations=yes", "rotations is 'yes'; it takes true or false"),
-        ("loss=hinge", "loss is 'hinge'; it must be one of contrastive, triplet"),
+        (
+            "loss=hinge",
+            "loss is 'hinge'; it must be one of contrastive, cosine_mse, .*metric_learning",
+        ),
+        ("mining=easy", "mining is 'easy'; it must be of random for loss=supervised_contrastive"),
+        ("mining=batch_hard", "of random for loss=supervised_contrastive"),
+        ("mining=random,", "mining is 'random,', where '' is no stage"),
+        ("mining=random:0", "where 'random:0' is no stage"),
+        ("different_cosine=1", "different_cosine is 1.0; it must be -1 or more, below 1"),
+        ("loss_parameters=margin", "loss_parameters is 'margin'; it takes a table"),
+        ("loss_parameters=margin=0.1", "loss=supervised_contrastive has keys of its own"),
         ("max_steps=0", "max_steps is 0; it must be at least 1"),
         ("temperature=0", "temperature"),
         ("learning_rate=nan", "learning_rate"),
@@ -98,3 +108,38 @@ def test_a_missing_file_names_the_presets(tmp_path: Path) -> None:
 def test_a_group_in_two_parts_is_refused() -> None:
     with pytest.raises(ConfigError, match="'A' is named twice"):
         load_config(None, ["train_groups=A", "calibrate_groups=B", "report_groups=A"])
+
+
+def test_every_loss_takes_its_miners_and_no_others() -> None:
+    load_config(None, ["loss=triplet", "mining=random,semi_hard:2,batch_hard:2,batch_all"])
+    load_config(None, ["loss=concatenation", "mining=random,batch_hard"])
+    with pytest.raises(ConfigError, match="it must be of random, semi_hard, batch_hard for"):
+        load_config(None, ["loss=contrastive", "mining=random,batch_all"])
+    with pytest.raises(ConfigError, match="of random for loss=metric_learning:ArcFaceLoss"):
+        load_config(None, ["loss=metric_learning:ArcFaceLoss", "mining=batch_hard"])
+
+
+def test_a_loss_of_cosines_is_refused_where_lengths_would_decide() -> None:
+    for loss in ("cosine_mse", "multiple_negatives"):
+        with pytest.raises(ConfigError, match="set metric=cosine or normalized=true"):
+            load_config(None, [f"loss={loss}", "metric=euclidean", "normalized=false"])
+        load_config(None, [f"loss={loss}", "metric=euclidean"])
+
+
+def test_the_table_of_a_librarys_loss_is_read_from_a_file_and_from_an_override(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'loss = "metric_learning:TripletMarginLoss"\n'
+        "[loss_parameters]\nmargin = 0.1\nswap = true\n"
+        'distance = {type = "LpDistance", power = 2}\n'
+    )
+    config = load_config(file)
+    table = {"margin": 0.1, "swap": True, "distance": {"type": "LpDistance", "power": 2}}
+    assert config.loss_parameters == table
+    assert TrainConfig.from_dict(config.to_dict()) == config
+    assert len({config, load_config(file)}) == 1
+    for written in ("margin=0.2,swap=true", "{margin = 0.2, swap = true}"):
+        config = load_config(file, [f"loss_parameters={written}"])
+        assert config.loss_parameters == {"margin": 0.2, "swap": True}

@@ -132,7 +132,7 @@ def test_a_batch_holds_p_classes_of_k_different_items(images: Labelled) -> None:
         assert len(labels) == 5
         assert (counts == 3).all()
         assert len(np.unique(batch.items)) == 15
-        assert (images.labels[batch.items] * 4 == batch.labels).all()
+        assert (images.labels[batch.items] == batch.labels).all()
         assert not batch.turns.any()
 
 
@@ -152,6 +152,8 @@ def test_a_turned_class_is_a_class_of_its_own_owned_by_the_same_character(
         assert (batch.labels == images.labels[batch.items] * 4 + batch.turns).all()
         seen |= set(batch.labels.tolist())
     assert seen == set(range(18 * 4))
+    assert batches(images, rotations=True).classes == 18 * 4
+    assert batches(images).classes == 18
 
 
 def test_the_share_of_batches_from_one_group_is_as_asked(images: Labelled) -> None:

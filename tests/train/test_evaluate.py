@@ -12,7 +12,6 @@ from twinserve.train.evaluate import (
     one_shot_accuracy,
     one_shot_trials,
     pixel_vectors,
-    wilson_interval,
 )
 
 LABELS = np.repeat(np.arange(12), 5)
@@ -77,12 +76,6 @@ def test_groups_of_one_class_each_are_no_groups() -> None:
     embeddings = np.eye(12, dtype=np.float32)[LABELS]
     report = evaluate(embeddings, LABELS, LABELS, Metric.EUCLIDEAN, ways=5, trials=50)
     assert report.one_shot.ways == 5
-
-
-def test_wilson_interval_is_as_published() -> None:
-    # Newcombe (1998), table I: 81 of 263 and 0 of 20.
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
 
 
 def test_pixels_become_vectors_between_zero_and_one() -> None:

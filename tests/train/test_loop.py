@@ -13,13 +13,14 @@ import torch
 
 from tests.train import drawings
 from twinserve.errors import ConfigError, DataError, NotFinite
-from twinserve.train import checkpoint
+from twinserve.train import checkpoint, health
 from twinserve.train.build import build
 from twinserve.train.checkpoint import Run
 from twinserve.train.config import TrainConfig
 from twinserve.train.evaluate import embed
 from twinserve.train.loop import train
-from twinserve.train.record import Keeper, evaluate_part
+from twinserve.train.record import Keeper
+from twinserve.train.standing import evaluate_part
 
 QUICK = TrainConfig(
     train_groups=("alphabet0", "alphabet3"),
@@ -119,6 +120,8 @@ def test_equal_seeds_give_equal_twins_and_other_seeds_others(data: Path, tmp_pat
         ("contrastive", "random", "euclidean"),
         ("triplet", "random", "cosine"),
         ("triplet", "batch_hard", "euclidean"),
+        ("triplet", "semi_hard,batch_all", "cosine"),
+        ("concatenation", "random", "cosine"),
     ],
 )
 def test_every_loss_lowers_itself(
@@ -131,6 +134,16 @@ def test_every_loss_lowers_itself(
     with open(tmp_path / "log.csv", newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert losses[-1] < losses[0]
+
+
+def test_a_collapse_is_said_once_and_the_run_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(health, "WINDOW", 1)
+    monkeypatch.setattr(health, "collapse", lambda recent, config: "the embeddings collapse")
+    run = train(quick(data, tmp_path, max_steps=2, evaluate_every=1), progress=False)
+    assert [record.message for record in caplog.records] == ["the embeddings collapse"]
+    assert run.results["stopped"] == "max_steps"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(

@@ -12,13 +12,14 @@ from tests.train import questions
 from twinserve.errors import DataError
 from twinserve.manifest import TensorInput
 from twinserve.tokens import Tokenizer
-from twinserve.train import words
-from twinserve.train.readers import load_texts, load_vectors, read_texts
+from twinserve.train import vocabulary
+from twinserve.train.readers import load_texts, read_texts
+from twinserve.train.vectors import load_vectors
 
 
 def tokenizer(texts: list[str], most: int = 16) -> Tokenizer:
-    made = words.train_tokenizer(texts, 200)
-    return Tokenizer(made, words.contract_for(made, most))
+    made = vocabulary.train_tokenizer(texts, 200)
+    return Tokenizer(made, vocabulary.contract_for(made, most))
 
 
 @pytest.mark.parametrize("header", [(), ("text", "label"), ("Sentence", "Intent")])
@@ -73,7 +74,7 @@ def test_a_csv_that_cannot_be_meant_is_refused_with_its_place(
 def test_a_missing_file_or_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_texts(tmp_path / "none.csv")
-    with pytest.raises(DataError, match=r"cannot be read .*; give a CSV of texts and labels"):
+    with pytest.raises(DataError, match=r"cannot be read .*; give a CSV of one text and its label"):
         read_texts(tmp_path)
     path = questions.write_csv(tmp_path / "q.csv", [("hi", "a")], ("text", "label"))
     with pytest.raises(DataError, match=r"label_column is 'topic'.*'text', 'label'"):

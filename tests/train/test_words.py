@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Reader
 from tests.train import questions
 from twinserve.errors import ConfigError, DataError
 from twinserve.tokens import Ids, Tokenizer
-from twinserve.train import words
+from twinserve.train import vocabulary, words
 from twinserve.train.evaluate import embed
 from twinserve.train.twins import TextTwin
 
@@ -22,9 +22,9 @@ TEXTS = [text for text, _ in questions.rows()]
 
 
 def small_twin(tokenizer: str | None = None) -> TextTwin:
-    made = words.train_tokenizer(TEXTS, 300) if tokenizer is None else tokenizer
+    made = vocabulary.train_tokenizer(TEXTS, 300) if tokenizer is None else tokenizer
     torch.manual_seed(0)
-    return words.words(words.contract_for(made, 32), made, width=8, dimension=4)
+    return words.words(vocabulary.contract_for(made, 32), made, width=8, dimension=4)
 
 
 def rows_of(twin: TextTwin) -> list[Ids]:
@@ -40,23 +40,23 @@ def table_of(twin: TextTwin) -> torch.Tensor:
 def test_equal_texts_give_equal_tokenizers_in_any_process() -> None:
     program = (
         "from tests.train.questions import rows\n"
-        "from twinserve.train.words import train_tokenizer\n"
+        "from twinserve.train.vocabulary import train_tokenizer\n"
         "print(train_tokenizer([text for text, _ in rows()], 300), end='')"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
     )
-    assert done.stdout == words.train_tokenizer(TEXTS, 300)
+    assert done.stdout == vocabulary.train_tokenizer(TEXTS, 300)
 
 
 def test_the_vocabulary_keeps_to_its_limit_and_knows_words_by_their_pieces() -> None:
-    reader = Reader.from_str(words.train_tokenizer(TEXTS, 60))
+    reader = Reader.from_str(vocabulary.train_tokenizer(TEXTS, 60))
     assert reader.get_vocab_size() == 60
     assert len(reader.encode("recard").tokens) > 1
     assert reader.encode("CARD").tokens == reader.encode("card").tokens
-    assert reader.token_to_id(words.PAD) == words.PAD_ID
-    assert reader.token_to_id(words.UNKNOWN) == words.UNKNOWN_ID
+    assert reader.token_to_id(vocabulary.PAD) == vocabulary.PAD_ID
+    assert reader.token_to_id(vocabulary.UNKNOWN) == vocabulary.UNKNOWN_ID
 
 
 def test_a_padded_text_embeds_as_it_does_alone() -> None:
@@ -80,7 +80,7 @@ def test_rare_words_begin_longer_than_frequent_ones_and_padding_at_nothing() -> 
     rows = rows_of(twin)
     words.begin(twin, rows, None)
     lengths = torch.linalg.vector_norm(table_of(twin), dim=1).numpy()
-    assert lengths[[words.PAD_ID, words.UNKNOWN_ID]].tolist() == [0.0, 0.0]
+    assert lengths[[vocabulary.PAD_ID, vocabulary.UNKNOWN_ID]].tolist() == [0.0, 0.0]
     holding = np.zeros(len(lengths))
     for row in rows:
         holding[np.unique(row)] += 1
@@ -88,22 +88,24 @@ def test_rare_words_begin_longer_than_frequent_ones_and_padding_at_nothing() -> 
 
 
 def test_vectors_of_a_file_stand_at_their_words(tmp_path: Path) -> None:
-    vectors = words.read_word_vectors(questions.write_vectors(tmp_path / "v.txt"), 8)
-    twin = small_twin(words.whole_words(TEXTS, vectors, 500))
+    vectors = vocabulary.read_word_vectors(questions.write_vectors(tmp_path / "v.txt"), 8)
+    twin = small_twin(vocabulary.whole_words(TEXTS, vectors, 500))
     words.begin(twin, rows_of(twin), vectors)
-    vocabulary = Reader.from_str(twin.tokenizer).get_vocab()
-    assert set(vocabulary) == {words.PAD, words.UNKNOWN, *vectors}
+    places = Reader.from_str(twin.tokenizer).get_vocab()
+    assert set(places) == {vocabulary.PAD, vocabulary.UNKNOWN, *vectors}
     table = table_of(twin).numpy()
     for word in ("card", "atm"):
-        begun, given = table[vocabulary[word]], vectors[word]
+        begun, given = table[places[word]], vectors[word]
         assert begun @ given == pytest.approx(np.linalg.norm(begun) * np.linalg.norm(given))
 
 
 def test_the_words_of_the_texts_come_before_the_rest_of_the_file(tmp_path: Path) -> None:
-    vectors = words.read_word_vectors(questions.write_vectors(tmp_path / "v.txt"), 8)
-    known = Reader.from_str(words.whole_words(["atm fees, phone, phone"], vectors, 5)).get_vocab()
+    vectors = vocabulary.read_word_vectors(questions.write_vectors(tmp_path / "v.txt"), 8)
+    known = Reader.from_str(
+        vocabulary.whole_words(["atm fees, phone, phone"], vectors, 5)
+    ).get_vocab()
     assert sorted(known, key=lambda word: known[word]) == [
-        *(words.PAD, words.UNKNOWN, "phone", "atm"),
+        *(vocabulary.PAD, vocabulary.UNKNOWN, "phone", "atm"),
         next(iter(vectors)),
     ]
 
@@ -123,12 +125,12 @@ def test_word_vectors_that_are_none_are_refused(
 ) -> None:
     (tmp_path / "v.txt").write_text(content)
     with pytest.raises(error, match=named):
-        words.read_word_vectors(tmp_path / "v.txt", 2)
+        vocabulary.read_word_vectors(tmp_path / "v.txt", 2)
 
 
 def test_a_vectors_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
-        words.read_word_vectors(tmp_path / "none.txt", 2)
+        vocabulary.read_word_vectors(tmp_path / "none.txt", 2)
     (tmp_path / "v.bin").write_bytes(b"a \xff\xfe\n")
     with pytest.raises(DataError, match="cannot be read as text"):
-        words.read_word_vectors(tmp_path / "v.bin", 2)
+        vocabulary.read_word_vectors(tmp_path / "v.bin", 2)

@@ -25,10 +25,11 @@ from tests.export.imports.conftest import (
 from twinserve import manifest as manifests
 from twinserve.distance import Metric
 from twinserve.errors import ConfigError, DataError, GateFailed, ManifestError
-from twinserve.export.imports import importer, text_folder
+from twinserve.export.imports import importer
 from twinserve.export.imports.importer import Import, Measure, import_model
-from twinserve.export.imports.settings import Answers, Settings
 from twinserve.manifest import Manifest, TextInput
+from twinserve.train.pretrained.folders import weight_files
+from twinserve.train.pretrained.settings import Answers, Settings
 
 WORDS = ("card", "transfer", "account", "cash", "country", "payment", "pin", "fee")
 
@@ -270,5 +271,5 @@ def test_flags_are_checked_before_any_work(text_model: Path, tmp_path: Path) -> 
 def test_shards_of_weights_are_found(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"model-0000{number}-of-00002.safetensors").touch()
-    found = [file.name for file in text_folder.weight_files(tmp_path)]
+    found = [file.name for file in weight_files(tmp_path)]
     assert found == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]

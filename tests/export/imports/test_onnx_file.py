@@ -18,7 +18,7 @@ from twinserve.export.imports.onnx_file import (
     choose_output,
     open_file,
 )
-from twinserve.export.imports.settings import Settings
+from twinserve.train.pretrained.settings import Settings
 
 
 @pytest.fixture

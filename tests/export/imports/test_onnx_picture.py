@@ -13,9 +13,9 @@ from tests.export.imports.conftest import KERNEL, picture_features, picture_grap
 from twinserve.distance import Metric
 from twinserve.errors import ConfigError, DataError
 from twinserve.export.imports import onnx_model
-from twinserve.export.imports.settings import Answers, Settings
 from twinserve.export.imports.source import Imported
 from twinserve.export.session import GraphSession
+from twinserve.train.pretrained.settings import Answers, Settings
 
 PIXELS = np.random.default_rng(2).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
 RAW = {"normalize": False, "metric": Metric.EUCLIDEAN}

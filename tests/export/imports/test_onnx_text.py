@@ -25,10 +25,10 @@ from tests.export.text_twins import SENTENCES, tokenizer_json
 from twinserve.distance import Embeddings, Metric
 from twinserve.errors import ConfigError, DataError
 from twinserve.export.imports import onnx_model
-from twinserve.export.imports.settings import Answers, Settings
 from twinserve.export.imports.source import Imported
 from twinserve.export.session import GraphSession
 from twinserve.tokens import Tokenizer
+from twinserve.train.pretrained.settings import Answers, Settings
 
 TEXTS = (*SENTENCES, "cash", "a")
 

@@ -13,9 +13,9 @@ from tests.export.imports.conftest import PROJECTION, graph_of, value, vector_gr
 from twinserve.distance import Metric
 from twinserve.errors import ConfigError
 from twinserve.export.imports.onnx_model import import_file
-from twinserve.export.imports.settings import Answers, Settings
 from twinserve.export.imports.source import Imported
 from twinserve.export.session import GraphSession
+from twinserve.train.pretrained.settings import Answers, Settings
 
 
 def save(folder: Path, model: onnx.ModelProto) -> Path:

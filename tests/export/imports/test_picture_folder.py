@@ -11,10 +11,12 @@ from transformers import ViTModel
 
 from tests.export.imports.conftest import HIDDEN, save_vit, write_json
 from twinserve.errors import ConfigError, DataError, ManifestError
-from twinserve.export.imports import picture_folder, pictures
-from twinserve.export.imports.pictures import Pictures
-from twinserve.export.imports.settings import Answers, Settings
+from twinserve.export.imports import picture_folder
 from twinserve.export.session import GraphSession
+from twinserve.train.pretrained import pictures
+from twinserve.train.pretrained.picture import is_vision
+from twinserve.train.pretrained.pictures import Pictures
+from twinserve.train.pretrained.settings import Answers, Settings
 
 STATED = {"image_processor_type": "CLIPImageProcessor", "resample": 3}
 
@@ -135,6 +137,6 @@ class TestPreprocessing:
 
 
 def test_a_folder_that_says_nothing_of_pictures_is_no_vision_folder(tmp_path: Path) -> None:
-    assert picture_folder.is_vision(save_vit(tmp_path / "vit"))
+    assert is_vision(save_vit(tmp_path / "vit"))
     write_json(tmp_path / "config.json", {})
-    assert not picture_folder.is_vision(tmp_path)
+    assert not is_vision(tmp_path)

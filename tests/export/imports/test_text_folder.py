@@ -24,12 +24,13 @@ from tests.export.imports.conftest import (
 from tests.export.text_twins import SENTENCES, VOCABULARY, tokenizer_json
 from twinserve.distance import Metric
 from twinserve.errors import ConfigError, DataError, ManifestError
-from twinserve.export.imports.settings import Answers, Settings
-from twinserve.export.imports.text_folder import import_folder, read_twin
-from twinserve.export.imports.tokenizer import as_the_library_cuts
+from twinserve.export.imports.text_folder import import_folder
 from twinserve.manifest import TextInput
 from twinserve.tokens import Tokenizer
 from twinserve.train.evaluate import embed
+from twinserve.train.pretrained.settings import Answers, Settings
+from twinserve.train.pretrained.text import read_twin
+from twinserve.train.pretrained.tokenizer import as_the_library_cuts
 from twinserve.train.twins import TextTwin
 
 TEXTS = (*SENTENCES, "cash", "a")

@@ -31,7 +31,8 @@ from twinserve.manifest import ImageInput
 from twinserve.tokens import Tokenizer
 from twinserve.train.conv4 import conv4
 from twinserve.train.data import Labelled
-from twinserve.train.words import contract_for, train_tokenizer, words
+from twinserve.train.vocabulary import contract_for, train_tokenizer
+from twinserve.train.words import words
 
 DIMENSION = 12
 

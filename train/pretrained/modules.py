@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from twinserve.errors import ConfigError, DataError
-from twinserve.export.imports.settings import Answers, Settings
-from twinserve.export.imports.source import read_json
 from twinserve.train.encoders import ACTIVATIONS, Dense, load_tensors
 from twinserve.train.pooling import MODES
+from twinserve.train.pretrained.folders import WEIGHTS, read_json
+from twinserve.train.pretrained.settings import Answers, Settings
 
 # In the order in which sentence-transformers puts several side by side.
 _POOLINGS = {
@@ -28,8 +28,6 @@ _POOLINGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _ORDER = tuple(_POOLINGS.values())
-# A module's weights, in the order in which transformers looks for them.
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _KNOWN_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 # Decoders read from left to right, so that only the last token has seen the whole text.
 _LAST_TOKEN_MODELS = ("gpt2", "gptj", "gpt_neo", "llama", "mistral", "qwen2", "qwen3", "gemma")

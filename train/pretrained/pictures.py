@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinserve.errors import ConfigError
-from twinserve.export.imports.settings import Answers, Settings
 from twinserve.manifest import COLOR_ORDERS, RESAMPLES, RESIZES, ImageInput
 from twinserve.preprocess import DECODER, Pixels, resize
+from twinserve.train.pretrained.settings import Answers, Settings
 
 FILE = "preprocessor_config.json"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

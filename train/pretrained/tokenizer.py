@@ -13,10 +13,10 @@ from typing import Any
 
 from twinserve import tokens
 from twinserve.errors import ConfigError, DataError
-from twinserve.export.imports.settings import Answer, Answers, Settings
-from twinserve.export.imports.source import read_json
 from twinserve.manifest import TextInput
 from twinserve.train.encoders import library_quiet
+from twinserve.train.pretrained.folders import read_json
+from twinserve.train.pretrained.settings import Answer, Answers, Settings
 
 FILE = "tokenizer.json"
 

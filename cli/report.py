@@ -1,0 +1,152 @@
+"""`twinserve report`: what runs reached on classes they never saw, singly and over folds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinserve.cli.exit_codes import OK
+from twinserve.cli.output import plain, print_json
+from twinserve.errors import DataError
+
+if TYPE_CHECKING:
+    from twinserve.train.folds import Pooled
+    from twinserve.train.held_out import HeldOut
+
+DESCRIPTION = (
+    "Say how good trained twins are on their report classes: of one run its figures with 95 % "
+    "intervals, of several (other seeds, or folds of one data set) also the mean, the standard "
+    "deviation and the pooled figure. A run of an earlier version is measured first, which takes "
+    "its data."
+)
+EXAMPLES = """
+  twinserve report runs/faces
+  twinserve report runs/fold1 runs/fold2 runs/fold3 runs/fold4 runs/fold5
+  twinserve report runs/fold* --json --out folds.json
+  twinserve report runs/faces --again
+"""
+EXIT_CODES = "0 done; 2 wrong usage, or an error"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the summary as JSON, too")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="measure anew from checkpoint and data, and write report.html anew",
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the summary of some runs."""
+    from twinserve.train.folds import pool
+
+    folders: list[Path] = arguments.runs
+    twice = [folder for folder in folders if folders.count(folder) > 1]
+    if twice:
+        raise DataError(f"{twice[0]} is named twice; name each run once")
+    folds = [_measured(folder, arguments.again) for folder in folders]
+    rows = pool(folds)
+    summary = _summary(folders, folds, rows)
+    if arguments.out is not None:
+        text = json.dumps(plain(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        arguments.out.write_text(text, encoding="utf-8")
+    if arguments.json:
+        print_json(summary)
+    else:
+        _print(folders, folds, rows)
+    return OK
+
+
+def _measured(folder: Path, again: bool) -> HeldOut:
+    """Read what was measured in a run, or measure it."""
+    from twinserve.train.held_out import FILE, HeldOut
+
+    if not again and (folder / FILE).exists():
+        return HeldOut.load(folder)
+    from twinserve.train import checkpoint
+    from twinserve.train.outcome import measure_again
+
+    finished = checkpoint.load(folder)
+    if "report" not in finished.results:
+        raise DataError(f"the training in {folder} has not ended; wait for it, or train again")
+    print(f"measuring {folder} …", file=sys.stderr)
+    return measure_again(finished)
+
+
+def _summary(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) -> dict[str, Any]:
+    return {
+        "runs": [
+            {"run": folder, "classes": fold.classes, "items": fold.items, "metric": fold.metric}
+            for folder, fold in zip(folders, folds, strict=True)
+        ],
+        "figures": rows,
+    }
+
+
+def _print(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) -> None:
+    from twinserve.train.folds import estimates
+
+    if len(folds) == 1:
+        (fold,) = folds
+        found = estimates(fold)
+        of = (
+            f"{fold.triplets:,} triplets"
+            if fold.triplets
+            else f"{fold.judged_pairs:,} judged pairs"
+            if fold.judged_pairs
+            else f"{fold.classes:,} report classes"
+        )
+        print(f"{folders[0]}: {fold.items:,} items of {of}\n")
+        _columns(
+            ("FIGURE", "VALUE", "95 % INTERVAL"),
+            [
+                (name, _figure(name, one.value), _between(name, one.low, one.high))
+                for name, one in found.items()
+            ],
+        )
+        print(f"\nopen {folders[0]}/report.html in a browser for curves and the hardest pairs")
+        return
+    print(f"{len(folds)} runs, {sum(fold.items for fold in folds):,} items\n")
+    head = ("FIGURE", "MEAN", "SD", "POOLED", *(folder.name for folder in folders))
+    _columns(
+        head,
+        [
+            (
+                row.figure,
+                *(
+                    _figure(row.figure, value)
+                    for value in (row.mean, row.standard_deviation, row.pooled, *row.values)
+                ),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _columns(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print cells in columns, the first leaning left and the others right."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        first, *others = row
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if name == "Spearman" else f"{100 * value:.2f} %"
+
+
+def _between(name: str, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "-"
+    return f"{_figure(name, low).removesuffix(' %')} to {_figure(name, high)}"
