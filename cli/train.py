@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from twinserve.cli.exit_codes import OK
 from twinserve.cli.output import print_json
 from twinserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from twinserve.train.config import TrainConfig
+
+# Settings that a resumed training may change: twinserve.train.state, which brings torch.
+FREE = ("data", "max_seconds", "save_seconds", "tensorboard")
 
 DESCRIPTION = (
     "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class, or "
@@ -17,7 +24,9 @@ DESCRIPTION = (
     "with labels as npz, npy or Parquet (twin=mlp). CSVs of judged pairs and of triplets are "
     "trained on as they are. docs/data.md shows all forms; `twinserve data check` says what would "
     "spoil a training, which stops at the same before its first step. Whole classes (of pairs what "
-    "hangs together) are set aside to calibrate and to report. Ctrl-C leaves the best twin so far."
+    "hangs together) are set aside to calibrate and to report. Ctrl-C ends a training after the "
+    "step at hand and leaves the best twin so far; --resume goes on from there, to the losses that "
+    "it would have had. torchrun starts several processes, which share each batch."
 )
 EXAMPLES = """
   twinserve train --data photos/ --out runs/faces
@@ -32,14 +41,22 @@ EXAMPLES = """
   twinserve train --data pairs.csv --out runs/pairs --set twin=words loss=contrastive
   twinserve train --data scored.csv --out runs/scored --set twin=words score_range=0..5 \\
       loss=cosine_mse different_cosine=0
+  twinserve train --resume runs/faces --set max_seconds=3600
+  torchrun --nproc-per-node 2 -m twinserve.cli train --data photos/ --out runs/faces
 """
 EXIT_CODES = "0 done; 2 wrong usage, or an error"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("--data", required=True, metavar="PATH", help="pictures, a CSV, or vectors")
-    parser.add_argument("--out", required=True, metavar="RUN_DIR", help="folder for what comes out")
+    parser.add_argument("--data", metavar="PATH", help="pictures, a CSV, or vectors")
+    parser.add_argument("--out", metavar="RUN_DIR", help="folder for what comes out")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN_DIR",
+        help="go on with a training that was stopped, by the settings that it was begun with; "
+        f"others than {', '.join(FREE)} are refused",
+    )
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -58,22 +75,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and say how good the twin is on classes it never saw."""
-    if not Path(arguments.data).exists():
-        raise ConfigError(
-            f"--data {arguments.data} does not exist; give a folder, a zip, a CSV, or vectors"
-        )
-    from twinserve.train.config import load_config
     from twinserve.train.loop import train
 
-    config = load_config(
-        arguments.config,
-        [*arguments.set, f"data={arguments.data}", f"out={arguments.out}"],
-    )
-    finished = train(config)
+    config = _config(arguments)
+    if not Path(config.data).exists():
+        raise ConfigError(
+            f"--data {config.data} does not exist; give a folder, a zip, a CSV, or vectors"
+        )
+    finished = train(config, resume=arguments.resume is not None)
     if arguments.json:
-        print_json({"run": arguments.out, "results": finished.results})
+        print_json({"run": config.out, "results": finished.results})
     else:
-        print(f"the run lies in {arguments.out}: checkpoint.pt, log.csv, report.json")
-        print(f"open {arguments.out}/report.html in a browser: how good it is, and where it fails")
-        print(f"next: twinserve export {arguments.out} --out twin.onnx")
+        print(f"the run lies in {config.out}: checkpoint.pt, log.csv, report.json")
+        print(f"open {config.out}/report.html in a browser: how good it is, and where it fails")
+        print(f"next: twinserve export {config.out} --out twin.onnx")
     return OK
+
+
+def _config(arguments: argparse.Namespace) -> TrainConfig:
+    """Return the config that the flags ask for."""
+    from twinserve.train.config import load_config
+    from twinserve.train.state import config_to_resume
+
+    data = [] if arguments.data is None else [f"data={arguments.data}"]
+    if arguments.resume is None:
+        if arguments.data is None or arguments.out is None:
+            raise ConfigError("--data and --out are needed, or --resume with a run's folder")
+        return load_config(arguments.config, [*arguments.set, *data, f"out={arguments.out}"])
+    if arguments.out is not None:
+        raise ConfigError("--resume goes on in the folder that it names; leave --out out")
+    if arguments.config is None:
+        return config_to_resume(arguments.resume, [*arguments.set, *data])
+    return load_config(arguments.config, [*arguments.set, *data, f"out={arguments.resume}"])

@@ -8,6 +8,7 @@ that two runs of equal configs on equal data are equal.
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "mean_std": ("data", "imagenet"),
     "metric": tuple(metric.value for metric in Metric),
     "form": ("", *FORMS),
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
 }
 
 
@@ -161,6 +164,11 @@ class TrainConfig:
     layer_decay: float = 1.0  # factor of the learning rate from each layer to the one below
     head_learning_rate: float = 1e-3  # of what begins at random: projection, a loss's own weights
 
+    # Where the steps run, and of how many rows at a time.
+    device: str = "auto"  # cpu, cuda, or auto: the GPU where there is one
+    precision: str = "auto"  # fp32, bf16 or fp16 in the twin's forward pass; auto: half on a GPU
+    mini_batch: int = 0  # rows embedded at a time, so that a batch may outgrow memory; 0: all
+
     # The run.
     learning_rate: float = 0.0  # 0: 1e-3, or 2e-5 of encoders
     warmup_steps: int = 0  # in which the learning rate rises from 0
@@ -169,6 +177,8 @@ class TrainConfig:
     max_steps: int = 1000
     max_seconds: float = 600.0  # a guard; the learning rate follows max_steps
     evaluate_every: int = 100  # steps
+    save_seconds: float = 60.0  # between states to resume from, kept at evaluations
+    tensorboard: bool = False  # write figures for TensorBoard too
     patience: int = 0  # evaluations without a better one before the run stops; 0 never stops early
     one_shot_ways: int = 20
     one_shot_trials: int = 1000
@@ -208,6 +218,8 @@ class TrainConfig:
             "seed",
             "dimension",
             "warmup_steps",
+            "mini_batch",
+            "save_seconds",
             "weight_decay",
             "rotate_degrees",
             "shear",
@@ -357,6 +369,16 @@ class TrainConfig:
         """Return plain values that `from_dict` takes back."""
         return dataclasses.asdict(self)
 
+    def to_toml(self) -> str:
+        """Return a file that `load_config` takes back: what differs from the defaults."""
+        default = TrainConfig().to_dict()
+        lines = [
+            f"{key} = {_toml(value)}"
+            for key, value in self.to_dict().items()
+            if value != default[key]
+        ]
+        return "".join(f"{line}\n" for line in lines)
+
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         """Check names and types, then values.
@@ -378,14 +400,28 @@ def load_config(source: Path | str | None = None, overrides: Sequence[str] = ())
     Raises:
         ConfigError: an unknown key, a wrong type, a value outside its range, no such file.
     """
-    values: dict[str, Any] = {} if source is None else _read_toml(source)
+    return TrainConfig.from_dict(
+        _overridden({} if source is None else _read_toml(source), overrides)
+    )
+
+
+def overridden(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+    """Return a config under `key=value` overrides.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return TrainConfig.from_dict(_overridden(config.to_dict(), overrides))
+
+
+def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     types = _types()
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"{override!r} is no setting; write key=value, such as seed=1")
         values[key.strip()] = _parse(key.strip(), text.strip(), types)
-    return TrainConfig.from_dict(values)
+    return values
 
 
 def presets() -> tuple[str, ...]:
@@ -465,6 +501,16 @@ def _name(kind: Any) -> str:
     if typing.get_origin(kind) is dict:
         return "a table, such as {margin = 0.1}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        inside = ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items())
+        return f"{{ {inside} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    # A string, a number or a truth is written in TOML as in JSON.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _require(holds: bool, key: str, value: object, rule: str) -> None:

@@ -110,14 +110,20 @@ def embed(twin: Twin, rows: Rows, batch_size: int | None = None) -> Embeddings:
     if isinstance(twin.contract, TextInput):
         order = np.argsort([len(row) for row in rows], kind="stable")
     embeddings = np.empty((len(rows), twin.dimension), dtype=np.float32)
-    training = twin.training
+    training, device = twin.training, device_of(twin)
     twin.eval()
     with torch.inference_mode():
         for start in range(0, len(rows), batch_size):
             items = order[start : start + batch_size]
-            embeddings[items] = twin(*tensors(take(rows, items), twin.contract)).numpy()
+            inputs = tensors(take(rows, items), twin.contract)
+            embeddings[items] = twin(*(one.to(device) for one in inputs)).cpu().numpy()
     twin.train(training)
     return embeddings
+
+
+def device_of(twin: Twin) -> torch.device:
+    """Return where a twin's weights are."""
+    return next((weight.device for weight in twin.parameters()), torch.device("cpu"))
 
 
 def tensors(rows: Rows, contract: InputContract) -> tuple[Tensor, ...]:

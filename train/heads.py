@@ -100,6 +100,12 @@ def unit(embeddings: Tensor) -> Tensor:
     return embeddings / norms.clamp(min=NORM_EPS)
 
 
+def wide(embeddings: Tensor) -> Tensor:
+    """At least float32: lengths and distances of half precision cannot tell near from nearer."""
+    half = embeddings.dtype in (torch.float16, torch.bfloat16)
+    return embeddings.float() if half else embeddings
+
+
 def distance_matrix(embeddings: Tensor, metric: Metric) -> Tensor:
     """All distances of a batch: float [n, dimension] -> [n, n], for selection only (no gradient).
 

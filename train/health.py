@@ -8,8 +8,10 @@ loss is then its margin, with no gradient to leave by, so no patience helps.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from twinserve.distance import Metric
 from twinserve.train.config import TrainConfig
@@ -38,6 +40,16 @@ class CollapseAlarm:
     def note(self, figures: Figures) -> None:
         """Take in the figures of one step."""
         self._recent.append(figures)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen lately, as plain data."""
+        recent = [dataclasses.astuple(figures) for figures in self._recent]
+        return {"recent": recent, "warned": self._warned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._recent.extend(Figures(*figures) for figures in state["recent"])
+        self._warned = state["warned"]
 
     def check(self) -> None:
         """Log a warning if the embeddings collapse, unless it was logged before."""

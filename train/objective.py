@@ -24,6 +24,7 @@ from twinserve.train.heads import (
     Head,
     distance_matrix,
     unit,
+    wide,
 )
 from twinserve.train.metric_learning import load_loss
 from twinserve.train.mining import Pairs, Triplets
@@ -93,7 +94,7 @@ class Objective(nn.Module):
             generator: of the CPU, draws what the miner leaves to chance.
             progress: share of the run's steps done, which the curriculum goes by.
         """
-        embeddings = _wide(embeddings)
+        embeddings = wide(embeddings)
         distances = distance_matrix(embeddings.detach(), self.metric)
         genuine, impostor = mining.masks(labels)
         miner = curriculum.at(self.curriculum, progress)
@@ -138,12 +139,14 @@ class Objective(nn.Module):
             ConfigError: the config's loss does not take such a batch.
         """
         if isinstance(batch, Batch):
-            return self.forward(embeddings, torch.from_numpy(batch.labels), generator, progress)
+            labels = torch.from_numpy(batch.labels).to(embeddings.device)
+            return self.forward(embeddings, labels, generator, progress)
         rows, ends = batch.members.shape
         end = embeddings.reshape(ends, rows, -1)
         if batch.targets is None:
             return self.of_triplets(end[0], end[1], end[2])
-        return self.of_pairs(end[0], end[1], torch.from_numpy(batch.targets))
+        targets = torch.from_numpy(batch.targets).to(embeddings.device)
+        return self.of_pairs(end[0], end[1], targets)
 
     def of_pairs(self, first: Tensor, second: Tensor, same: Tensor) -> tuple[Tensor, Figures]:
         """Measure pairs that came labelled, without classes.
@@ -158,7 +161,7 @@ class Objective(nn.Module):
         Raises:
             ConfigError: the config's loss is not one of pairs.
         """
-        first, second, same = _wide(first), _wide(second), same.to(_wide(first).dtype)
+        first, second, same = wide(first), wide(second), same.to(wide(first).dtype)
         genuine = same >= 0.5
         if self.config.loss == "multiple_negatives":
             candidates = torch.cat([second[genuine], second[~genuine]])
@@ -177,7 +180,7 @@ class Objective(nn.Module):
         Raises:
             ConfigError: the config's loss is neither the triplet loss nor one of pairs.
         """
-        anchor, positive, negative = _wide(anchor), _wide(positive), _wide(negative)
+        anchor, positive, negative = wide(anchor), wide(positive), wide(negative)
         if self.config.loss != "triplet":
             same = torch.ones(len(anchor), dtype=anchor.dtype, device=anchor.device)
             return self.of_pairs(
@@ -234,12 +237,6 @@ class Objective(nn.Module):
                 cosines = cosines.masked_fill(excluded, -torch.inf)
             own = cosines.diagonal()
             return loss, (cosines > own[:, None]).any(dim=1)
-
-
-def _wide(embeddings: Tensor) -> Tensor:
-    """At least float32: distances of half precision cannot tell near from nearer."""
-    half = embeddings.dtype in (torch.float16, torch.bfloat16)
-    return embeddings.float() if half else embeddings
 
 
 def _rows(embeddings: Tensor, triplets: Triplets) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from twinserve.distance import Metric
 from twinserve.manifest import TEXT_INPUTS, ImageInput, InputContract, TensorInput, TextInput
-from twinserve.train.heads import Head, unit
+from twinserve.train.heads import Head, unit, wide
 from twinserve.train.pooling import pool
 
 
@@ -59,7 +59,7 @@ class Twin(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Embed one batch."""
-        vectors = self.vectors(inputs)
+        vectors = wide(self.vectors(inputs))
         return unit(vectors) if self.normalized else vectors
 
     def vectors(self, inputs: tuple[Tensor, ...]) -> Tensor:

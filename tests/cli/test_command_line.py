@@ -281,6 +281,28 @@ class TestErrors:
         assert "is no folder" in err
         assert not (tmp_path / "twin.onnx").exists()
 
+    def test_a_training_is_resumed_as_it_was_begun_or_not_at_all(
+        self, run: Run, tmp_path: Path
+    ) -> None:
+        vectors = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+        np.savez(tmp_path / "v.npz", vectors=vectors, labels=np.arange(60) % 12)
+        folder = tmp_path / "run"
+        settings = ("--set", "twin=mlp", "max_steps=3", "max_seconds=1e-6", "one_shot_ways=2")
+        assert run("train", "--data", tmp_path / "v.npz", "--out", folder, *settings)[0] == 0
+        code, _, err = run("train", "--resume", folder, "--set", "seed=4")
+        assert code == 2
+        assert "seed is 4, and the training in" in err
+        code, _, err = run("train", "--resume", folder, "--out", tmp_path / "other")
+        assert code == 2
+        assert "leave --out out" in err
+        code, out, _ = run("train", "--resume", folder, "--set", "max_seconds=60", "--json")
+        assert code == 0
+        assert json.loads(out)["results"]["steps"] == 3
+        code, _, err = run("train", "--resume", folder)
+        assert code == 2
+        assert "came to its end" in err
+        assert run("train", "--out", folder)[0] == 2
+
     def test_the_demo_trains_three_minutes_at_most(self, run: Run, tmp_path: Path) -> None:
         code, _, err = run("demo", "--out", tmp_path, "--seconds", "181")
         assert code == 2

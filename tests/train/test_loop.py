@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from twinserve.train.checkpoint import Run
 from twinserve.train.config import TrainConfig
 from twinserve.train.evaluate import embed
 from twinserve.train.loop import train
+from twinserve.train.objective import Figures
 from twinserve.train.record import Keeper
 from twinserve.train.standing import evaluate_part
 
@@ -55,6 +58,18 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def quick(data: Path, out: Path, **changes: object) -> TrainConfig:
     settings = {"data": str(data), "out": str(out), "max_steps": 6, "evaluate_every": 2, **changes}
     return dataclasses.replace(QUICK, **settings)  # type: ignore[arg-type]
+
+
+def signal_at_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Send this process a signal while a step is taken."""
+    note = Keeper.note
+
+    def noted(self: Keeper, figures: Figures, items: int) -> None:
+        note(self, figures, items)
+        if self.steps == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Keeper, "note", noted)
 
 
 def test_training_improves_on_unseen_classes_over_the_start(run: Run) -> None:
@@ -158,22 +173,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(
     assert len(failed["items"]) == 48
 
 
-def test_an_interrupt_leaves_the_best_twin_so_far(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "end"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
+)
+def test_a_signal_leaves_the_best_twin_so_far(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, end: str
 ) -> None:
-    note = Keeper.note
-
-    def interrupted_at_step_5(self: Keeper, figures: object, images: int) -> None:
-        note(self, figures, images)  # type: ignore[arg-type]
-        if self.steps == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Keeper, "note", interrupted_at_step_5)
+    signal_at_step(monkeypatch, 5, number)
     run = train(quick(data, tmp_path), progress=False)
-    assert run.results["stopped"] == "interrupted"
+    assert run.results["stopped"] == end
     assert run.results["steps"] == 5
     assert run.step in (2, 4)
     assert checkpoint.load(tmp_path).results == run.results
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_time_and_patience_stop_a_run(data: Path, tmp_path: Path) -> None:
