@@ -133,6 +133,9 @@ class TrainConfig:
     matryoshka: tuple[int, ...] = ()  # smaller dimensions that the loss is summed over too
     normalized: bool = True
     metric: str = "cosine"
+    # Pictures are embedded together with their mirror images, and the sum is taken: left and right
+    # become one, at twice the cost of serving. Train with mirror=0.5.
+    mirror_sum: bool = False
 
     # The loss.
     loss: str = "supervised_contrastive"
@@ -244,6 +247,15 @@ class TrainConfig:
             )
         if self.rotations and self.modality != "image":
             raise ConfigError(f"rotations turn pictures; twin={self.twin} takes none")
+        if self.mirror_sum and self.modality != "image":
+            raise ConfigError(
+                f"mirror_sum is of pictures, and twin={self.twin} takes none; unset it"
+            )
+        if self.mirror_sum and not self.mirror:
+            raise ConfigError(
+                "mirror_sum adds what a mirror image gives, and mirror is 0, so that none would ever "
+                "be trained on; set mirror=0.5"
+            )
         if self.weights and self.twin not in WITH_WEIGHTS:
             raise ConfigError(
                 f"weights is set, which twin={self.twin} cannot begin with; "
