@@ -13,7 +13,7 @@ from twinserve.cli.output import plain, print_json
 from twinserve.errors import DataError
 
 if TYPE_CHECKING:
-    from twinserve.train.folds import Pooled
+    from twinserve.train.folds import Pooled, PooledChange
     from twinserve.train.held_out import HeldOut
 
 DESCRIPTION = (
@@ -45,15 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the summary of some runs."""
-    from twinserve.train.folds import pool
+    from twinserve.train.folds import pool, pool_changes
 
     folders: list[Path] = arguments.runs
     twice = [folder for folder in folders if folders.count(folder) > 1]
     if twice:
         raise DataError(f"{twice[0]} is named twice; name each run once")
     folds = [_measured(folder, arguments.again) for folder in folders]
-    rows = pool(folds)
-    summary = _summary(folders, folds, rows)
+    rows, changes = pool(folds), pool_changes(folds)
+    summary = _summary(folders, folds, rows, changes)
     if arguments.out is not None:
         text = json.dumps(plain(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         arguments.out.write_text(text, encoding="utf-8")
@@ -61,6 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(summary)
     else:
         _print(folders, folds, rows)
+        _print_changes(folders, changes)
+        if len(folders) == 1:
+            print(f"\nopen {folders[0]}/report.html in a browser for curves and the hardest pairs")
     return OK
 
 
@@ -80,13 +83,19 @@ def _measured(folder: Path, again: bool) -> HeldOut:
     return measure_again(finished)
 
 
-def _summary(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) -> dict[str, Any]:
+def _summary(
+    folders: list[Path],
+    folds: list[HeldOut],
+    rows: tuple[Pooled, ...],
+    changes: tuple[PooledChange, ...],
+) -> dict[str, Any]:
     return {
         "runs": [
             {"run": folder, "classes": fold.classes, "items": fold.items, "metric": fold.metric}
             for folder, fold in zip(folders, folds, strict=True)
         ],
         "figures": rows,
+        "changes": changes,
     }
 
 
@@ -111,7 +120,6 @@ def _print(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) 
                 for name, one in found.items()
             ],
         )
-        print(f"\nopen {folders[0]}/report.html in a browser for curves and the hardest pairs")
         return
     print(f"{len(folds)} runs, {sum(fold.items for fold in folds):,} items\n")
     head = ("FIGURE", "MEAN", "SD", "POOLED", *(folder.name for folder in folders))
@@ -130,6 +138,33 @@ def _print(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) 
     )
 
 
+def _print_changes(folders: list[Path], changes: tuple[PooledChange, ...]) -> None:
+    """Show the twin as it came beside the trained one, where it was made elsewhere."""
+    if not changes:
+        return
+    print()
+    if len(folders) == 1:
+        head: tuple[str, ...] = ("FIGURE", "AS IT CAME", "TRAINED", "DIFFERENCE", "95 % INTERVAL")
+    else:
+        head = ("FIGURE", "AS IT CAME", "TRAINED", "DIFFERENCE", "SD")
+        head += tuple(folder.name for folder in folders)
+    rows: list[tuple[str, ...]] = []
+    for row in changes:
+        name = row.figure
+        means = (_figure(name, row.before), _figure(name, row.after), _signed(name, row.difference))
+        if len(folders) == 1:
+            (one,) = row.values
+            assert one is not None
+            known = one.low is not None and one.high is not None
+            between = f"{_signed(name, one.low)} to {_signed(name, one.high)}" if known else "-"
+            rows.append((name, *means, between))
+        else:
+            spread = _signed(name, row.standard_deviation).removeprefix("+")
+            each = (_signed(name, None if one is None else one.value) for one in row.values)
+            rows.append((name, *means, spread, *each))
+    _columns(head, rows)
+
+
 def _columns(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Print cells in columns, the first leaning left and the others right."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
@@ -144,6 +179,13 @@ def _figure(name: str, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if name == "Spearman" else f"{100 * value:.2f} %"
+
+
+def _signed(name: str, difference: float | None) -> str:
+    """Write a difference in the figure's unit; of percentages in points."""
+    if difference is None:
+        return "-"
+    return f"{difference:+.4f}" if name == "Spearman" else f"{100 * difference:+.2f}"
 
 
 def _between(name: str, low: float | None, high: float | None) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from twinserve.distance import Metric
+from twinserve.errors import TwinserveError
 from twinserve.manifest import InputContract, TensorInput, TextInput
 from twinserve.preprocess import Pixels
 from twinserve.train import finetuning, vocabulary, words
@@ -98,6 +99,30 @@ def _network(
         normalized=normalized,
         ink_inverted=config.ink_inverted,
     )
+
+
+def as_it_came(config: TrainConfig, trained: Twin) -> Twin | None:
+    """Build an encoder's twin as it stood before its first step.
+
+    Args:
+        config: of the training, whose folder is read again.
+        trained: what became of it.
+
+    Returns:
+        The twin in eval mode; None where the folder is gone or holds other files by now, and where
+        the twin began at random, which nobody would use.
+    """
+    if config.twin not in ENCODERS or trained.blueprint is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # as the loop does, so that a projection is the same one
+        try:
+            twin = build(config, trained.contract, trained.tokenizer)
+        except TwinserveError:
+            return None
+    assert twin.blueprint is not None
+    same = twin.blueprint["origin"]["files"] == trained.blueprint["origin"]["files"]
+    return twin.eval() if same else None
 
 
 def begin(twin: Twin, config: TrainConfig, training: Labelled) -> None:

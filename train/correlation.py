@@ -80,10 +80,39 @@ def spearman_of_pairs(
         DataError: as `spearman`.
     """
     value = spearman(-distances, scores)
+    return between_percentiles(value, _of_draws(distances, scores, resamples, seed))
+
+
+def change_of_spearman(
+    before: FloatArray,
+    after: FloatArray,
+    scores: FloatArray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Return by how much another twin's closeness follows the scores better: a paired bootstrap.
+
+    Args:
+        before: float64 [n], distances of the pairs by one twin.
+        after: float64 [n], by the other.
+        scores: [n], higher for what is more alike.
+        resamples: draws of pairs, each measured by both; those that are constant do not count.
+        seed: of the draws.
+
+    Raises:
+        DataError: as `spearman`.
+    """
+    value = spearman(-after, scores) - spearman(-before, scores)
+    drawn = [_of_draws(distances, scores, resamples, seed) for distances in (before, after)]
+    return between_percentiles(value, drawn[1] - drawn[0])
+
+
+def _of_draws(distances: FloatArray, scores: FloatArray, resamples: int, seed: int) -> FloatArray:
+    """Correlate each of some draws of pairs: [resamples], NaN for those that rank nothing."""
     generator = np.random.default_rng(seed)
     drawn = np.full(resamples, np.nan)
     for index in range(resamples):
         pairs = generator.integers(len(scores), size=len(scores))
         if np.ptp(distances[pairs]) > 0 and np.ptp(scores[pairs]) > 0:
             drawn[index] = spearman(-distances[pairs], scores[pairs])
-    return between_percentiles(value, drawn)
+    return drawn

@@ -91,27 +91,17 @@ def few_shot(
         NotFinite, ZeroVector: an embedding that no metric can compare.
     """
     check_vectors(embeddings, metric)
-    _, place, count = np.unique(labels, return_inverse=True, return_counts=True)
     found = []
     for k in shots:
-        enough = count[place] >= k
-        if not enough.any():
-            continue
-        some = labels[enough]
-        grouped = None if groups is None else groups[enough]
-        if grouped is not None and most_ways(some, grouped) < 2:
-            grouped = None  # a group per class leaves nothing to choose between
-        asked = min(ways, most_ways(some, grouped))
-        try:
-            questions = [few_shot_trials(some, asked, k, trials, seed, grouped) for seed in seeds]
-        except DataError:
+        questions = questions_of(labels, groups, ways=ways, shots=k, trials=trials, seeds=seeds)
+        if not questions:
             continue
         for rule in Rule if k > 1 else (Rule.ITEM,):
-            right = [answers(embeddings[enough], one, metric, rule) for one in questions]
+            right = [answers(embeddings, one, metric, rule) for one in questions]
             counts = [int(one.sum()) for one in right]
             found.append(
                 FewShot(
-                    ways=asked,
+                    ways=questions[0].support.shape[1],
                     shots=k,
                     rule=rule.value,
                     trials=trials * len(seeds),
@@ -120,6 +110,36 @@ def few_shot(
                 )
             )
     return tuple(found)
+
+
+def questions_of(
+    labels: IntArray,
+    groups: IntArray | None,
+    *,
+    ways: int,
+    shots: int,
+    trials: int,
+    seeds: Sequence[int],
+) -> tuple[Questions, ...]:
+    """Draw the trials of each seed, among the classes that have k items; see `few_shot`.
+
+    Returns:
+        Trials by index into the labels; none at all where the classes cannot give them.
+    """
+    _, place, count = np.unique(labels, return_inverse=True, return_counts=True)
+    enough = np.flatnonzero(count[place] >= shots)
+    if not len(enough):
+        return ()
+    some = labels[enough]
+    grouped = None if groups is None else groups[enough]
+    if grouped is not None and most_ways(some, grouped) < 2:
+        grouped = None  # a group per class leaves nothing to choose between
+    asked = min(ways, most_ways(some, grouped))
+    try:
+        drawn = [few_shot_trials(some, asked, shots, trials, seed, grouped) for seed in seeds]
+    except DataError:
+        return ()
+    return tuple(Questions(enough[one.support], enough[one.probe], one.answer) for one in drawn)
 
 
 def few_shot_trials(

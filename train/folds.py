@@ -37,6 +37,18 @@ class Pooled:
 
 
 @dataclass(frozen=True)
+class PooledChange:
+    """What training changed in one figure, over several folds; means of the folds that have it."""
+
+    figure: str
+    before: float
+    after: float
+    difference: float  # after - before
+    standard_deviation: float | None  # of the differences (n - 1); None of a single one
+    values: tuple[Estimate | None, ...]  # each fold's difference, with its paired interval
+
+
+@dataclass(frozen=True)
 class _Part:
     """A figure of one fold, with the questions that it stands for."""
 
@@ -78,6 +90,27 @@ def pool(folds: Sequence[HeldOut]) -> tuple[Pooled, ...]:
                 low=low,
                 high=high,
                 values=tuple(one[name].estimate.value if name in one else None for one in parts),
+            )
+        )
+    return tuple(rows)
+
+
+def pool_changes(folds: Sequence[HeldOut]) -> tuple[PooledChange, ...]:
+    """Join what training changed in several folds; empty where none began with a model."""
+    known = [{change.figure: change for change in fold.changes} for fold in folds]
+    names = dict.fromkeys(name for one in known for name in one)
+    rows = []
+    for name in sorted(names, key=_place):
+        found = [one[name] for one in known if name in one]
+        differences = [change.difference.value for change in found]
+        rows.append(
+            PooledChange(
+                figure=name,
+                before=statistics.fmean(change.before for change in found),
+                after=statistics.fmean(change.after for change in found),
+                difference=statistics.fmean(differences),
+                standard_deviation=statistics.stdev(differences) if len(found) > 1 else None,
+                values=tuple(one[name].difference if name in one else None for one in known),
             )
         )
     return tuple(rows)

@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve.calibration import PairDistances, pair_distances
+from twinserve.calibration import pair_distances
 from twinserve.distance import Embeddings, FloatArray, Metric, check_vectors, paired
 from twinserve.errors import DataError
 from twinserve.manifest import write_atomically
+from twinserve.train.change import Change
 from twinserve.train.correlation import Correlation, spearman_of_pairs
 from twinserve.train.evaluate import RATES, IntArray, measured_items
 from twinserve.train.few_shot import FewShot, few_shot
 from twinserve.train.intervals import RESAMPLES, Estimate, mean_over_classes
-from twinserve.train.judged import kind_of_judgements, partners_found, sides
+from twinserve.train.judged import judged_distances, kind_of_judgements, partners_found, sides
 from twinserve.train.pairs import PairData, TripletData
 from twinserve.train.retrieval import Retrieval, retrieval
 from twinserve.train.verification import Verification, verification
@@ -50,6 +51,7 @@ class HeldOut:
     triplets: int = 0  # each counts as two judged pairs too
     right_order: Estimate | None = None  # share of triplets with the positive nearer
     recall_of_partners: Estimate | None = None  # recall@1, of pairs that are all the same
+    changes: tuple[Change, ...] = ()  # against the twin as it came, where it was made elsewhere
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> HeldOut:
@@ -69,6 +71,7 @@ class HeldOut:
             triplets=values.get("triplets", 0),
             right_order=_estimate(values.get("right_order")),
             recall_of_partners=_estimate(values.get("recall_of_partners")),
+            changes=tuple(map(Change.from_dict, values.get("changes", ()))),
         )
 
     def save(self, folder: Path) -> Path:
@@ -247,12 +250,3 @@ def measure_links(
         found = share(partners_found(embeddings, data, metric))
         return dataclasses.replace(measured, recall_of_partners=found)
     return measured
-
-
-def judged_distances(
-    distances: FloatArray, members: IntArray, targets: FloatArray, components: IntArray
-) -> PairDistances:
-    """Part the distances of judged pairs, [pairs], by their targets, which are 0 or 1."""
-    same = targets == 1.0
-    joined = components[members]
-    return PairDistances(distances[same], joined[same, 0], distances[~same], joined[~same])

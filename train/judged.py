@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve.calibration import equal_error_rate
+from twinserve.calibration import PairDistances, equal_error_rate
 from twinserve.distance import Embeddings, FloatArray, Metric, check_vectors, paired, pairwise
 from twinserve.train.correlation import spearman
+from twinserve.train.data import IntArray
 from twinserve.train.pairs import PairData, TripletData
 
 # Columns of log.csv by kind of judgement, the one that chooses first.
@@ -161,3 +162,12 @@ def partners_found(embeddings: Embeddings, data: PairData, metric: Metric) -> ND
         pairs = zip(rows.tolist(), nearest.tolist(), strict=True)
         found[start : start + step] = [pair in partners for pair in pairs]
     return found
+
+
+def judged_distances(
+    distances: FloatArray, members: IntArray, targets: FloatArray, components: IntArray
+) -> PairDistances:
+    """Part the distances of judged pairs, [pairs], by their targets, which are 0 or 1."""
+    same = targets == 1.0
+    joined = components[members]
+    return PairDistances(distances[same], joined[same, 0], distances[~same], joined[~same])

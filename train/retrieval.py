@@ -60,6 +60,16 @@ class Retrieval:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """What each query found."""
+
+    queries: IntArray  # [q], index of each
+    found: FloatArray  # [q, ranks], 1 where an item of its class is among the nearest k
+    r_precision: FloatArray  # [q]
+    average_precision: FloatArray  # [q], at R
+
+
 def retrieval(
     embeddings: Embeddings,
     labels: IntArray,
@@ -84,6 +94,38 @@ def retrieval(
     Raises:
         NotFinite, ZeroVector: an embedding that no metric can compare.
     """
+    ranked = rank(embeddings, labels, metric, ranks=ranks, most_queries=most_queries, seed=seed)
+    if ranked is None:
+        return None
+
+    def estimate(values: FloatArray) -> Estimate:
+        return mean_over_classes(values, labels[ranked.queries], resamples, seed)
+
+    return Retrieval(
+        queries=len(ranked.queries),
+        gallery=len(labels),
+        recalls=tuple(
+            RecallAt(k, estimate(ranked.found[:, column])) for column, k in enumerate(ranks)
+        ),
+        r_precision=estimate(ranked.r_precision),
+        mean_average_precision_at_r=estimate(ranked.average_precision),
+    )
+
+
+def rank(
+    embeddings: Embeddings,
+    labels: IntArray,
+    metric: Metric,
+    *,
+    ranks: Sequence[int] = RANKS,
+    most_queries: int = MOST_QUERIES,
+    seed: int = 0,
+) -> Ranked | None:
+    """Score the ranking of each query; see `retrieval`, whose figures are means over these.
+
+    Raises:
+        NotFinite, ZeroVector: an embedding that no metric can compare.
+    """
     check_vectors(embeddings, metric)
     _, place, count = np.unique(labels, return_inverse=True, return_counts=True)
     others = count[place] - 1  # R of each item
@@ -99,20 +141,7 @@ def retrieval(
         ranking_scores(labels[nearest] == labels[block, None], others[block], ranks)
         for block, nearest in neighbours(embeddings, metric, queries, deepest)
     ]
-    found, r_precision, average_precision = (
-        np.concatenate(part) for part in zip(*scores, strict=True)
-    )
-
-    def estimate(values: FloatArray) -> Estimate:
-        return mean_over_classes(values, labels[queries], resamples, seed)
-
-    return Retrieval(
-        queries=len(queries),
-        gallery=len(labels),
-        recalls=tuple(RecallAt(k, estimate(found[:, column])) for column, k in enumerate(ranks)),
-        r_precision=estimate(r_precision),
-        mean_average_precision_at_r=estimate(average_precision),
-    )
+    return Ranked(queries, *(np.concatenate(part) for part in zip(*scores, strict=True)))
 
 
 def ranking_scores(

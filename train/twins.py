@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from twinserve.distance import Metric
 from twinserve.manifest import TEXT_INPUTS, ImageInput, InputContract, TensorInput, TextInput
+from twinserve.train.by_length import by_length
+from twinserve.train.encoders import TextEncoder
 from twinserve.train.heads import Head, unit, wide
 from twinserve.train.pooling import pool
 
@@ -243,12 +245,22 @@ class TextTwin(Twin):
 
     def vectors(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Embed texts, unscaled."""
+        # A GPU would rather have one large batch; what serves and is exported sorts by itself.
+        if self.training and isinstance(self.encoder, TextEncoder) and not inputs[0].is_cuda:
+            with self.encoder.looking_up_once(inputs[0]):
+                return by_length(self._together, inputs, inputs[self._mask_place])
+        return self._together(inputs)
+
+    def _together(self, inputs: tuple[Tensor, ...]) -> Tensor:
         states: Tensor = self.encoder(*inputs)
         if self.pooling:
-            mask = inputs[self.contract.inputs.index(TEXT_INPUTS[1])]
-            states = pool(states, mask, self.pooling)
+            states = pool(states, inputs[self._mask_place], self.pooling)
         embeddings: Tensor = self.head(states)
         return embeddings
+
+    @property
+    def _mask_place(self) -> int:
+        return self.contract.inputs.index(TEXT_INPUTS[1])
 
 
 class Siamese(nn.Module):

@@ -126,6 +126,22 @@ def verification(
     )
 
 
+def equal_error_rates_of_draws(
+    pairs: PairDistances, resamples: int = RESAMPLES, seed: int = 0
+) -> FloatArray:
+    """Return the EER of each draw of classes, those of `verification`'s interval: [draws].
+
+    Draws depend on the classes and the seed alone, so that two twins' rates of the same pairs can
+    be compared draw by draw.
+
+    Raises:
+        DataError: no genuine or no impostor pair.
+    """
+    genuine, impostor = np.sort(pairs.genuine), np.sort(pairs.impostor)
+    equal_error_rate(genuine, impostor)  # refuses what has none
+    return _equal_error_rates(*_rates_of_draws(pairs, _grid(genuine, impostor), resamples, seed))
+
+
 def deviate(rate: float, least: float = 1e-6) -> float:
     """Return a rate as a normal deviate, the scale of DET curves (Martin et al., 1997).
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from twinserve.manifest import write_atomically
+from twinserve.train.change import change_text, measure_text
 from twinserve.train.checkpoint import Run
 from twinserve.train.data import Labelled
 from twinserve.train.held_out import HeldOut
@@ -63,6 +64,7 @@ def write_page(
     body = [
         _head(title, shown, measured, now),
         _headline(measured, results),
+        _changes(run, measured),
         _correlation(shown, measured),
         _verification(shown, measured),
         _retrieval(measured.retrieval) if of_classes else None,
@@ -193,6 +195,51 @@ def _tile(name: str, estimate: Estimate, note: str, unit: str = " %") -> Markup:
         ),
         tag("p", note, class_="note"),
         class_="tile",
+    )
+
+
+def _changes(run: Run, measured: HeldOut) -> Markup | None:
+    if not measured.changes:
+        return None
+    warning = None
+    if run.step == 0:
+        warning = (
+            "The twin is the model as it came: no later step did better on the calibrate part. "
+            "Train for longer, at another rate, or on more data."
+        )
+    elif not any(one.gain > 0 for one in measured.changes):
+        warning = (
+            "No figure is better beyond its interval: on this data the training cannot be told "
+            "from none. Train for longer, or measure on more."
+        )
+    elif any(one.gain < 0 for one in measured.changes):
+        worse = " and ".join(one.figure for one in measured.changes if one.gain < 0)
+        warning = f"The training made {worse} worse."
+    return _section(
+        "What training changed",
+        tag(
+            "p",
+            "The twin as it came, before its first step, and the trained one, on the same rows. "
+            "Each resample is measured by both, so that the interval of the difference is narrower "
+            "than the two figures' own would suggest.",
+        ),
+        _table(
+            "Before and after",
+            ("figure", "as it came", "trained", "difference", "95 % interval"),
+            [
+                (
+                    "Spearman × 100" if one.figure == "Spearman" else one.figure,
+                    measure_text(one.figure, one.before),
+                    measure_text(one.figure, one.after),
+                    change_text(one.difference.value),
+                    "–"
+                    if one.difference.low is None or one.difference.high is None
+                    else f"{change_text(one.difference.low)} to {change_text(one.difference.high)}",
+                )
+                for one in measured.changes
+            ],
+        ),
+        None if warning is None else tag("p", warning, class_="warning"),
     )
 
 
@@ -467,7 +514,7 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _cell(text: str) -> Markup:
-    return tag("td", text, class_="number" if text[:1].isdigit() else None)
+    return tag("td", text, class_="number" if text.lstrip("+−")[:1].isdigit() else None)
 
 
 def _fields(caption: str, pairs: Sequence[tuple[str, str]]) -> Markup:

@@ -18,7 +18,8 @@ from twinserve.train.checkpoint import Run
 from twinserve.train.components import LinkSplits
 from twinserve.train.data import PARTS, Labelled
 from twinserve.train.evaluate import IntArray, measured_items
-from twinserve.train.held_out import HeldOut, judged_distances
+from twinserve.train.held_out import HeldOut
+from twinserve.train.judged import judged_distances
 from twinserve.train.pairs import PairData, TripletData
 from twinserve.train.report.exhibits import class_name
 from twinserve.train.report.hardest import HardPair, hardest, hardest_judged
