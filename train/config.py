@@ -8,6 +8,7 @@ that two runs of equal configs on equal data are equal.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ TWINS = {
 ENCODERS = ("text_encoder", "image_encoder")
 # Twins that can begin with weights from a file or folder.
 WITH_WEIGHTS = ("resnet18", "resnet34", "resnet50", "words", *ENCODERS)
+# A twin of the user's own, such as my_net:make; see `train.own`.
+_OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 # `freeze` for all of an encoder.
 WHOLE_ENCODER = "encoder"
 
@@ -59,7 +62,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "color_order": ("L", "RGB"),
     "resize": ("stretch", "crop", "pad"),
     "resample": ("nearest", "box", "bilinear", "bicubic", "lanczos"),
-    "twin": tuple(twin for twins in TWINS.values() for twin in twins),
+    "takes": ("", *TWINS),
     "stem": ("imagenet", "small"),
     "mean_std": ("data", "imagenet"),
     "metric": tuple(metric.value for metric in Metric),
@@ -113,9 +116,13 @@ class TrainConfig:
     max_tokens: int = 128  # a longer text is cut; an encoder's folder may say less
 
     # The twin.
-    twin: str = "conv4"
+    twin: str = "conv4"  # or module:callable, a network of your own
+    takes: str = ""  # a network of your own: image, tensor or text; "": image
+    twin_parameters: dict[str, Any] = dataclasses.field(
+        default_factory=dict, hash=False
+    )  # likewise
     # resnet: file with torchvision's names; words: word vectors as text; encoders: folder of
-    # transformers or sentence-transformers.
+    # transformers or sentence-transformers, or its name in their local cache.
     weights: str = ""
     width: int = 64  # conv4: channels of each block
     stem: str = "imagenet"  # resnet: "small" is for pictures of 28 to 64 pixels
@@ -185,6 +192,7 @@ class TrainConfig:
         for key, allowed in _CHOICES.items():
             value = getattr(self, key)
             _require(value in allowed, key, value, f"one of {', '.join(allowed)}")
+        self._check_twin()
         self._check_loss()
         for key in (
             *("image_size", "max_tokens", "width", "hidden", "word_dimension"),
@@ -235,7 +243,7 @@ class TrainConfig:
             )
         if self.rotations and self.modality != "image":
             raise ConfigError(f"rotations turn pictures; twin={self.twin} takes none")
-        if self.weights and self.twin not in WITH_WEIGHTS:
+        if self.weights and self.twin not in WITH_WEIGHTS and not self.is_own:
             raise ConfigError(
                 f"weights is set, which twin={self.twin} cannot begin with; "
                 f"those that can are {', '.join(WITH_WEIGHTS)}"
@@ -261,6 +269,17 @@ class TrainConfig:
                 f"group {twice[0]!r} is named twice in the split; "
                 "a class that trains must neither calibrate nor report"
             )
+
+    def _check_twin(self) -> None:
+        known = [twin for twins in TWINS.values() for twin in twins]
+        rule = f"one of {', '.join(known)}, or module:callable for a network of your own"
+        _require(self.twin in known or self.is_own, "twin", self.twin, rule)
+        for key in ("takes", "twin_parameters"):
+            if getattr(self, key) and not self.is_own:
+                raise ConfigError(
+                    f"{key} is set, which is of a network of your own (module:callable); twin is "
+                    f"{self.twin}: unset it"
+                )
 
     def _check_loss(self) -> None:
         of_library = self.loss.startswith(LIBRARY_LOSS)
@@ -346,7 +365,14 @@ class TrainConfig:
     @property
     def modality(self) -> str:
         """What the twin takes: image, tensor or text."""
+        if self.is_own:
+            return self.takes or "image"
         return next(modality for modality, twins in TWINS.items() if self.twin in twins)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the twin is a network of the user's own, `module:callable`."""
+        return _OWN.fullmatch(self.twin) is not None
 
     @property
     def channels(self) -> int:
