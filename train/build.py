@@ -16,7 +16,7 @@ from twinserve.train.conv4 import conv4
 from twinserve.train.data import Labelled
 from twinserve.train.matryoshka import truncations_of
 from twinserve.train.mlp import mlp
-from twinserve.train.resnet import resnet
+from twinserve.train.resnet import cut_off, resnet
 from twinserve.train.twins import ImageTwin, TensorTwin, TextTwin, Twin
 from twinserve.train.weights import load_weights
 
@@ -92,10 +92,11 @@ def _network(
             ink_inverted=config.ink_inverted,
         )
     return resnet(
-        int(config.twin.removeprefix("resnet")),
+        _depth(config),
         contract,
         dimension=dimension,
         stem=config.stem,
+        cut=config.cut,
         metric=metric,
         normalized=normalized,
         ink_inverted=config.ink_inverted,
@@ -121,7 +122,7 @@ def begin(twin: Twin, config: TrainConfig, training: Labelled) -> None:
         twin.mean.copy_(torch.tensor(mean).view_as(twin.mean))
         twin.std.copy_(torch.tensor(std).view_as(twin.std))
         if config.weights and not config.is_own:
-            load_weights(twin.body, config.weights)
+            load_weights(twin.body, config.weights, cut_off(_depth(config), config.cut))
     elif isinstance(twin, TensorTwin):
         rows = np.asarray(training.rows, dtype=np.float64)
         twin.mean.copy_(torch.from_numpy(rows.mean(axis=0)))
@@ -140,6 +141,10 @@ def put_channels_last(twin: Twin) -> None:
     for parameter in twin.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _depth(config: TrainConfig) -> int:
+    return int(config.twin.removeprefix("resnet"))
 
 
 def _mean_and_std(

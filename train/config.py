@@ -23,17 +23,20 @@ from twinserve.train import curriculum
 PRESETS = Path(__file__).parent / "presets"
 
 # Which twins take which modality.
+RESNETS = ("resnet18", "resnet34", "resnet50")
 TWINS = {
-    "image": ("conv4", "resnet18", "resnet34", "resnet50", "image_encoder"),
+    "image": ("conv4", *RESNETS, "image_encoder"),
     "tensor": ("mlp",),
     "text": ("words", "text_encoder"),
 }
 # Models of other people's making, fine-tuned: they begin with the folder that `weights` names.
 ENCODERS = ("text_encoder", "image_encoder")
 # Twins that can begin with weights from a file or folder.
-WITH_WEIGHTS = ("resnet18", "resnet34", "resnet50", "words", *ENCODERS)
+WITH_WEIGHTS = (*RESNETS, "words", *ENCODERS)
 # A twin of the user's own, such as my_net:make; see `train.own`.
 _OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+# A stage of a ResNet, or a block of one.
+_CUT = re.compile(r"layer[1-4](\.\d+)?")
 # `freeze` for all of an encoder.
 WHOLE_ENCODER = "encoder"
 
@@ -126,6 +129,7 @@ class TrainConfig:
     weights: str = ""
     width: int = 64  # conv4: channels of each block
     stem: str = "imagenet"  # resnet: "small" is for pictures of 28 to 64 pixels
+    cut: str = ""  # resnet: the last stage or block kept, such as layer3 or layer3.1; "": all
     hidden: int = 256  # mlp: units of the hidden layer
     word_dimension: int = 256  # words: coordinates of a word's vector, unless a file gives it
     vocabulary: int = 8000  # words: entries that the tokenizer keeps at most
@@ -248,6 +252,14 @@ class TrainConfig:
                 f"weights is set, which twin={self.twin} cannot begin with; "
                 f"those that can are {', '.join(WITH_WEIGHTS)}"
             )
+        if self.cut and self.twin not in RESNETS:
+            raise ConfigError(
+                f"cut is {self.cut!r}, which is of {', '.join(RESNETS)}; twin is {self.twin}: "
+                "unset it"
+            )
+        cut_fits = not self.cut or _CUT.fullmatch(self.cut) is not None
+        rule = "layer1 to layer4, or a block of one, such as layer3.1"
+        _require(cut_fits, "cut", self.cut, rule)
         self._check_encoder()
         self._check_matryoshka()
         held_out = self.calibrate_fraction + self.report_fraction
