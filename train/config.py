@@ -327,7 +327,8 @@ class TrainConfig:
             if not self.weights:
                 raise ConfigError(
                     f"twin={self.twin} begins with a model made elsewhere, and weights is not set; "
-                    "name its folder, as sentence-transformers or transformers saved it"
+                    "name its folder, as sentence-transformers or transformers saved it, or its "
+                    "name in their local cache"
                 )
             return
         for key in ("pooling", "freeze"):
