@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "than the fp32 one has its precision before .onnx",
     )
     parser.add_argument(
+        "--import-twin",
+        metavar="MODULE:CALLABLE",
+        help="the code of a run's own twin, which is run when the run is opened",
+    )
+    parser.add_argument(
         "--optimize",
         action="store_true",
         help="text twins: fuse the fp32 graph's attention, where that is measured to be faster "
@@ -63,6 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.run} is no folder; give the --out of twinserve train")
     from twinserve.export.exporter import export_precisions
 
+    if arguments.import_twin:
+        from twinserve.train import own
+
+        own.ask(arguments.import_twin)
     precisions = tuple(word.strip() for word in arguments.precision.split(",") if word.strip())
     outcome = export_precisions(
         arguments.run,

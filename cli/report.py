@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure anew from checkpoint and data, and write report.html anew",
     )
+    parser.add_argument(
+        "--import-twin",
+        metavar="MODULE:CALLABLE",
+        help="the code of a run's own twin, which is run when the run is opened",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -47,6 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the summary of some runs."""
     from twinserve.train.folds import pool, pool_changes
 
+    if arguments.import_twin:
+        from twinserve.train import own
+
+        own.ask(arguments.import_twin)
     folders: list[Path] = arguments.runs
     twice = [folder for folder in folders if folders.count(folder) > 1]
     if twice:

@@ -13,31 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import onnx
-import torch
 from torch import Tensor, nn
 
-from twinserve.errors import GateFailed
-from twinserve.export.signature import (
-    BATCH,
-    LENGTH,
-    check_graph,
-    check_size,
-    check_vocabulary,
-)
+from twinserve.export.signature import check_graph, check_size, check_vocabulary
 from twinserve.export.strip import strip
-from twinserve.feed import input_names
-from twinserve.manifest import OUTPUT, ImageInput, InputContract, TextInput
-from twinserve.train.quiet import quiet
+from twinserve.manifest import OUTPUT, TextInput
+from twinserve.train import tracing
 from twinserve.train.twins import Twin
-
-OPSET = 20
-
-# A batch or a length of one would be taken for a constant and burnt into the graph; equal ones
-# would be taken for the same axis.
-_TRACED_BATCH = 3
-_TRACED_LENGTH = 7
-# The exporter names a look-up "embedding" too, and does not see that the output is called so.
-_TRACED_OUTPUT = "output of the twin"
 
 
 def to_onnx(twin: Twin) -> bytes:
@@ -58,35 +40,9 @@ def to_onnx(twin: Twin) -> bytes:
         rows = vocabulary_rows(twin)
         if rows is not None:
             check_vocabulary(rows, twin.contract, twin.tokenizer)
-    examples = _examples(twin.contract)
-    axes = {0: torch.export.Dim(BATCH)}
-    if isinstance(twin.contract, TextInput):
-        # The longest is named, since positions are learned up to there and no further.
-        axes[1] = torch.export.Dim(LENGTH, max=max(2, twin.contract.max_tokens))
-    try:
-        with quiet():
-            program = torch.onnx.export(
-                _Traced(twin),
-                examples,
-                dynamo=True,
-                external_data=False,
-                opset_version=OPSET,
-                input_names=list(input_names(twin.contract)),
-                output_names=[_TRACED_OUTPUT],
-                dynamic_shapes=(tuple(axes for _ in examples),),
-                verbose=False,
-            )
-            model = program.model_proto  # type: ignore[union-attr]
-    except Exception as error:  # the exporter wraps whatever a module may raise
-        cause = error.__cause__ or error
-        raise GateFailed(
-            f"the twin cannot be written as ONNX ({type(cause).__name__}: "
-            f"{str(cause).strip().splitlines()[0][:300] if str(cause).strip() else 'no reason'}); "
-            "use operations that ONNX has, and none that fixes the batch or the length",
-            metadata={"figure": "export"},
-        ) from error
+    model = tracing.trace(twin)
     strip(model)
-    _rename(model.graph, {OUTPUT: f"{OUTPUT} within", _TRACED_OUTPUT: OUTPUT})
+    _rename(model.graph, {OUTPUT: f"{OUTPUT} within", tracing.OUTPUT: OUTPUT})
     written = bytes(model.SerializeToString(deterministic=True))
     # The exporter may freeze an axis without a word where the module insists on one.
     check_graph(written, twin.contract, twin.dimension)
@@ -125,18 +81,6 @@ def weights_digest(twin: Twin) -> str:
     return digest.hexdigest()
 
 
-class _Traced(nn.Module):
-    """The twin behind one signature, whatever number of inputs it takes."""
-
-    def __init__(self, twin: Twin) -> None:
-        super().__init__()
-        self.twin = twin
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        embedding: Tensor = self.twin(*inputs)
-        return embedding
-
-
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     # How many batches batch norm has seen changes no embedding.
     return {
@@ -144,18 +88,6 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
         for name, value in state.items()
         if isinstance(value, Tensor) and not name.endswith("num_batches_tracked")
     }
-
-
-def _examples(contract: InputContract) -> tuple[Tensor, ...]:
-    if isinstance(contract, TextInput):
-        shape = (_TRACED_BATCH, min(_TRACED_LENGTH, contract.max_tokens))
-        # Ones are valid ids, a full mask, and valid types.
-        return tuple(torch.ones(shape, dtype=torch.int64) for _ in contract.inputs)
-    if isinstance(contract, ImageInput):
-        pixels = (_TRACED_BATCH, contract.height, contract.width, contract.channels)
-        return (torch.zeros(pixels, dtype=torch.uint8),)
-    kind = getattr(torch, contract.data_type)
-    return (torch.zeros((_TRACED_BATCH, *contract.shape), dtype=kind),)
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:

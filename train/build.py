@@ -11,13 +11,13 @@ from twinserve.distance import Metric
 from twinserve.errors import TwinserveError
 from twinserve.manifest import InputContract, TensorInput, TextInput
 from twinserve.preprocess import Pixels
-from twinserve.train import finetuning, vocabulary, words
+from twinserve.train import finetuning, own, vocabulary, words
 from twinserve.train.config import ENCODERS, TrainConfig
 from twinserve.train.conv4 import conv4
 from twinserve.train.data import Labelled
 from twinserve.train.matryoshka import truncations_of
 from twinserve.train.mlp import mlp
-from twinserve.train.resnet import resnet
+from twinserve.train.resnet import cut_off, resnet
 from twinserve.train.twins import ImageTwin, TensorTwin, TextTwin, Twin
 from twinserve.train.weights import load_weights
 
@@ -40,10 +40,12 @@ def build(
         config: names the network and its sizes.
         contract: of the twin, of the config's modality.
         tokenizer: tokenizer.json of a text twin.
-        blueprint: of an encoder, as its checkpoint keeps it; None reads the folder of the config.
+        blueprint: of an encoder or a twin of the user's own, as its checkpoint keeps it; None
+            begins anew.
 
     Raises:
-        ConfigError, DataError: an encoder's folder that does not fit; see `finetuning`.
+        ConfigError, DataError: an encoder's folder that does not fit, see `finetuning`; a twin of
+            the user's own that cannot be built, see `own`.
     """
     twin = _network(config, contract, tokenizer, blueprint)
     twin.truncations = truncations_of(config, twin.dimension)
@@ -58,6 +60,8 @@ def _network(
     tokenizer: str | None,
     blueprint: dict[str, Any] | None,
 ) -> Twin:
+    if config.is_own:
+        return own.twin_of(config, contract, tokenizer, fresh=blueprint is None)
     metric, dimension, normalized = Metric(config.metric), config.dimension, config.normalized
     if isinstance(contract, TextInput):
         assert tokenizer is not None
@@ -91,10 +95,11 @@ def _network(
             ink_inverted=config.ink_inverted,
         )
     return resnet(
-        int(config.twin.removeprefix("resnet")),
+        _depth(config),
         contract,
         dimension=dimension,
         stem=config.stem,
+        cut=config.cut,
         metric=metric,
         normalized=normalized,
         ink_inverted=config.ink_inverted,
@@ -129,7 +134,8 @@ def begin(twin: Twin, config: TrainConfig, training: Labelled) -> None:
     """Give a fresh twin what it takes from the training part, and from the config's weights file.
 
     Raises:
-        ConfigError: no such weights file.
+        ConfigError: no such weights file; a twin of the user's own that cannot be trained or
+            exported.
         DataError: weights that do not fit.
     """
     if config.twin in ENCODERS:
@@ -142,17 +148,19 @@ def begin(twin: Twin, config: TrainConfig, training: Labelled) -> None:
         )
         twin.mean.copy_(torch.tensor(mean).view_as(twin.mean))
         twin.std.copy_(torch.tensor(std).view_as(twin.std))
-        if config.weights:
-            load_weights(twin.body, config.weights)
+        if config.weights and not config.is_own:
+            load_weights(twin.body, config.weights, cut_off(_depth(config), config.cut))
     elif isinstance(twin, TensorTwin):
         rows = np.asarray(training.rows, dtype=np.float64)
         twin.mean.copy_(torch.from_numpy(rows.mean(axis=0)))
         twin.std.copy_(torch.from_numpy(np.maximum(rows.std(axis=0), _LEAST_STD)))
-    elif isinstance(twin, TextTwin):
+    elif isinstance(twin, TextTwin) and not config.is_own:
         vectors = None
         if config.weights:
             vectors = vocabulary.read_word_vectors(config.weights, config.word_dimension)
         words.begin(twin, training.rows, vectors)
+    if config.is_own:
+        own.try_out(twin, config.twin)
 
 
 def put_channels_last(twin: Twin) -> None:
@@ -160,6 +168,10 @@ def put_channels_last(twin: Twin) -> None:
     for parameter in twin.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _depth(config: TrainConfig) -> int:
+    return int(config.twin.removeprefix("resnet"))
 
 
 def _mean_and_std(

@@ -2,8 +2,8 @@
 
 It holds the config, the input contract with its tokenizer, the weights, the split, the results and
 the digest of the data, and is written whole or not at all, so that a training stopped at any moment
-leaves the best twin so far. It loads with `weights_only=True`: a checkpoint from elsewhere cannot
-run code.
+leaves the best twin so far. It loads with `weights_only=True`, and the module of a user's own twin
+is imported only where the user asked for it: a checkpoint from elsewhere cannot run code.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 from twinserve.errors import DataError
 from twinserve.manifest import ImageInput, InputContract, TensorInput, TextInput, write_atomically
+from twinserve.train import own
 from twinserve.train.build import build
 from twinserve.train.components import LinkSplits
 from twinserve.train.config import TrainConfig
@@ -161,6 +162,7 @@ def load(folder: Path | str) -> Run:
 
     Raises:
         DataError: no checkpoint there, a damaged one, or one of a newer format.
+        ConfigError: its twin is code of the user's own, which nobody asked to be imported.
     """
     folder = Path(folder)
     path = folder / FILE
@@ -185,8 +187,16 @@ def load(folder: Path | str) -> Run:
         contract = _CONTRACTS[document["modality"]](**document["contract"])
     else:
         contract = image_contract(config)
+    if config.is_own:
+        own.refuse_unasked(config.twin)
     twin = build(config, contract, document.get("tokenizer"), document.get("blueprint"))
-    twin.load_state_dict(document["state"])
+    try:
+        twin.load_state_dict(document["state"])
+    except RuntimeError as error:
+        raise DataError(
+            f"the weights in {path} do not fit the {config.twin} that is built here "
+            f"({' '.join(str(error).split())[:200]}); bring back the code that trained it"
+        ) from error
     splits: type[Splits | LinkSplits] = LinkSplits if "by" in document["splits"] else Splits
     return Run(
         folder=folder,

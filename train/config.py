@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -23,15 +24,20 @@ from twinserve.train import curriculum
 PRESETS = Path(__file__).parent / "presets"
 
 # Which twins take which modality.
+RESNETS = ("resnet18", "resnet34", "resnet50")
 TWINS = {
-    "image": ("conv4", "resnet18", "resnet34", "resnet50", "image_encoder"),
+    "image": ("conv4", *RESNETS, "image_encoder"),
     "tensor": ("mlp",),
     "text": ("words", "text_encoder"),
 }
 # Models of other people's making, fine-tuned: they begin with the folder that `weights` names.
 ENCODERS = ("text_encoder", "image_encoder")
 # Twins that can begin with weights from a file or folder.
-WITH_WEIGHTS = ("resnet18", "resnet34", "resnet50", "words", *ENCODERS)
+WITH_WEIGHTS = (*RESNETS, "words", *ENCODERS)
+# A twin of the user's own, such as my_net:make; see `train.own`.
+_OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+# A stage of a ResNet, or a block of one.
+_CUT = re.compile(r"layer[1-4](\.\d+)?")
 # `freeze` for all of an encoder.
 WHOLE_ENCODER = "encoder"
 
@@ -60,7 +66,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "color_order": ("L", "RGB"),
     "resize": ("stretch", "crop", "pad"),
     "resample": ("nearest", "box", "bilinear", "bicubic", "lanczos"),
-    "twin": tuple(twin for twins in TWINS.values() for twin in twins),
+    "takes": ("", *TWINS),
     "stem": ("imagenet", "small"),
     "mean_std": ("data", "imagenet"),
     "metric": tuple(metric.value for metric in Metric),
@@ -120,12 +126,17 @@ class TrainConfig:
     max_tokens: int = 128  # a longer text is cut; an encoder's folder may say less
 
     # The twin.
-    twin: str = "conv4"
+    twin: str = "conv4"  # or module:callable, a network of your own
+    takes: str = ""  # a network of your own: image, tensor or text; "": image
+    twin_parameters: dict[str, Any] = dataclasses.field(
+        default_factory=dict, hash=False
+    )  # likewise
     # resnet: file with torchvision's names; words: word vectors as text; encoders: folder of
-    # transformers or sentence-transformers.
+    # transformers or sentence-transformers, or its name in their local cache.
     weights: str = ""
     width: int = 64  # conv4: channels of each block
     stem: str = "imagenet"  # resnet: "small" is for pictures of 28 to 64 pixels
+    cut: str = ""  # resnet: the last stage or block kept, such as layer3 or layer3.1; "": all
     hidden: int = 256  # mlp: units of the hidden layer
     word_dimension: int = 256  # words: coordinates of a word's vector, unless a file gives it
     vocabulary: int = 8000  # words: entries that the tokenizer keeps at most
@@ -207,6 +218,7 @@ class TrainConfig:
         for key, allowed in _CHOICES.items():
             value = getattr(self, key)
             _require(value in allowed, key, value, f"one of {', '.join(allowed)}")
+        self._check_twin()
         self._check_loss()
         for key in (
             *("image_size", "max_tokens", "width", "hidden", "word_dimension"),
@@ -265,14 +277,22 @@ class TrainConfig:
             )
         if self.mirror_sum and not self.mirror:
             raise ConfigError(
-                "mirror_sum adds what a mirror image gives, and mirror is 0, so that none would ever "
-                "be trained on; set mirror=0.5"
+                "mirror_sum adds what a mirror image gives, and mirror is 0, so that none is ever "
+                "trained on; set mirror=0.5"
             )
-        if self.weights and self.twin not in WITH_WEIGHTS:
+        if self.weights and self.twin not in WITH_WEIGHTS and not self.is_own:
             raise ConfigError(
                 f"weights is set, which twin={self.twin} cannot begin with; "
                 f"those that can are {', '.join(WITH_WEIGHTS)}"
             )
+        if self.cut and self.twin not in RESNETS:
+            raise ConfigError(
+                f"cut is {self.cut!r}, which is of {', '.join(RESNETS)}; twin is {self.twin}: "
+                "unset it"
+            )
+        cut_fits = not self.cut or _CUT.fullmatch(self.cut) is not None
+        rule = "layer1 to layer4, or a block of one, such as layer3.1"
+        _require(cut_fits, "cut", self.cut, rule)
         self._check_encoder()
         self._check_matryoshka()
         held_out = self.calibrate_fraction + self.report_fraction
@@ -314,6 +334,17 @@ class TrainConfig:
                 f"calibrate_fraction={self.calibrate_fraction:g} takes the others; lower it"
             )
 
+    def _check_twin(self) -> None:
+        known = [twin for twins in TWINS.values() for twin in twins]
+        rule = f"one of {', '.join(known)}, or module:callable for a network of your own"
+        _require(self.twin in known or self.is_own, "twin", self.twin, rule)
+        for key in ("takes", "twin_parameters"):
+            if getattr(self, key) and not self.is_own:
+                raise ConfigError(
+                    f"{key} is set, which is of a network of your own (module:callable); twin is "
+                    f"{self.twin}: unset it"
+                )
+
     def _check_loss(self) -> None:
         of_library = self.loss.startswith(LIBRARY_LOSS)
         allowed = f"one of {', '.join(LOSSES)}, or {LIBRARY_LOSS}NAME of pytorch-metric-learning"
@@ -348,7 +379,8 @@ class TrainConfig:
             if not self.weights:
                 raise ConfigError(
                     f"twin={self.twin} begins with a model made elsewhere, and weights is not set; "
-                    "name its folder, as sentence-transformers or transformers saved it"
+                    "name its folder, as sentence-transformers or transformers saved it, or its "
+                    "name in their local cache"
                 )
             return
         for key in ("pooling", "freeze"):
@@ -398,7 +430,14 @@ class TrainConfig:
     @property
     def modality(self) -> str:
         """What the twin takes: image, tensor or text."""
+        if self.is_own:
+            return self.takes or "image"
         return next(modality for modality, twins in TWINS.items() if self.twin in twins)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the twin is a network of the user's own, `module:callable`."""
+        return _OWN.fullmatch(self.twin) is not None
 
     @property
     def channels(self) -> int:

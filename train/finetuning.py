@@ -1,8 +1,9 @@
 """Encoders made elsewhere as twins to be trained on: read from a folder, or from a checkpoint.
 
-In: the folder that a config's `weights` names. Out: the input contract and tokenizer that it
-states, and a twin with its weights, parts of which may be frozen. The twin keeps a blueprint, with
-which a checkpoint builds it again where the folder is not at hand.
+In: the folder that a config's `weights` names, by its path or by its model's name in the cache of
+Hugging Face. Out: the input contract and tokenizer that it states, and a twin with its weights,
+parts of which may be frozen. The twin keeps a blueprint, with which a checkpoint builds it again
+where the folder is not at hand.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from twinserve.train import encoders
 from twinserve.train.config import WHOLE_ENCODER, TrainConfig
 from twinserve.train.encoders import Dense, Encoder, ImageEncoder, TextEncoder
 from twinserve.train.pretrained import modules, pictures
-from twinserve.train.pretrained.folders import check_size, read_json, weight_files
+from twinserve.train.pretrained.folders import check_size, folder_of, read_json, weight_files
 from twinserve.train.pretrained.settings import Answers, Settings
 from twinserve.train.twins import ImageTwin, TextTwin, Twin
 
@@ -117,7 +118,7 @@ def text_twin(
             "pooling": list(pooling),
             "layers": [_shape(layer) for layer in layers],
             "cut": cut,
-            "origin": origin_of(Path(config.weights), plan, encoder),
+            "origin": _named(config, origin_of(_folder(config), plan, encoder)),
         }
     else:
         model = encoders.blank(blueprint["architecture"], blueprint["config"])
@@ -130,7 +131,6 @@ def text_twin(
     dimension, projection = _projected(width if cut is None else min(cut, width), config)
     if projection is not None:
         head.append(projection)
-    _freeze(encoder, config.freeze)
     twin = TextTwin(
         encoder,
         contract=contract,
@@ -141,8 +141,7 @@ def text_twin(
         pooling=pooling,
         head=head,
     )
-    twin.blueprint = blueprint
-    return _with_something_to_train(twin)
+    return _finished(twin, encoder, config, blueprint)
 
 
 def picture_twin(
@@ -172,7 +171,7 @@ def picture_twin(
             "pooling": encoder.pooling,
             "crop": None if encoder.crop is None else list(encoder.crop),
             "width": width,
-            "origin": origin,
+            "origin": _named(config, origin),
         }
     else:
         model = encoders.blank(blueprint["architecture"], blueprint["config"])
@@ -184,7 +183,6 @@ def picture_twin(
         )
         width, mean, std = blueprint["width"], None, None
     dimension, projection = _projected(width, config)
-    _freeze(encoder, config.freeze)
     twin = ImageTwin(
         encoder if projection is None else nn.Sequential(encoder, projection),
         contract=contract,
@@ -194,8 +192,7 @@ def picture_twin(
         mean=mean,
         std=std,
     )
-    twin.blueprint = blueprint
-    return _with_something_to_train(twin)
+    return _finished(twin, encoder, config, blueprint)
 
 
 def encoder_of(twin: Twin) -> Encoder | None:
@@ -285,12 +282,17 @@ def _projected(width: int, config: TrainConfig) -> tuple[int, Projection | None]
     return config.dimension, Projection(width, config.dimension)
 
 
-def _with_something_to_train(twin: AnyTwin) -> AnyTwin:
+def _finished(
+    twin: AnyTwin, encoder: Encoder, config: TrainConfig, blueprint: Blueprint
+) -> AnyTwin:
+    """Freeze what is to stay, and see that something is left to train."""
+    _freeze(encoder, config.freeze)
     if not any(parameter.requires_grad for parameter in twin.parameters()):
         raise ConfigError(
             "freeze leaves nothing to train: set dimension below "
             f"{twin.dimension}, for a projection behind the encoder, or freeze fewer layers"
         )
+    twin.blueprint = blueprint
     return twin.eval()
 
 
@@ -321,13 +323,14 @@ def _picture_folder(config: TrainConfig) -> Path:
 
 def _folder(config: TrainConfig) -> Path:
     _require_library()
-    folder = Path(config.weights)
-    if not folder.is_dir():
-        raise ConfigError(
-            f"weights is {config.weights!r}, which is no folder; name one that "
-            "sentence-transformers or transformers saved, with config.json and model.safetensors"
-        )
-    return folder
+    return folder_of(config.weights)
+
+
+def _named(config: TrainConfig, origin: dict[str, Any]) -> dict[str, Any]:
+    """Add the name and revision of a model that was taken from the cache; a path tells nothing."""
+    if Path(config.weights).is_dir():
+        return origin
+    return {**origin, "name": config.weights, "revision": _folder(config).name}
 
 
 def _require_weights(folder: Path) -> None:

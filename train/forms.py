@@ -101,6 +101,11 @@ def check_twin(kind: Kind, config: TrainConfig) -> None:
     Raises:
         ConfigError: it does not.
     """
+    if kind.modality != config.modality and config.is_own:
+        raise ConfigError(
+            f"twin is {config.twin!r}, told to take {config.modality}, and {config.data} holds "
+            f"{_PLURALS[kind.modality]}; set takes={kind.modality}, or give other data"
+        )
     if kind.modality != config.modality:
         raise ConfigError(
             f"twin is {config.twin!r}, which does not take the "

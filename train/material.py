@@ -298,7 +298,7 @@ def _text_input(texts: tuple[str, ...], config: TrainConfig) -> tuple[TextInput,
         from twinserve.train.finetuning import text_input
 
         return text_input(config, texts)
-    if config.weights:
+    if config.weights and not config.is_own:
         vectors = vocabulary.read_word_vectors(config.weights, config.word_dimension)
         tokenizer = vocabulary.whole_words(texts, vectors, config.vocabulary)
     else:

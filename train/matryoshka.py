@@ -63,14 +63,18 @@ class Matryoshka(nn.Module):
         """Measure a batch of classes, pairs or triplets; see `Objective.of_batch`."""
         return self._sum(lambda one, cut: one.of_batch(batch, cut(embeddings), generator, progress))
 
-    def of_pairs(self, first: Tensor, second: Tensor, same: Tensor) -> Measured:
+    def of_pairs(
+        self, first: Tensor, second: Tensor, same: Tensor, members: Tensor | None = None
+    ) -> Measured:
         """Measure pairs; see `Objective.of_pairs`."""
-        return self._sum(lambda one, cut: one.of_pairs(cut(first), cut(second), same))
+        return self._sum(lambda one, cut: one.of_pairs(cut(first), cut(second), same, members))
 
-    def of_triplets(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Measured:
+    def of_triplets(
+        self, anchor: Tensor, positive: Tensor, negative: Tensor, members: Tensor | None = None
+    ) -> Measured:
         """Measure triplets; see `Objective.of_triplets`."""
         return self._sum(
-            lambda one, cut: one.of_triplets(cut(anchor), cut(positive), cut(negative))
+            lambda one, cut: one.of_triplets(cut(anchor), cut(positive), cut(negative), members)
         )
 
     def _sum(

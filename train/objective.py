@@ -143,12 +143,15 @@ class Objective(nn.Module):
             return self.forward(embeddings, labels, generator, progress)
         rows, ends = batch.members.shape
         end = embeddings.reshape(ends, rows, -1)
+        members = torch.from_numpy(batch.members).to(embeddings.device)
         if batch.targets is None:
-            return self.of_triplets(end[0], end[1], end[2])
+            return self.of_triplets(end[0], end[1], end[2], members)
         targets = torch.from_numpy(batch.targets).to(embeddings.device)
-        return self.of_pairs(end[0], end[1], targets)
+        return self.of_pairs(end[0], end[1], targets, members)
 
-    def of_pairs(self, first: Tensor, second: Tensor, same: Tensor) -> tuple[Tensor, Figures]:
+    def of_pairs(
+        self, first: Tensor, second: Tensor, same: Tensor, members: Tensor | None = None
+    ) -> tuple[Tensor, Figures]:
         """Measure pairs that came labelled, without classes.
 
         Args:
@@ -157,6 +160,9 @@ class Objective(nn.Module):
             same: float [pairs] in [0, 1]: 1 the same subject or meaning, 0 different, scores in
                 between. In the figures a pair is genuine from 0.5 on. Multiple negatives take such
                 pairs for anchors with their own; the second of the others are further negatives.
+            members: int64 [pairs, 2], the items of each pair. With them multiple negatives take no
+                candidate for a negative that is the anchor itself, or that a pair of the batch
+                judges the same as the anchor; without, all items count as different.
 
         Raises:
             ConfigError: the config's loss is not one of pairs.
@@ -165,7 +171,8 @@ class Objective(nn.Module):
         genuine = same >= 0.5
         if self.config.loss == "multiple_negatives":
             candidates = torch.cat([second[genuine], second[~genuine]])
-            loss, active = self._multiple_negatives(first[genuine], candidates)
+            excluded = None if members is None else _no_negatives(members, genuine)
+            loss, active = self._multiple_negatives(first[genuine], candidates, excluded)
         else:
             loss, active = self._pairs(first, second, same)
         with torch.no_grad():
@@ -173,9 +180,15 @@ class Objective(nn.Module):
         return loss, _figures(loss, active, distances[genuine], distances[~genuine])
 
     def of_triplets(
-        self, anchor: Tensor, positive: Tensor, negative: Tensor
+        self, anchor: Tensor, positive: Tensor, negative: Tensor, members: Tensor | None = None
     ) -> tuple[Tensor, Figures]:
         """Measure triplets that came as such: float [triplets, dimension] each.
+
+        Args:
+            anchor: float [triplets, dimension].
+            positive: likewise.
+            negative: likewise.
+            members: int64 [triplets, 3], the items of each; see `of_pairs`.
 
         Raises:
             ConfigError: the config's loss is neither the triplet loss nor one of pairs.
@@ -187,6 +200,7 @@ class Objective(nn.Module):
                 torch.cat([anchor, anchor]),
                 torch.cat([positive, negative]),
                 torch.cat([same, torch.zeros_like(same)]),
+                None if members is None else torch.cat([members[:, [0, 1]], members[:, [0, 2]]]),
             )
         loss, active = self._triplets(anchor, positive, negative)
         with torch.no_grad():
@@ -237,6 +251,27 @@ class Objective(nn.Module):
                 cosines = cosines.masked_fill(excluded, -torch.inf)
             own = cosines.diagonal()
             return loss, (cosines > own[:, None]).any(dim=1)
+
+
+def _no_negatives(members: Tensor, genuine: Tensor) -> Tensor:
+    """Tell which candidates are no negative of an anchor: bool [anchors, candidates].
+
+    An item repeats in a batch where several pairs hold it: as the own candidate of two anchors, as
+    one of two partners of an anchor, or as a candidate that is itself the anchor.
+
+    Args:
+        members: int64 [pairs, 2].
+        genuine: bool [pairs]; their first items are the anchors. Candidates are the second items of
+            genuine pairs, and then those of the others.
+    """
+    own = members[genuine]
+    anchors = own[:, :1]
+    candidates = torch.cat([own[:, 1], members[~genuine, 1]])
+    items = members.max() + 1
+    partners = torch.cat([own[:, 0] * items + own[:, 1], own[:, 1] * items + own[:, 0]])
+    excluded = torch.isin(anchors * items + candidates, partners) | (anchors == candidates)
+    excluded.fill_diagonal_(False)
+    return excluded
 
 
 def _rows(embeddings: Tensor, triplets: Triplets) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from twinserve.distance import Metric
+from twinserve.errors import ConfigError
 from twinserve.manifest import ImageInput
 from twinserve.train.twins import ImageTwin
 
 STEMS = ("imagenet", "small")
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 WIDTHS = (64, 128, 256, 512)
 
 
@@ -85,32 +88,56 @@ class ResNet(nn.Module):
         stem: "imagenet" begins with a 7x7 convolution of stride 2 and a max pooling of stride 2,
             as torchvision's; "small" with one 3x3 convolution of stride 1 and no pooling, for
             pictures of 28 to 64 pixels (as in He et al. for CIFAR-10), at some 16 times the work.
+        cut: the last part that is kept, a stage ("layer3") or a block of one ("layer3.1"); what
+            lies behind it is not there, and `fc` projects its features. "" keeps everything.
+
+    Raises:
+        ConfigError: a cut that the network does not have.
     """
 
-    def __init__(self, depth: int, *, channels: int, outputs: int, stem: str = "imagenet") -> None:
+    def __init__(
+        self, depth: int, *, channels: int, outputs: int, stem: str = "imagenet", cut: str = ""
+    ) -> None:
         super().__init__()
-        block, repeats = DEPTHS[depth]
+        block, whole = DEPTHS[depth]
+        repeats = _kept(whole, cut, depth)
         small = stem == "small"
         self.conv1 = _convolution(channels, WIDTHS[0], 3 if small else 7, 1 if small else 2)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(block, WIDTHS[0], WIDTHS[0], repeats[0], 1)
-        self.layer2 = _stage(block, WIDTHS[0] * block.expansion, WIDTHS[1], repeats[1], 2)
-        self.layer3 = _stage(block, WIDTHS[1] * block.expansion, WIDTHS[2], repeats[2], 2)
-        self.layer4 = _stage(block, WIDTHS[2] * block.expansion, WIDTHS[3], repeats[3], 2)
+        inputs = WIDTHS[0]
+        for place, count in enumerate(repeats):
+            stage = _stage(block, inputs, WIDTHS[place], count, 1 if place == 0 else 2)
+            self.add_module(STAGES[place], stage)
+            inputs = WIDTHS[place] * block.expansion
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(WIDTHS[3] * block.expansion, outputs)
+        self.fc = nn.Linear(inputs, outputs)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project the mean over all places of what the four stages see."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        projected: Tensor = self.fc(self.avgpool(x).flatten(1))
+        """Project the mean over all places of what the last stage sees."""
+        projected: Tensor = self.fc(self.features(x))
         return projected
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what `fc` projects: float32 [batch, width of the last stage]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for name in STAGES:
+            if name in self._modules:
+                x = self.get_submodule(name)(x)
+        averaged: Tensor = self.avgpool(x)
+        return averaged.flatten(1)
+
+
+def cut_off(depth: int, cut: str) -> tuple[str, ...]:
+    """Return the names that weights of the whole network have, and those of a cut one lack."""
+    with torch.device("meta"):
+        whole = ResNet(depth, channels=3, outputs=1).state_dict()
+        kept = ResNet(depth, channels=3, outputs=1, cut=cut).state_dict()
+    return tuple(name for name in whole if name not in kept)
 
 
 def resnet(
@@ -119,15 +146,16 @@ def resnet(
     *,
     dimension: int = 64,
     stem: str = "imagenet",
+    cut: str = "",
     metric: Metric = Metric.COSINE,
     normalized: bool = True,
     ink_inverted: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> ImageTwin:
-    """Build a ResNet twin with fresh weights; see `ResNet` for depth and stem."""
+    """Build a ResNet twin with fresh weights; see `ResNet` for depth, stem and cut."""
     return ImageTwin(
-        ResNet(depth, channels=contract.channels, outputs=dimension, stem=stem),
+        ResNet(depth, channels=contract.channels, outputs=dimension, stem=stem, cut=cut),
         contract=contract,
         dimension=dimension,
         metric=metric,
@@ -136,6 +164,22 @@ def resnet(
         mean=mean,
         std=std,
     )
+
+
+def _kept(repeats: tuple[int, ...], cut: str, depth: int) -> tuple[int, ...]:
+    """Return how many blocks of each stage are kept; stages that are cut off are left out."""
+    if not cut:
+        return repeats
+    stage, _, block = cut.partition(".")
+    known = dict(zip(STAGES, repeats, strict=True))
+    if stage not in known or (block and not (block.isdecimal() and int(block) < known[stage])):
+        raise ConfigError(
+            f"cut is {cut!r}, which resnet{depth} does not have; give a stage ({', '.join(STAGES)})"
+            " or a block of one, counted from 0: "
+            + ", ".join(f"{name}.0 to {name}.{count - 1}" for name, count in known.items())
+        )
+    place = STAGES.index(stage)
+    return (*repeats[:place], int(block) + 1 if block else repeats[place])
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Conv2d:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from twinserve.train import own
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Batch, Batches, Labelled
 from twinserve.train.faults import Faults
@@ -46,6 +47,9 @@ def read(config: TrainConfig, faults: Faults) -> Material | LinkMaterial:
     kind = kind_of(config)
     check_twin(kind, config)
     check_loss(kind, config)
+    if config.is_own:
+        # Before the data are read; and a checkpoint of this twin may then be opened.
+        own.ask(config.twin)
     return prepare(config, faults) if kind.form == "labelled" else prepare_links(config, faults)
 
 

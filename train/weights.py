@@ -8,7 +8,7 @@ some weights silently stay random: every name has to be there and to fit.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -25,12 +25,15 @@ _COUNTER = "num_batches_tracked"
 _SHOWN = 3
 
 
-def load_weights(network: nn.Module, path: Path | str) -> None:
+def load_weights(
+    network: nn.Module, path: Path | str, cut_off: Collection[str] = frozenset()
+) -> None:
     """Replace all weights of a network, except those of `fc`, by a file's.
 
     Args:
         network: with torchvision's names.
         path: of the file; its own `fc` is passed over.
+        cut_off: names that the file may have beyond the network's, of layers that are cut off.
 
     Raises:
         ConfigError: no such file, or not one of `SUFFIXES`.
@@ -48,7 +51,11 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
         if not name.startswith(PROJECTION) and not name.endswith(_COUNTER)
     }
     _refuse(path, "lacks", [name for name in wanted if name not in given])
-    _refuse(path, "has, beyond what the twin has,", [name for name in given if name not in wanted])
+    _refuse(
+        path,
+        "has, beyond what the twin has,",
+        [name for name in given if name not in wanted and name not in cut_off],
+    )
     _refuse(
         path,
         "has in another shape",
@@ -58,7 +65,7 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
             if given[name].shape != tensor.shape
         ],
     )
-    network.load_state_dict(given, strict=False)
+    network.load_state_dict({name: given[name] for name in wanted}, strict=False)
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -99,7 +106,7 @@ def _refuse(path: Path | str, what: str, names: Sequence[str]) -> None:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise DataError(
             f"the weights in {path} do not fit the twin: the file {what} "
-            f"{', '.join(names[:_SHOWN])}{more}; check twin, stem and color_order"
+            f"{', '.join(names[:_SHOWN])}{more}; check twin, stem, cut and color_order"
         )
 
 

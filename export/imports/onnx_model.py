@@ -17,7 +17,7 @@ from twinserve.export.imports.source import Imported
 from twinserve.manifest import TEXT_INPUTS
 from twinserve.train.encoders import positions_of
 from twinserve.train.pretrained import modules, pictures
-from twinserve.train.pretrained.folders import digests, read_json
+from twinserve.train.pretrained.folders import digests, read_json, unit_length_of
 from twinserve.train.pretrained.modules import Plan
 from twinserve.train.pretrained.settings import Answers, Settings
 from twinserve.train.pretrained.tokenizer import (
@@ -167,10 +167,7 @@ def _plain_plan(path: Path, settings: Settings, answers: Answers) -> Plan:
         )
     if settings.tokenizer is None:
         answers.guess("tokenizer", None, FILE, "it lies beside the graph", "--tokenizer")
-    because = "distances by angle do not change by it"
-    normalized = answers.guess(
-        "unit length", settings.normalize, settings.metric != "euclidean", because, "--normalize"
-    )
+    normalized = unit_length_of(settings, answers)
     return Plan(
         encoder=path.parent,
         pooling=modules.checked_pooling(settings.pooling) if settings.pooling else (),

@@ -23,7 +23,7 @@ from twinserve.export.imports.source import Imported
 from twinserve.export.imports.surgery import Surgery
 from twinserve.feed import Rows
 from twinserve.train.heads import unit
-from twinserve.train.pretrained.folders import metric_of, truncations_of
+from twinserve.train.pretrained.folders import metric_of, truncations_of, unit_length_of
 from twinserve.train.pretrained.pictures import Pictures, told
 from twinserve.train.pretrained.settings import Answers, Settings
 
@@ -107,13 +107,7 @@ def import_pictures(
     shape = raw(np.zeros((1, contract.height, contract.width, contract.channels), np.uint8)).shape
     pooling = _pooling(output, shape, settings)
     dimension = shape[1] if len(shape) in (2, 4) else shape[2]
-    normalized = answers.guess(
-        "unit length",
-        settings.normalize,
-        settings.metric != "euclidean",
-        "distances by angle do not change by it",
-        "--normalize",
-    )
+    normalized = unit_length_of(settings, answers)
     metric = metric_of(None, settings, answers, "", normalized=normalized)
     truncations = truncations_of(None, dimension, settings, answers, where)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,28 @@ def test_tokens_are_not_left_out_since_an_encoder_has_dropout_of_its_own(folder:
         assert torch.equal(one, other)
 
 
+def test_a_model_is_found_in_the_cache_by_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "models--somebody--small"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(folder, cached / "snapshots" / revision)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    named = TrainConfig(twin="text_encoder", weights="somebody/small")
+    contract, tokenizer = text_input(named, TEXTS)
+    twin = build(named, contract, tokenizer)
+    expected, _ = made(folder)
+    np.testing.assert_array_equal(
+        embed(twin, rows_of(expected)), embed(expected, rows_of(expected))
+    )
+    assert twin.blueprint is not None
+    origin = twin.blueprint["origin"]
+    assert (origin["name"], origin["revision"]) == ("somebody/small", revision)
+    assert "model.safetensors" in origin["files"]
+
+
 class TestPictures:
     def test_a_vision_encoder_brings_its_contract_and_comes_back_from_a_checkpoint(
         self, tmp_path: Path
@@ -293,6 +316,14 @@ class TestRefusals:
     def test_a_folder_that_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"which is no folder; name one that"):
             text_input(config(tmp_path / "absent"), TEXTS)
+
+    def test_a_name_that_is_not_in_the_cache(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        asked = TrainConfig(twin="text_encoder", weights="nobody/absent")
+        with pytest.raises(ConfigError, match=r"run `hf download nobody/absent` where there is"):
+            text_input(asked, TEXTS)
 
     def test_a_folder_without_weights(self, tmp_path: Path) -> None:
         folder = save_encoder(tmp_path)

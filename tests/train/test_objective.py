@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from twinserve.train import losses, mining
 from twinserve.train.config import LOSSES, TrainConfig
 from twinserve.train.heads import ConcatenationHead, CosineHead
 from twinserve.train.objective import Objective
+from twinserve.train.pairs import LinkBatch
 
 OF_PAIRS = ("contrastive", "cosine_mse", "concatenation", "multiple_negatives")
 # On a line, Euclidean: class 0 at 0, 1, 5; class 1 at 2, 9.
@@ -206,6 +208,49 @@ def test_multiple_negatives_takes_impostor_pairs_for_further_negatives() -> None
     expected = losses.multiple_negatives(first[[0, 2, 4]], second[order], 0.1)
     assert loss.item() == pytest.approx(expected.item())
     assert 0.0 <= figures.active <= 1.0
+
+
+def test_multiple_negatives_takes_no_repeated_item_for_a_negative() -> None:
+    # Unit vectors by their angle; pairs by item: (0, 1), (2, 1), (0, 3), (4, 0) belong together,
+    # (4, 1) does not. Temperature 1, so a candidate weighs exp(cos).
+    angles = torch.tensor([0.0, 40.0, 90.0, 60.0, 200.0], dtype=torch.float64).deg2rad()
+    items = torch.stack([angles.cos(), angles.sin()], dim=1)
+    members = np.array([[0, 1], [2, 1], [4, 1], [0, 3], [4, 0]])
+    batch = LinkBatch(members, np.array([1, 1, 0, 1, 1], dtype=np.float32))
+    objective = Objective(TrainConfig(loss="multiple_negatives", temperature=1.0))
+    loss, figures = objective.of_batch(batch, items[batch.items.tolist()], seeded())
+
+    def weight(one: int, other: int) -> float:
+        return math.exp(torch.cos(angles[one] - angles[other]).item())
+
+    # Anchor and own candidate, and which of the candidates 1, 1, 3, 0 and (judged different) 1 are
+    # left as its negatives: of 0 none (1, 3 and 4 are its partners, 0 is itself); of 2 the items 3
+    # and 0; of 4 all but its own, the 1 of a genuine pair among them.
+    expected = [
+        (weight(0, 1), []),
+        (weight(2, 1), [weight(2, 3), weight(2, 0)]),
+        (weight(0, 3), []),
+        (weight(4, 0), [weight(4, 1), weight(4, 1), weight(4, 3), weight(4, 1)]),
+    ]
+    costs = [-math.log(own / (own + sum(others))) for own, others in expected]
+    assert loss.item() == pytest.approx(sum(costs) / 4)
+    # 2 is nearer to 3 (30 degrees) than to its own 1 (50); 4 nearer to 3 (140) than to 0 (160).
+    assert figures.active == pytest.approx(2 / 4)
+
+
+def test_multiple_negatives_of_triplets_heed_repeated_items_too() -> None:
+    points = drawn(5)
+    members = np.array([[0, 1, 2], [3, 1, 4]])
+    batch = LinkBatch(members, None)
+    objective = Objective(TrainConfig(loss="multiple_negatives", temperature=0.5, dimension=6))
+    loss, _ = objective.of_batch(batch, points[batch.items.tolist()], seeded())
+    unit = torch.nn.functional.normalize(points)
+    cosines = (unit @ unit.T / 0.5).exp()
+    costs = [
+        -(cosines[anchor, 1] / (cosines[anchor, 1] + cosines[anchor, 2] + cosines[anchor, 4])).log()
+        for anchor in (0, 3)
+    ]
+    assert loss.item() == pytest.approx(sum(costs).item() / 2)
 
 
 def test_triplets_from_a_file_serve_the_triplet_loss_and_those_of_pairs() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -13,7 +15,10 @@ from torch.nn import functional
 
 from twinserve.errors import ConfigError, DataError
 from twinserve.manifest import ImageInput
-from twinserve.train.resnet import DEPTHS, ResNet, resnet
+from twinserve.train.build import begin, build
+from twinserve.train.config import TrainConfig
+from twinserve.train.data import Labelled
+from twinserve.train.resnet import DEPTHS, ResNet, cut_off, resnet
 from twinserve.train.twins import ImageTwin
 from twinserve.train.weights import load_weights
 
@@ -169,6 +174,67 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_change_nothing(
     with pytest.raises(DataError, match=r"conv1\.weight \(64x3x7x7, the twin's is 64x3x3x3\)"):
         load_weights(twin(stem="small").body, path)
     assert all(torch.equal(before[n], t) for n, t in fresh.state_dict().items())
+
+
+def up_to(network: ResNet, x: Tensor, cut: str) -> Tensor:
+    """What the whole network holds behind a stage or block, averaged over places."""
+    seen: list[Tensor] = []
+    network.get_submodule(cut).register_forward_hook(lambda _, __, out: seen.append(out))
+    network(x)
+    return seen[0].mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("depth", "cut", "width"),
+    [(18, "layer3", 256), (50, "layer2.1", 512)],
+)
+@torch.inference_mode()
+def test_a_cut_network_has_the_whole_one_s_intermediate_output(
+    tmp_path: Path, depth: int, cut: str, width: int
+) -> None:
+    torch.manual_seed(1)
+    whole = ResNet(depth, channels=3, outputs=1000).eval()
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    body = ResNet(depth, channels=3, outputs=8, cut=cut).eval()
+    load_weights(body, tmp_path / "whole.pth", cut_off(depth, cut))
+    x = torch.randn(2, 3, 32, 32)
+    expected = up_to(whole, x, cut)
+    torch.testing.assert_close(body.features(x), expected)
+    assert body.fc.in_features == width
+    torch.testing.assert_close(body(x), body.fc(expected))
+
+
+def test_a_config_cuts_and_loads_and_the_cut_weights_load_again(
+    published: dict[str, Tensor], tmp_path: Path
+) -> None:
+    torch.save(published, tmp_path / "whole.pth")
+    config = TrainConfig(twin="resnet18", color_order="RGB", image_size=32, cut="layer2.0")
+    config = dataclasses.replace(config, weights=str(tmp_path / "whole.pth"))
+    contract = ImageInput(32, 32, 3, "RGB")
+    made = build(config, contract)
+    begin(made, config, Labelled(np.zeros((2, 32, 32, 3), np.uint8), np.arange(2), ("a", "b"), ()))
+    state = made.state_dict()
+    assert torch.equal(state["body.layer2.0.conv1.weight"], published["layer2.0.conv1.weight"])
+    assert not any(name.startswith(("body.layer2.1", "body.layer3")) for name in state)
+    body = {name.removeprefix("body."): value for name, value in state.items() if "body" in name}
+    torch.save(body, tmp_path / "cut.pth")
+    load_weights(made.body, tmp_path / "cut.pth")  # type: ignore[arg-type]
+    # Without the cut, what the file lacks would be random.
+    with pytest.raises(DataError, match=r"lacks layer2\.1\.conv1.* check twin, stem, cut"):
+        load_weights(twin().body, tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize("cut", ["layer5", "layer3.2", "layer3.x", "fc", "conv1"])
+def test_a_cut_that_is_not_there_is_refused(cut: str) -> None:
+    with pytest.raises(ConfigError, match=r"resnet18 does not have; .*layer3\.0 to layer3\.1"):
+        ResNet(18, channels=1, outputs=2, cut=cut)
+
+
+def test_a_cut_is_refused_in_a_config_already() -> None:
+    with pytest.raises(ConfigError, match=r"cut is 'layer3', .* twin is conv4: unset it"):
+        TrainConfig(cut="layer3")
+    with pytest.raises(ConfigError, match=r"cut is 'fc'; it must be layer1 to layer4"):
+        TrainConfig(twin="resnet18", cut="fc")
 
 
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path) -> None:

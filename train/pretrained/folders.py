@@ -18,6 +18,40 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARDS = ("model-*.safetensors", "pytorch_model-*.bin")
 
 
+def folder_of(weights: str) -> Path:
+    """Return where a model lies: a folder, or a name in the local cache of Hugging Face.
+
+    A folder goes first. Nothing is fetched: what a training begins with should not depend on the
+    day, and its machine need not reach the network.
+
+    Args:
+        weights: path of a folder, or a name such as sentence-transformers/all-MiniLM-L6-v2.
+
+    Raises:
+        ConfigError: neither; says how to download it.
+    """
+    folder = Path(weights)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(weights, local_files_only=True))
+    except HFValidationError as error:
+        raise ConfigError(
+            f"weights is {weights!r}, which is no folder; name one that sentence-transformers or "
+            "transformers saved, with config.json and model.safetensors"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(
+            f"weights is {weights!r}, which is no folder, and no model of that name is in the "
+            f"local cache of Hugging Face; run `hf download {weights}` where there is a network "
+            "(HF_HOME says where the cache lies), or name a folder that sentence-transformers or "
+            "transformers saved, with config.json and model.safetensors"
+        ) from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a configuration file's object; {} where there is no such file.
 
@@ -100,6 +134,17 @@ def metric_of(
             "give --metric cosine or --metric euclidean if one of them fits"
         )
     return answers.read("metric", settings.metric, settings.metric, where, "--metric")
+
+
+def unit_length_of(settings: Settings, answers: Answers) -> bool:
+    """Return whether embeddings are scaled to unit length, where no file says."""
+    return answers.guess(
+        "unit length",
+        settings.normalize,
+        settings.metric != "euclidean",
+        "distances by angle do not change by it",
+        "--normalize",
+    )
 
 
 def truncations_of(

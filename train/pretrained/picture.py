@@ -17,6 +17,7 @@ from twinserve.train.pretrained.folders import (
     metric_of,
     read_json,
     truncations_of,
+    unit_length_of,
     weight_files,
 )
 from twinserve.train.pretrained.settings import Answers, Settings
@@ -52,13 +53,7 @@ def read_twin(
     if len(pooling) != 1:
         raise ConfigError(f"--pooling is {'+'.join(pooling)}; a picture's embedding has one")
     encoder = encoders.load_image(folder, pooling[0], prepared.crop)
-    normalized = answers.guess(
-        "unit length",
-        settings.normalize,
-        settings.metric != "euclidean",
-        "distances by angle do not change by it",
-        "--normalize",
-    )
+    normalized = unit_length_of(settings, answers)
     metric = metric_of(None, settings, answers, "", normalized=normalized)
     contract = prepared.contract
     with torch.inference_mode():
