@@ -58,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"others than {', '.join(FREE)} are refused",
     )
     parser.add_argument(
+        "--import-twin",
+        metavar="MODULE:CALLABLE",
+        help="with --resume: the code of the run's own twin",
+    )
+    parser.add_argument(
         "--config",
         metavar="FILE",
         help="TOML file, or a preset: omniglot, omniglot_resnet18",
@@ -104,6 +109,10 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         return load_config(arguments.config, [*arguments.set, *data, f"out={arguments.out}"])
     if arguments.out is not None:
         raise ConfigError("--resume goes on in the folder that it names; leave --out out")
+    if arguments.import_twin:
+        from twinserve.train import own
+
+        own.ask(arguments.import_twin)
     if arguments.config is None:
         return config_to_resume(arguments.resume, [*arguments.set, *data])
     return load_config(arguments.config, [*arguments.set, *data, f"out={arguments.resume}"])

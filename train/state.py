@@ -18,7 +18,7 @@ import torch
 
 from twinserve.errors import ConfigError, DataError
 from twinserve.manifest import write_atomically
-from twinserve.train import checkpoint
+from twinserve.train import checkpoint, own
 from twinserve.train.config import TrainConfig, overridden
 
 FILE = "state.pt"
@@ -92,9 +92,13 @@ def config_to_resume(folder: Path | str, overrides: Sequence[str] = ()) -> Train
         overrides: `key=value` each, of `FREE` keys; `check_same` refuses others.
 
     Raises:
-        ConfigError, DataError: as `load`; or an override that is none.
+        ConfigError, DataError: as `load`; an override that is none; or a twin that is code of the
+            user's own, which nobody asked to be imported.
     """
-    return overridden(load(Path(folder)).config, [*overrides, f"out={folder}"])
+    config = load(Path(folder)).config
+    if config.is_own:
+        own.refuse_unasked(config.twin)
+    return overridden(config, [*overrides, f"out={folder}"])
 
 
 def check_same(state: State, config: TrainConfig, folder: Path) -> None:

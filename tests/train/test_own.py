@@ -15,7 +15,7 @@ from tests.train import links
 from twinserve.distance import Metric
 from twinserve.errors import ConfigError, DataError
 from twinserve.manifest import ImageInput, InputContract, TensorInput
-from twinserve.train import checkpoint, own, vocabulary
+from twinserve.train import checkpoint, own, state, vocabulary
 from twinserve.train.build import build
 from twinserve.train.config import TrainConfig, load_config
 from twinserve.train.data import Splits
@@ -343,3 +343,12 @@ def test_weights_are_the_callable_s_and_not_read_again(tmp_path: Path) -> None:
     checkpoint.load(tmp_path)
     assert seen == ["pretrained.pt", ""]
     sys.modules.pop("own_net_of_weights")
+
+
+def test_the_state_of_a_training_imports_nothing_that_nobody_asked_for(tmp_path: Path) -> None:
+    begun = config("make", data="v.npy", out=str(tmp_path))
+    state.save(tmp_path, state.State(begun, {}, {}, {}, 0.0, ""))
+    with pytest.raises(ConfigError, match=r"give --import-twin own_net:make"):
+        state.config_to_resume(tmp_path)
+    own.ask("own_net:make")
+    assert state.config_to_resume(tmp_path) == begun
