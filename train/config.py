@@ -24,7 +24,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 # Which twins take which modality.
 TWINS = {
-    "image": ("conv4", "resnet18", "resnet34", "resnet50", "image_encoder"),
+    "image": ("conv4", "conv6", "resnet18", "resnet34", "resnet50", "image_encoder"),
     "tensor": ("mlp",),
     "text": ("words", "text_encoder"),
 }
@@ -120,7 +120,7 @@ class TrainConfig:
     # resnet: file with torchvision's names; words: word vectors as text; encoders: folder of
     # transformers or sentence-transformers.
     weights: str = ""
-    width: int = 64  # conv4: channels of each block
+    width: int = 64  # conv4: channels of each block; conv6: of the first, later ones have more
     stem: str = "imagenet"  # resnet: "small" is for pictures of 28 to 64 pixels
     hidden: int = 256  # mlp: units of the hidden layer
     word_dimension: int = 256  # words: coordinates of a word's vector, unless a file gives it
