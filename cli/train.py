@@ -18,9 +18,10 @@ FREE = ("data", "max_seconds", "save_seconds", "tensorboard")
 
 DESCRIPTION = (
     "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class, or "
-    "a CSV of their paths and labels (twin=conv4, resnet18, resnet34 or resnet50); a CSV of texts "
-    "and labels (twin=words: averaged word vectors; twin=text_encoder: a model of transformers or "
-    "sentence-transformers, fine-tuned, as image_encoder is for pictures); or float32 vectors "
+    "a CSV of their paths and labels (twin=conv4, conv6, resnet18, resnet34 or resnet50); a CSV of "
+    "texts and labels (twin=words: averaged word vectors; twin=text_encoder: a model of "
+    "transformers or sentence-transformers, fine-tuned, as image_encoder is for pictures); or "
+    "float32 vectors "
     "with labels as npz, npy or Parquet (twin=mlp). CSVs of judged pairs and of triplets are "
     "trained on as they are. docs/data.md shows all forms; `twinserve data check` says what would "
     "spoil a training, which stops at the same before its first step. Whole classes (of pairs what "

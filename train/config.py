@@ -26,7 +26,7 @@ PRESETS = Path(__file__).parent / "presets"
 # Which twins take which modality.
 RESNETS = ("resnet18", "resnet34", "resnet50")
 TWINS = {
-    "image": ("conv4", *RESNETS, "image_encoder"),
+    "image": ("conv4", "conv6", *RESNETS, "image_encoder"),
     "tensor": ("mlp",),
     "text": ("words", "text_encoder"),
 }
@@ -134,7 +134,7 @@ class TrainConfig:
     # resnet: file with torchvision's names; words: word vectors as text; encoders: folder of
     # transformers or sentence-transformers, or its name in their local cache.
     weights: str = ""
-    width: int = 64  # conv4: channels of each block
+    width: int = 64  # conv4: channels of each block; conv6: of the first, later ones have more
     stem: str = "imagenet"  # resnet: "small" is for pictures of 28 to 64 pixels
     cut: str = ""  # resnet: the last stage or block kept, such as layer3 or layer3.1; "": all
     hidden: int = 256  # mlp: units of the hidden layer
@@ -196,6 +196,9 @@ class TrainConfig:
     learning_rate: float = 0.0  # 0: 1e-3, or 2e-5 of encoders
     warmup_steps: int = 0  # in which the learning rate rises from 0
     weight_decay: float = 0.0  # encoders: not of biases and norms
+    # Decay, by step, of an average of the weights, which is what is evaluated, kept and exported:
+    # 0.999 averages over some thousand steps; 0 keeps the weights of the step itself.
+    weight_average: float = 0.0
     gradient_clip: float = 10.0  # largest norm of all gradients together
     max_steps: int = 1000
     max_seconds: float = 600.0  # a guard; the learning rate follows max_steps
@@ -256,6 +259,10 @@ class TrainConfig:
         ):
             value = getattr(self, key)
             _require(0 <= value <= 1, key, value, "between 0 and 1")
+        _require(
+            0 <= self.weight_average < 1,
+            *("weight_average", self.weight_average, "0 or more, below 1"),
+        )
         _require(self.scale < 1, "scale", self.scale, "below 1")
         _require(
             0 <= self.word_dropout < 1, "word_dropout", self.word_dropout, "0 or more, below 1"

@@ -103,13 +103,14 @@ def open_session(
     processes.same_weights(twin, objective)
     share_batch_norms(twin, processes)
     augmented = Augmented(task.training.rows, twin.contract, config)
+    stepper = Stepper(twin, objective, augmented, config, hardware, processes)
     session = Session(
         folder=folder,
         asked=asked,
         material=material,
         task=task,
-        stepper=Stepper(twin, objective, augmented, config, hardware, processes),
-        keeper=Keeper(folder, twin, config, material, processes.leads),
+        stepper=stepper,
+        keeper=Keeper(folder, stepper.average.twin, config, material, processes.leads),
         alarm=CollapseAlarm(config),
         processes=processes,
         spent=0.0,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from twinserve.train.augment import Augmented
+from twinserve.train.averaging import WeightAverage
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Batch, IntArray
 from twinserve.train.hardware import Hardware
@@ -64,6 +65,7 @@ class Stepper:
         self._schedule = schedule_of(self._optimizer, config)
         self._scaler = hardware.scaler()
         self._generator = torch.Generator()
+        self.average = WeightAverage(twin, config.weight_average)
 
     def measure(self, batch: Batch | LinkBatch, step: int) -> Figures:
         """Embed a batch and leave the gradients of its loss in the weights.
@@ -89,6 +91,7 @@ class Stepper:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._schedule.step()
+        self.average.update()
 
     @property
     def learning_rate(self) -> float:
@@ -103,6 +106,7 @@ class Stepper:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "average": self.average.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -113,6 +117,7 @@ class Stepper:
         self._schedule.load_state_dict(state["schedule"])
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
+        self.average.load_state_dict(state.get("average", {}))  # states of before have none
 
     def _measure_by_parts(
         self, batch: Batch | LinkBatch, inputs: tuple[Tensor, ...], step: int

@@ -57,6 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
         "mining": "random,batch_hard",
         "rotations": True,
         "shift": 0.1,
+        "weight_average": 0.9,
     },
     # Tokens left out at random, and a head with weights of its own.
     "texts": {"data": "texts.csv", "twin": "words", "loss": "concatenation"},
