@@ -349,6 +349,10 @@ class TestRefusals:
         folder = save_encoder(tmp_path, bert(60))
         with pytest.raises(DataError, match=r"ids up to 90, and the encoder knows them up to 59"):
             made(folder)
+        save_modules(folder, "Transformer", "Pooling", "Normalize")
+        save_pooling(folder, "mean_tokens")
+        with pytest.raises(DataError, match=r"ids up to 90, and the encoder knows them up to 59"):
+            made(folder)
 
     def test_transformers_missing(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
