@@ -1,8 +1,8 @@
 """The user's labelled data, read as a twin's input contract asks.
 
-In: a folder or zip of pictures or a CSV of their paths, a CSV of labelled texts, or labelled
-vectors as npz, npy or Parquet. Out: `Labelled`. The readers are those of training, so that
-calibration sees what training would have.
+In: a folder or zip of pictures or a table of their paths, a table of labelled texts (CSV or
+Parquet), or labelled vectors as npz, npy or Parquet. Out: `Labelled`. The readers are those of
+training, so that calibration sees what training would have.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from twinserve.manifest import ImageInput, InputContract, TextInput
 from twinserve.tokens import Tokenizer
 from twinserve.train import readers, vectors
 from twinserve.train.data import Labelled
-from twinserve.train.forms import ARRAYS, LABEL_NAMES, PATH_NAMES, TABLES
-from twinserve.train.tables import Column
+from twinserve.train.forms import ARRAYS, LABEL_NAMES, PATH_NAMES
+from twinserve.train.tables import Column, is_table
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ def read_labelled(
         DataError: another kind of data than the twin takes, or data that cannot be used.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
+    suffix, table = path.suffix.lower(), is_table(path)
     if isinstance(contract, ImageInput):
-        if suffix in ARRAYS and not path.is_dir():
+        if suffix in ARRAYS and not table and not path.is_dir():
             raise DataError(
                 f"{path} is a {suffix}; this twin takes pictures, so give a folder or a zip with "
                 "one folder of pictures per class, or a CSV of their paths and labels"
             )
-        if suffix in TABLES and not path.is_dir():
+        if table:
             named = (
                 Column("text_column", columns.text, PATH_NAMES, 0),
                 Column("label_column", columns.label, LABEL_NAMES, 1),
@@ -65,7 +65,7 @@ def read_labelled(
                 ) from error
         return readers.load_images(path, contract)
     if isinstance(contract, TextInput):
-        if suffix not in TABLES or path.is_dir():
+        if not table:
             raise DataError(
                 f"{path} is no CSV; this twin takes texts, so give a CSV with the columns text "
                 "and label"

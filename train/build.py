@@ -139,8 +139,10 @@ def begin(twin: Twin, config: TrainConfig, training: Labelled) -> None:
         ConfigError: no such weights file; a twin of the user's own that cannot be trained or
             exported.
         DataError: weights that do not fit.
+        GateFailed: an encoder that cannot be exported.
     """
     if config.twin in ENCODERS:
+        finetuning.try_export(twin)
         return  # its folder gave all that there is
     if isinstance(twin, ImageTwin):
         mean, std = (

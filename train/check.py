@@ -27,7 +27,7 @@ from twinserve.train.config import TrainConfig
 from twinserve.train.data import Labelled
 from twinserve.train.faults import Faults
 from twinserve.train.findings import Checked, Finding, number, spread
-from twinserve.train.forms import OTHER_PICTURES, TABLES, kind_of
+from twinserve.train.forms import OTHER_PICTURES, kind_of
 from twinserve.train.material import (
     LinkMaterial,
     Material,
@@ -37,6 +37,7 @@ from twinserve.train.material import (
     settle_links,
 )
 from twinserve.train.readers import files, pictures_beside
+from twinserve.train.tables import is_table
 
 
 def check(
@@ -159,7 +160,7 @@ def _look_at_files(
     """Measure the pictures as they lie on the disk; `names` are those of a table."""
     sizes: list[tuple[int, int]] = []
     pictures: Iterable[tuple[object, bytes | OSError]] = pictures_beside(path, names or ())
-    if path.is_dir() or path.suffix.lower() not in TABLES:
+    if not is_table(path):
         pictures = files(path) if path.is_dir() or zipfile.is_zipfile(path) else ()
     for _, content in pictures:
         if isinstance(content, bytes):

@@ -85,7 +85,7 @@ class TrainConfig:
     """
 
     # Where from, where to.
-    data: str = ""  # folder or zip of images (class = innermost folder), .csv, .npz, .npy, .parquet
+    data: str = ""  # folder or zip of images (class = innermost folder), .csv, .parquet, .npz, .npy
     out: str = ""  # run folder
     max_broken_images: int = 0  # so many undecodable images are left out; one more stops the run
 

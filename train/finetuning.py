@@ -27,10 +27,13 @@ from twinserve.train.encoders import Dense, Encoder, ImageEncoder, TextEncoder
 from twinserve.train.pretrained import modules, pictures
 from twinserve.train.pretrained.folders import check_size, folder_of, read_json, weight_files
 from twinserve.train.pretrained.settings import Answers, Settings
+from twinserve.train.tracing import trace
 from twinserve.train.twins import ImageTwin, TextTwin, Twin
 
 # So many texts of the training part must get the ids that the library's own tokenizer gives.
 _TEXTS_COMPARED = 64
+# Architectures that the tests export.
+_KNOWN_TO_EXPORT = ("BertModel", "Dinov2Model", "ResNetModel", "ViTModel")
 # What stands before the first layer, wherever a model keeps it.
 _BEFORE_LAYERS = ("embed", "relative_attention_bias")
 
@@ -193,6 +196,19 @@ def picture_twin(
         std=std,
     )
     return _finished(twin, encoder, config, blueprint)
+
+
+def try_export(twin: Twin) -> None:
+    """Write a twin as ONNX and throw it away, unless its architecture is known to be written.
+
+    It takes seconds, and an operation that ONNX lacks would otherwise show after the training.
+
+    Raises:
+        GateFailed: it cannot be exported.
+    """
+    encoder = encoder_of(twin)
+    if encoder is not None and type(encoder.model).__name__ not in _KNOWN_TO_EXPORT:
+        trace(twin)
 
 
 def encoder_of(twin: Twin) -> Encoder | None:

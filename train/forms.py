@@ -13,9 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from twinserve.errors import ConfigError, DataError
 from twinserve.train.config import FORMS, LOSSES_OF_LINKS, TWINS, TrainConfig
-from twinserve.train.tables import Column, header, place_of, records
+from twinserve.train.tables import Column, header, is_table, place_of, records
 
-TABLES = (".csv", ".tsv")
 ARRAYS = (".npz", ".npy", ".parquet")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 # Pictures as well, but of formats that serving does not decode.
@@ -45,7 +44,7 @@ class Kind:
 
     modality: str  # image, text or tensor
     form: str  # labelled, pairs or triplets
-    table: bool  # its items stand in a CSV, or are named there
+    table: bool  # its items stand in a CSV or Parquet, or are named there
 
 
 def kind_of(config: TrainConfig) -> Kind:
@@ -57,7 +56,7 @@ def kind_of(config: TrainConfig) -> Kind:
     """
     path = Path(config.data)
     suffix = path.suffix.lower()
-    if path.is_dir() or suffix not in TABLES:
+    if not is_table(path):
         if config.form not in ("", "labelled"):
             raise ConfigError(
                 f"form is {config.form!r} and {path} is no table; write {config.form} as a CSV "

@@ -280,7 +280,9 @@ def _drawn(twin: Twin) -> tuple[Tensor, ...]:
     first, *others = examples(twin.contract)
     if isinstance(twin.contract, TextInput):
         assert twin.tokenizer is not None
-        ids = torch.randint(0, Tokenizer.from_str(twin.tokenizer).get_vocab_size(), first.shape)
+        known = Tokenizer.from_str(twin.tokenizer).get_vocab_size()
+        ids = torch.randint(0, known, first.shape)
+        ids[0, 0] = known - 1  # so that a table too small for the tokenizer shows
         return (ids, *others)
     if first.dtype.is_floating_point:
         return (torch.randn(first.shape, dtype=first.dtype),)

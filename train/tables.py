@@ -1,8 +1,8 @@
-"""Tables of text: the records of a CSV, with the lines that they end on.
+"""Tables: the records of a CSV with the lines that they end on, or the rows of a Parquet.
 
-In: a UTF-8 file, separated by commas, or by tabs where it is named .tsv. Out: cells, record by
-record, of the columns that are asked for. What cannot be read stops with its line and what to do
-about it.
+In: a UTF-8 file, separated by commas, or by tabs where it is named .tsv; or a Parquet without
+lists, whose rows count as lines, from 1. Out: cells, record by record, of the columns that are
+asked for. What cannot be read stops with its line and what to do about it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from twinserve.arrow import arrow
 from twinserve.errors import DataError
 from twinserve.train.faults import Faults
+
+SEPARATED = (".csv", ".tsv")
+PARQUET = ".parquet"
 
 # What the parts of a split are called in a column, beside their own names.
 PART_WORDS = {
@@ -41,6 +45,23 @@ class Line:
     number: int  # of its last line in the file
     cells: tuple[str, ...]
     part: str  # train, calibrate or report; "" where no column says
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table of items: a Parquet with a column of lists is one of vectors.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+    """
+    suffix = path.suffix.lower()
+    if suffix != PARQUET or not path.is_file():
+        return suffix in SEPARATED and not path.is_dir()
+    pa, parquet = arrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            return not any(pa.types.is_nested(field.type) for field in file.schema_arrow)
+    except pa.ArrowException:
+        return False  # its reader says what is wrong
 
 
 def read_table(
@@ -75,7 +96,7 @@ def read_table(
             )
     if split_column:
         places.append(place_of(path, first, Column("split_column", split_column, (), 0)))
-    if _is_header(first, columns, split_column):
+    if path.suffix.lower() == PARQUET or _is_header(first, columns, split_column):
         found = found[1:]
     lines = []
     for number, cells in found:
@@ -154,6 +175,8 @@ def place_of(path: Path, first: Sequence[str], column: Column) -> int:
 def records(path: Path, holds: str, most: int | None = None) -> list[tuple[int, list[str]]]:
     """Return (number of its last line, cells) of every record that is not blank.
 
+    Of a Parquet the names of its columns come first, as a header would.
+
     Args:
         path: of the file.
         holds: what it should hold, for the sentences: "pairs", or "texts and labels".
@@ -162,6 +185,8 @@ def records(path: Path, holds: str, most: int | None = None) -> list[tuple[int, 
     Raises:
         DataError: no such file, a folder, not UTF-8, or not a CSV.
     """
+    if path.suffix.lower() == PARQUET and path.is_file():
+        return _rows(path, most)
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -193,3 +218,23 @@ def records(path: Path, holds: str, most: int | None = None) -> list[tuple[int, 
             "and double the quotes within"
         ) from error
     return found
+
+
+def _rows(path: Path, most: int | None) -> list[tuple[int, list[str]]]:
+    pa, parquet = arrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            found = [(0, list(file.schema_arrow.names))]
+            for batch in file.iter_batches(batch_size=most or 4096):
+                columns = [column.to_pylist() for column in batch.columns]
+                for cells in zip(*columns, strict=True):
+                    words = ["" if cell is None else str(cell) for cell in cells]
+                    found.append((len(found), words))
+                if most is not None and len(found) >= most:
+                    break
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{path} is not a whole Parquet file ({' '.join(str(error).split())[:200]}); write it "
+            "anew"
+        ) from error
+    return found[:most]

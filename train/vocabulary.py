@@ -21,6 +21,8 @@ from twinserve.tokens import digest
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 PAD_ID, UNKNOWN_ID = 0, 1
+# Below this share of a text's words, vectors were made for other texts.
+_LEAST_KNOWN = 0.1
 
 WordVectors = dict[str, NDArray[np.float32]]
 
@@ -63,6 +65,10 @@ def whole_words(texts: Sequence[str], vectors: WordVectors, vocabulary: int) -> 
 
     Those that the texts hold come first, the most frequent first, and then the file's in its
     order, until `vocabulary` entries are full.
+
+    Raises:
+        DataError: vectors for hardly any word of the texts, such as those of another language: the
+            twin would see unknown words alone.
     """
     splitter = _lower_case(models.WordLevel(vocab={UNKNOWN: 0}, unk_token=UNKNOWN))
     counts: Counter[str] = Counter()
@@ -70,6 +76,15 @@ def whole_words(texts: Sequence[str], vectors: WordVectors, vocabulary: int) -> 
         normal = splitter.normalizer.normalize_str(text)
         counts.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(normal))
     seen = sorted((w for w in counts if w in vectors), key=lambda w: (-counts[w], w))
+    known, spoken = sum(counts[word] for word in seen), sum(counts.values())
+    if spoken and known < _LEAST_KNOWN * spoken:
+        frequent = [word for word, _ in counts.most_common(100) if word not in vectors]
+        raise DataError(
+            f"the word vectors have {known / spoken:.0%} of the words of the training texts, and "
+            f"not {', '.join(frequent[:5])}: are they of another language, or written with "
+            "capitals? Texts are put into lower case and split at blanks and punctuation. Give "
+            "other vectors, or unset weights to learn pieces of words from the texts"
+        )
     entries = dict.fromkeys([PAD, UNKNOWN, *seen, *vectors])
     table = {word: index for index, word in enumerate(list(entries)[:vocabulary])}
     return str(_lower_case(models.WordLevel(vocab=table, unk_token=UNKNOWN)).to_str())

@@ -9,12 +9,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.export.imports.conftest import graph_of, value
-from tests.train import links
+from tests.train import drawings, links, questions
 from twinserve.export.exporter import export
 from twinserve.export.inspect import describe
 from twinserve.export.pairs import pairs_of
+from twinserve.export.session import GraphSession, embed_all
 from twinserve.feed import input_names
 from twinserve.train import checkpoint
+from twinserve.train.evaluate import embed
 from twinserve.train.pairs import PairData, TripletData
 from twinserve.train.twins import Twin
 
@@ -100,20 +102,52 @@ def test_an_exported_run_of_scores_gives_distances_and_says_so(
 def test_pairs_with_items_that_were_trained_on_set_no_threshold(
     folder: Path, tmp_path: Path
 ) -> None:
-    head, *rows = (folder / "pairs.csv").read_text(encoding="utf-8").splitlines()
-    components = len(rows) // 20
+    count = len((folder / "pairs.csv").read_text(encoding="utf-8").splitlines()) - 1
     parts = ["train", "calibrate", "report"]
-    named = [parts[min(n // 20 * 3 // components, 2)] for n in range(len(rows))]
+    components = count // 20
+    named = [parts[min(n // 20 * 3 // components, 2)] for n in range(count)]
     named[named.index("calibrate")] = "train"  # of two items, which 8 impostor pairs hold
-    lines = [f"{head},set", *(f"{row},{part}" for row, part in zip(rows, named, strict=True))]
-    (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
-    (tmp_path / "v.npy").write_bytes((folder / "v.npy").read_bytes())
+    links.write_split(folder, tmp_path, named)
     settings = {"split_column": "set", "allow_shared_items": True, "max_steps": 1}
     links.trained(tmp_path, "pairs", tmp_path / "run", loss="contrastive", **settings)
     said: list[str] = []
     manifest = export(tmp_path / "run", tmp_path / "twin.onnx", graph=of_mlp, progress=said.append)
     assert manifest.calibrations[0].impostor_pairs == 15 * 16 - 8
     assert any("leaving 10 of 299 calibrate pairs out" in one for one in said)
+
+
+def test_pictures_named_by_a_table_go_from_pairs_to_a_file_with_thresholds(
+    tmp_path: Path,
+) -> None:
+    content = {
+        f"{subject}-{n}.png": drawings.draw(subject, n) for subject in range(40) for n in range(3)
+    }
+    drawings.write_folder(tmp_path / "pictures", content)
+    rows: list[tuple[str, ...]] = []
+    for subject in range(0, 40, 2):  # two subjects hang together
+        a, b = ([f"pictures/{one}-{n}.png" for n in range(3)] for one in (subject, subject + 1))
+        rows += [(a[n], a[n - 1], "1") for n in range(3)]
+        rows += [(one, other, "0") for one in a for other in b]
+    questions.write_csv(tmp_path / "pairs.csv", rows, ("image1", "image2", "same"))
+    small = {"twin": "conv4", "image_size": 16, "width": 4, "items": "", "calibrate_fraction": 0.4}
+    run = links.trained(
+        tmp_path,
+        "pairs",
+        tmp_path / "run",
+        loss="contrastive",
+        max_steps=4,
+        evaluate_every=2,
+        **small,
+    )
+    assert run.results["baseline"]["of"] == "pixels"
+    manifest = export(tmp_path / "run", tmp_path / "twin.onnx")
+    part = run.linked_part("calibrate")
+    (calibration,) = manifest.calibrations
+    assert calibration.impostor_pairs == int((part.targets == 0).sum())
+    session = GraphSession((tmp_path / "twin.onnx").read_bytes(), run.twin.contract)
+    np.testing.assert_allclose(
+        embed_all(session, part.rows), embed(run.twin, part.rows), rtol=0, atol=1e-5
+    )
 
 
 def test_a_pair_calibrates_once_and_one_judged_both_ways_not_at_all() -> None:

@@ -32,8 +32,9 @@ from twinserve.export.session import GraphSession, embed_all
 from twinserve.export.signature import check_graph
 from twinserve.export.to_onnx import to_onnx, vocabulary_rows, weights_digest
 from twinserve.feed import feed
-from twinserve.manifest import TensorInput
+from twinserve.manifest import ImageInput, TensorInput
 from twinserve.train.evaluate import embed
+from twinserve.train.resnet import resnet
 from twinserve.train.twins import ImageTwin, TensorTwin, TextTwin
 
 IN_ANOTHER_PROCESS = """
@@ -149,6 +150,19 @@ def test_a_text_graph_has_an_open_batch_and_an_open_length(text_model: bytes) ->
     (embedding,) = graph.output
     assert embedding.name == "embedding"
     assert embedding.type.tensor_type.shape.dim[1].dim_value == DIMENSION
+
+
+@pytest.mark.long  # the exporter takes seconds
+def test_a_cut_resnet_is_repeated_without_what_was_cut_off() -> None:
+    torch.manual_seed(0)
+    contract = ImageInput(32, 32, 3, "RGB")
+    twin = resnet(18, contract, dimension=6, cut="layer2.0").eval()
+    rows = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    model = to_onnx(twin)
+    for count in (1, 9):
+        found = GraphSession(model, contract)(rows[:count])
+        np.testing.assert_allclose(found, embed(twin, rows[:count]), rtol=0, atol=1e-5)
+    assert len(model) < 3_500_000  # of 45 million bytes that the whole network takes
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])

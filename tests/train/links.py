@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,15 @@ def write(folder: Path) -> Path:
     questions.write_csv(folder / "same.csv", same, ("row1", "row2", "same"))
     questions.write_csv(folder / "triplets.csv", triplets, ("anchor", "positive", "negative"))
     return folder
+
+
+def write_split(folder: Path, to: Path, parts: Sequence[str]) -> Path:
+    """Write the pairs with a column `set` that names these parts in turn, and the vectors."""
+    head, *rows = (folder / "pairs.csv").read_text(encoding="utf-8").splitlines()
+    lines = [f"{row},{part}" for row, part in zip(rows, itertools.cycle(parts), strict=False)]
+    (to / "pairs.csv").write_text("\n".join([f"{head},set", *lines]), encoding="utf-8")
+    shutil.copy(folder / "v.npy", to)
+    return to
 
 
 def config(folder: Path, table: str, out: Path, **settings: object) -> TrainConfig:

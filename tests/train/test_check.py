@@ -154,6 +154,15 @@ def test_scores_are_refused_by_a_loss_that_takes_labels(tmp_path: Path) -> None:
     assert len(found(checked)["bad_judgement"].items) == 5
 
 
+def test_fewer_pairs_than_a_batch_asks_for_are_told(tmp_path: Path) -> None:
+    rows = [(f"a{n}", f"b{n}", str(n % 2)) for n in range(40)]
+    path = questions.write_csv(tmp_path / "a.csv", rows, ("first", "second", "same"))
+    checked = examine(config(path, pairs_per_batch=64, loss="contrastive"))
+    assert checked.good
+    said = found(checked)["small_batches"].message
+    assert "hold all 24 training pairs, where pairs_per_batch" in said
+
+
 def test_triplets_that_cannot_be_met_stop(tmp_path: Path) -> None:
     rows = [(f"a{n}", f"p{n}", f"n{n}") for n in range(30)]
     rows += [("a1", "n1", "p1"), ("a2", "p2", "A2")]

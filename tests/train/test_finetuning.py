@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import ResNetConfig, ResNetModel
+from transformers import BertModel, ResNetConfig, ResNetModel
 
 from tests.export.imports.conftest import (
     HIDDEN,
@@ -27,11 +27,11 @@ from tests.export.text_twins import SENTENCES
 from twinserve.errors import ConfigError, DataError
 from twinserve.feed import Rows
 from twinserve.tokens import Tokenizer
-from twinserve.train import checkpoint
+from twinserve.train import checkpoint, finetuning
 from twinserve.train.augment import Augmented
-from twinserve.train.build import build
+from twinserve.train.build import begin, build
 from twinserve.train.config import TrainConfig
-from twinserve.train.data import Batch, Splits
+from twinserve.train.data import Batch, Labelled, Splits
 from twinserve.train.evaluate import embed, tensors
 from twinserve.train.finetuning import Projection, picture_input, text_input
 from twinserve.train.material import image_contract
@@ -39,7 +39,7 @@ from twinserve.train.objective import Objective
 from twinserve.train.optimizer import optimizer_of, schedule_of
 from twinserve.train.pretrained.settings import Answers, Settings
 from twinserve.train.pretrained.text import read_twin
-from twinserve.train.twins import ImageTwin, TextTwin
+from twinserve.train.twins import ImageTwin, TextTwin, Twin
 
 TEXTS = (*SENTENCES, "cash", "a")
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
@@ -256,6 +256,20 @@ def test_a_model_is_found_in_the_cache_by_its_name(
     assert "model.safetensors" in origin["files"]
 
 
+def test_an_unknown_architecture_is_written_as_onnx_before_the_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin, asked = made(folder)
+    traced: list[Twin] = []
+    monkeypatch.setattr(finetuning, "trace", traced.append)  # which takes seconds
+    nothing = Labelled([], np.zeros(0, np.int64), (), ())
+    begin(twin, asked, nothing)
+    assert not traced
+    twin.encoder.model = type("RareModel", (BertModel,), {})(bert().config)
+    begin(twin, asked, nothing)
+    assert traced == [twin]
+
+
 class TestPictures:
     def test_a_vision_encoder_brings_its_contract_and_comes_back_from_a_checkpoint(
         self, tmp_path: Path
@@ -333,6 +347,10 @@ class TestRefusals:
 
     def test_a_tokenizer_larger_than_the_vocabulary(self, tmp_path: Path) -> None:
         folder = save_encoder(tmp_path, bert(60))
+        with pytest.raises(DataError, match=r"ids up to 90, and the encoder knows them up to 59"):
+            made(folder)
+        save_modules(folder, "Transformer", "Pooling", "Normalize")
+        save_pooling(folder, "mean_tokens")
         with pytest.raises(DataError, match=r"ids up to 90, and the encoder knows them up to 59"):
             made(folder)
 

@@ -141,13 +141,9 @@ def test_a_run_of_pairs_whose_data_changed_is_refused(folder: Path, tmp_path: Pa
 
 
 def test_a_page_says_where_items_stand_in_two_parts(folder: Path, tmp_path: Path) -> None:
-    head, *rows = (folder / "pairs.csv").read_text(encoding="utf-8").splitlines()
-    parts = ("train", "train", "calibrate", "report")
-    lines = [f"{head},set", *(f"{row},{parts[n % 4]}" for n, row in enumerate(rows))]
-    (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
+    links.write_split(folder, tmp_path, ("train", "train", "calibrate", "report"))
     settings = {"split_column": "set", "allow_shared_items": True, "max_steps": 1}
-    asked = config(folder, "pairs", tmp_path / "run", loss="contrastive", **settings)
-    run = train(dataclasses.replace(asked, data=str(tmp_path / "pairs.csv")), progress=False)
+    run = trained(tmp_path, "pairs", tmp_path / "run", loss="contrastive", **settings)
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert f"{run.splits.shared[1]} hold an item that another part" in page
     assert "that it never saw" not in page

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer as Reader
 
 from tests.train import links
 from twinserve.distance import Metric
@@ -206,6 +207,15 @@ def test_a_module_of_texts_gets_ids_and_mask_and_is_held_to_the_mask(no_export: 
     own.try_out(twins[0], "own_net:Words")
     with pytest.raises(ConfigError, match=r"another embedding padded than alone; leave out"):
         own.try_out(twins[1], "own_net:Unmasked")
+
+
+def test_a_table_too_small_for_the_tokenizer_is_refused() -> None:
+    tokenizer = vocabulary.train_tokenizer(["where is my card", "what is a fee"], 60)
+    contract = vocabulary.contract_for(tokenizer, 16)
+    largest = Reader.from_str(tokenizer).get_vocab_size()
+    twin = build(config("Words", takes="text", vocabulary=largest - 1), contract, tokenizer)
+    with pytest.raises(ConfigError, match=r"fails on a batch of \[3, 7\], \[3, 7\] \(IndexError"):
+        own.try_out(twin, "own_net:Words")
 
 
 def test_trying_out_changes_nothing() -> None:

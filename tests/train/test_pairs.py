@@ -145,6 +145,36 @@ def test_pairs_of_pictures_are_read_by_their_paths_and_broken_ones_left_out(
         prepare_links(dataclasses.replace(settings, max_broken_images=1))
 
 
+def test_a_parquet_of_texts_reads_as_its_csv(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def both(name: str, rows: list[tuple[object, ...]], header: tuple[str, ...]) -> list[Path]:
+        words = [tuple(map(str, row)) for row in rows]
+        columns = {key: [row[place] for row in rows] for place, key in enumerate(header)}
+        parquet.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+        return [
+            questions.write_csv(tmp_path / f"{name}.csv", words, header),
+            tmp_path / f"{name}.parquet",
+        ]
+
+    labelled: list[tuple[object, ...]] = [*questions.rows()]
+    read = [
+        prepare(config(path, twin="words"))
+        for path in both("labelled", labelled, ("text", "label"))
+    ]
+    assert read[0].digest == read[1].digest
+    scored = [(f"a {n}", f"b {n}", n % 6) for n in range(40)]
+    links = [
+        prepare_links(config(path, twin="words", score_range="0..5", loss="cosine_mse"))
+        for path in both("scored", scored, ("text1", "text2", "score"))
+    ]
+    assert links[0].digest == links[1].digest
+    judged = [(f"a {n}", f"b {n}" if n else None, n % 2 == 0) for n in range(40)]
+    _, path = both("judged", judged, ("first", "second", "same"))
+    with pytest.raises(DataError, match=r"line 1 of .*judged\.parquet has an empty item"):
+        prepare_links(config(path, twin="words"))
+
+
 def test_triplets_of_vectors_are_named_by_row_or_by_id(tmp_path: Path) -> None:
     vectors = np.arange(36, dtype=np.float32).reshape(12, 3)
     np.save(tmp_path / "v.npy", vectors)

@@ -15,9 +15,16 @@ from tests.train import questions
 from twinserve.errors import ConfigError, DataError
 from twinserve.tokens import Ids, Tokenizer
 from twinserve.train import vocabulary, words
+from twinserve.train.config import TrainConfig
 from twinserve.train.evaluate import embed
+from twinserve.train.material import prepare
 from twinserve.train.twins import TextTwin
 
+GERMAN: list[tuple[str, ...]] = [
+    (f"{begin} {word}", word)
+    for word in ("karte", "geld", "konto", "reise", "bank", "brief", "haus", "zahl", "weg", "uhr")
+    for begin in ("wo ist", "was kostet", "ich verlor")
+]
 TEXTS = [text for text, _ in questions.rows()]
 
 
@@ -134,3 +141,17 @@ def test_a_vectors_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) 
     (tmp_path / "v.bin").write_bytes(b"a \xff\xfe\n")
     with pytest.raises(DataError, match="cannot be read as text"):
         vocabulary.read_word_vectors(tmp_path / "v.bin", 2)
+
+
+def test_vectors_of_hardly_any_word_of_the_texts_are_refused(tmp_path: Path) -> None:
+    vectors = vocabulary.read_word_vectors(questions.write_vectors(tmp_path / "v.txt"), 8)
+    with pytest.raises(DataError, match=r"have 6% of the words .* not das, ist, .* unset weights"):
+        vocabulary.whole_words(["das ist die karte"] * 3 + ["was kostet das atm hier"], vectors, 99)
+    config = TrainConfig(
+        twin="words",
+        data=str(questions.write_csv(tmp_path / "q.csv", GERMAN, ("text", "label"))),
+        weights=str(tmp_path / "v.txt"),
+        word_dimension=8,
+    )
+    with pytest.raises(DataError, match="of another language"):
+        prepare(config)
