@@ -1,7 +1,8 @@
 # The commands of the house; `make` alone lists them.
 # Everything is installed into .venv (the project), .venv-stubs (the pinned stub generator) and
 # .venv-triton (tritonclient, whose pins and descriptors collide with ours) inside this folder; a
-# stamp in each says that it is up to date, so that a second call costs nothing.
+# stamp in each says that it is up to date, so that a second call costs nothing. The tutorials get
+# a fresh .venv-tutorials each time.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -21,13 +22,15 @@ TORCH_INDEX ?=
 CUDA ?=
 PYTEST_ARGS ?=
 SERVE_ARGS ?=
+# What tutorials need and the repository does not hold, NAME=PATH each.
+PUT ?=
 
 venv := .venv
 bin := $(venv)/bin
 pins := pyproject.toml constraints.txt tools/environment.py
 environment = $(PYTHON) tools/environment.py --goal $(or $(firstword $(MAKECMDGOALS)),demo) --torch-index "$(TORCH_INDEX)" --cuda "$(CUDA)"
 
-.PHONY: help demo serve test test-long triton check stubs pins wheel container-dry-run clean python
+.PHONY: help demo serve test test-long tutorials triton check stubs pins wheel container-dry-run clean python
 
 help: ## list these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [TORCH_INDEX=<address>] [CUDA=yes]"
@@ -47,6 +50,11 @@ test: dev-installed ## run the tests (PYTEST_ARGS="-k name" picks some, "-n 2" r
 
 test-long: dev-installed ## run the long tests too: minutes to hours
 	@$(bin)/pytest -m long $(PYTEST_ARGS)
+
+tutorials: python ## run docs/tutorials as written, in a fresh environment (PUT="orl_faces.zip=PATH …")
+	@rm -rf .venv-tutorials
+	$(environment) --extra all .venv-tutorials
+	.venv-tutorials/bin/python tools/run_tutorial.py docs/tutorials/*.md --skip-missing $(if $(PUT),--put $(PUT))
 
 triton: triton-installed ## install tritonclient aside: the tests with it run from then on
 
@@ -72,7 +80,7 @@ pins: python ## write constraints.txt anew from what the package index offers to
 	@tools/pins "$(PYTHON)"
 
 clean: ## remove environments, caches and builds (runs/ stays)
-	rm -rf .venv .venv-stubs .venv-triton .venv-pins dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-stubs .venv-triton .venv-tutorials .venv-pins dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments ----------------------------------------------------------------------------------

@@ -75,11 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAULT
 
 
-def _dispatch(argv: list[str]) -> int:
-    name = argv[0] if argv else ""
-    if name not in VERBS:
-        return _overview(argv or ["--help"])
-    verb = cast(Verb, importlib.import_module(f"twinserve.cli.{_module_of(name)}"))
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a verb's arguments, one of `VERBS`."""
+    verb = _verb(name)
     parser = argparse.ArgumentParser(
         prog=f"twinserve {name}",
         description=verb.DESCRIPTION,
@@ -89,12 +87,20 @@ def _dispatch(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     verb.add_arguments(parser)
-    return verb.run(parser.parse_args(argv[1:]))
+    return parser
 
 
-def _module_of(verb: str) -> str:
+def _dispatch(argv: list[str]) -> int:
+    name = argv[0] if argv else ""
+    if name not in VERBS:
+        return _overview(argv or ["--help"])
+    return _verb(name).run(parser_of(name).parse_args(argv[1:]))
+
+
+def _verb(name: str) -> Verb:
     # No module can be imported by the name of a keyword.
-    return f"{verb}_" if keyword.iskeyword(verb) else verb
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    return cast(Verb, importlib.import_module(f"twinserve.cli.{module}"))
 
 
 def _overview(argv: list[str]) -> int:

@@ -46,6 +46,8 @@ def build(
     """
     twin = _network(config, contract, tokenizer, blueprint)
     twin.truncations = truncations_of(config, twin.dimension)
+    if isinstance(twin, ImageTwin):
+        twin.mirror_summed = config.mirror_sum
     return twin
 
 

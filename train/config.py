@@ -96,6 +96,10 @@ class TrainConfig:
     allow_shared_items: bool = False  # pairs of a named part may hold items of another
     calibrate_fraction: float = 0.2  # of the classes (or pairs), where no groups are named
     report_fraction: float = 0.2
+    # Cross-validation: the classes are dealt into so many parts, and part `fold`, from 1, reports.
+    # Equal seeds deal equally, so that over all folds every class reports once.
+    folds: int = 0  # 0: none; goes before report_fraction
+    fold: int = 0
 
     # The columns of a CSV: a name in its header, or a number, from 1.
     text_column: str = ""  # of labelled items; "": the one named text, else the first
@@ -132,6 +136,9 @@ class TrainConfig:
     matryoshka: tuple[int, ...] = ()  # smaller dimensions that the loss is summed over too
     normalized: bool = True
     metric: str = "cosine"
+    # Pictures are embedded together with their mirror images, and the sum is taken: left and right
+    # become one, at twice the cost of serving. Train with mirror=0.5.
+    mirror_sum: bool = False
 
     # The loss.
     loss: str = "supervised_contrastive"
@@ -150,11 +157,16 @@ class TrainConfig:
     balanced_pairs: bool = False  # as many pairs of the same as of different items in each batch
     rotations: bool = False  # turns by 90, 180 and 270 degrees are classes of their own
 
-    # Augmentation: uniform in [-limit, limit].
+    # Augmentation of pictures: uniform in [-limit, limit].
     rotate_degrees: float = 0.0
     scale: float = 0.0  # 0.2 draws factors between 0.8 and 1.2
     shear: float = 0.0
     shift: float = 0.0  # share of the picture's side
+    brightness: float = 0.0  # share of the whole range from black to white
+    contrast: float = 0.0  # 0.2 draws factors between 0.8 and 1.2, about the picture's mean
+    # Chances, of each picture.
+    mirror: float = 0.0  # left becomes right; 0.5 for faces and most things, 0 for letters
+    erase: float = 0.0  # a rectangle is painted over, sides of a tenth to a half of the picture's
 
     # Augmentation of texts, words: so many of their tokens are left out at random.
     word_dropout: float = 0.1
@@ -228,7 +240,7 @@ class TrainConfig:
             _require(0 <= value < float("inf"), key, value, "0 or more")
         for key in (
             *("one_group_share", "calibrate_fraction", "report_fraction"),
-            *("scale", "shift", "word_dropout"),
+            *("scale", "shift", "brightness", "contrast", "mirror", "erase", "word_dropout"),
         ):
             value = getattr(self, key)
             _require(0 <= value <= 1, key, value, "between 0 and 1")
@@ -247,6 +259,15 @@ class TrainConfig:
             )
         if self.rotations and self.modality != "image":
             raise ConfigError(f"rotations turn pictures; twin={self.twin} takes none")
+        if self.mirror_sum and self.modality != "image":
+            raise ConfigError(
+                f"mirror_sum is of pictures, and twin={self.twin} takes none; unset it"
+            )
+        if self.mirror_sum and not self.mirror:
+            raise ConfigError(
+                "mirror_sum adds what a mirror image gives, and mirror is 0, so that none would ever "
+                "be trained on; set mirror=0.5"
+            )
         if self.weights and self.twin not in WITH_WEIGHTS:
             raise ConfigError(
                 f"weights is set, which twin={self.twin} cannot begin with; "
@@ -255,11 +276,12 @@ class TrainConfig:
         self._check_encoder()
         self._check_matryoshka()
         held_out = self.calibrate_fraction + self.report_fraction
-        if held_out >= 1:
+        if held_out >= 1 and not self.folds:
             raise ConfigError(
                 f"calibrate_fraction + report_fraction is {held_out:g}; keep it below 1, "
                 "so that classes are left to train on"
             )
+        self._check_folds()
         named = [bool(g) for g in (self.train_groups, self.calibrate_groups, self.report_groups)]
         if any(named) and not all(named):
             raise ConfigError(
@@ -272,6 +294,24 @@ class TrainConfig:
             raise ConfigError(
                 f"group {twice[0]!r} is named twice in the split; "
                 "a class that trains must neither calibrate nor report"
+            )
+
+    def _check_folds(self) -> None:
+        if not self.folds:
+            _require(self.fold == 0, "fold", self.fold, "0 where folds is 0; set folds=5, say")
+            return
+        _require(self.folds >= 2, "folds", self.folds, "2 or more, or 0")
+        _require(1 <= self.fold <= self.folds, "fold", self.fold, f"from 1 to folds={self.folds}")
+        if self.train_groups or self.split_column:
+            key = "train_groups" if self.train_groups else "split_column"
+            raise ConfigError(
+                f"folds is {self.folds} and {key} is set, which names the parts already; unset one"
+            )
+        left = 1 - 1 / self.folds - self.calibrate_fraction
+        if left <= 0:
+            raise ConfigError(
+                f"folds={self.folds} reports on 1/{self.folds} of the classes, and "
+                f"calibrate_fraction={self.calibrate_fraction:g} takes the others; lower it"
             )
 
     def _check_loss(self) -> None:

@@ -169,7 +169,8 @@ def split(labelled: Classed, config: TrainConfig) -> Splits:
 
     By the parts that the data names (held-out parts that it does not name are drawn from the
     classes that are to train), else by the groups that the config names, else by a seeded shuffle
-    of the classes in the config's fractions. Groups that the config does not name are left out.
+    of the classes in the config's fractions, or in its folds. Groups that the config does not name
+    are left out.
 
     Raises:
         DataError: one class alone, an unknown group, a class in two parts, a class with a single
@@ -306,6 +307,11 @@ def _split_by_fractions(labelled: Classed, config: TrainConfig) -> Splits:
     order = np.random.default_rng(config.seed).permutation(len(names))
     calibrate = round(config.calibrate_fraction * len(names))
     report = round(config.report_fraction * len(names))
+    if config.folds:
+        bounds = np.linspace(0, len(names), config.folds + 1).round().astype(int)
+        start, end = bounds[config.fold - 1 : config.fold + 1].tolist()
+        # The classes before the fold's calibrate, so that these change with the folds, too.
+        order, report = np.roll(order, calibrate - start), end - start
     parts = np.split(order, [calibrate, calibrate + report])
     calibrated, reported, trained = (
         tuple(names[index] for index in sorted(part.tolist())) for part in parts

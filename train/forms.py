@@ -72,6 +72,11 @@ def kind_of(config: TrainConfig) -> Kind:
             f"train_groups names groups of classes, and {path} holds {form}, which have none; "
             "name their parts by split_column"
         )
+    if form != "labelled" and config.folds:
+        raise ConfigError(
+            f"folds deal out classes, and {path} holds {form}, which have none; train several "
+            "seeds instead, or name the parts by split_column"
+        )
     return Kind(_modality(path, config, form), form, True)
 
 

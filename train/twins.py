@@ -108,19 +108,26 @@ class ImageTwin(Twin):
         )
         self.body = body
         self.ink_inverted = ink_inverted
+        # Whether a picture is embedded together with its mirror image.
+        self.mirror_summed = False
         channels = contract.channels
         self.register_buffer("mean", torch.tensor(mean or [0.0] * channels).view(1, channels, 1, 1))
         self.register_buffer("std", torch.tensor(std or [1.0] * channels).view(1, channels, 1, 1))
 
     @property
     def variant(self) -> str:
-        """Turning brightness around is no weight, but changes every embedding as one would."""
-        return f"ink_inverted {self.ink_inverted}"
+        """What is done to pixels is no weight, but changes every embedding as one would."""
+        summed = ", mirror_summed" if self.mirror_summed else ""
+        return f"ink_inverted {self.ink_inverted}{summed}"
 
     def vectors(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Embed uint8 pixels [batch, height, width, channels], unscaled."""
         (pixels,) = inputs
-        embeddings: Tensor = self.body(self.prepare(pixels))
+        prepared = self.prepare(pixels)
+        embeddings: Tensor = self.body(prepared)
+        if self.mirror_summed and not self.training:
+            # In training each picture is seen from one side, which costs half as much.
+            embeddings = embeddings + self.body(prepared.flip(3))
         return embeddings
 
     def prepare(self, pixels: Tensor) -> Tensor:

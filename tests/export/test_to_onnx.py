@@ -74,6 +74,16 @@ def test_the_graph_repeats_the_twin_at_every_batch_size(
     np.testing.assert_allclose(found, embed(twin, inputs), rtol=0, atol=1e-5)
 
 
+def test_a_graph_that_sums_mirror_images_repeats_its_twin(twin: ImageTwin) -> None:
+    twin.mirror_summed = True
+    session = GraphSession(to_onnx(twin), CONTRACT)
+    for count in (1, 3):
+        inputs = random_inputs(count)
+        np.testing.assert_allclose(session(inputs), embed(twin, inputs), rtol=0, atol=1e-5)
+        mirrored = np.ascontiguousarray(inputs[:, :, ::-1])
+        np.testing.assert_allclose(session(mirrored), session(inputs), rtol=0, atol=1e-5)
+
+
 def test_embedding_many_is_embedding_each(model: bytes) -> None:
     session, inputs = GraphSession(model, CONTRACT), random_inputs(130)
     one_by_one = np.concatenate([session(inputs[i : i + 1]) for i in range(130)])

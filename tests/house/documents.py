@@ -4,9 +4,13 @@ In: Markdown whose author marks a block by a comment on the line above it, `<!--
 with these words:
 
     quick    run it: bash, or python
+    long     run it as well where a whole tutorial is run (tools/run_tutorial.py), not in the tests:
+             it takes minutes, or data that the repository does not hold
     serve    a command that serves until the document ends; free ports stand in for those it names
     server   runs against the server of the demo's twin, which the test starts (README)
     curl, parquet   leave it out where that program, or pyarrow, is missing
+
+A `<!-- needs: orl_faces.zip -->` anywhere names what has to lie in the folder before.
 
 An `<!-- output -->` above the next block makes that what the marked one must say, on standard
 output and error together. There, blanks between words count once, `…` stands for anything within a
@@ -25,25 +29,33 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-import pytest
 
 _BLOCK = re.compile(
     r"^<!-- *test: *(?P<words>[a-z, ]+?) *-->\n+```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$"
     r"(?:\n+<!-- output -->\n+```\w*\n(?P<output>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
-KNOWN_WORDS = {"quick", "serve", "server", "curl", "parquet"}
-STARTERS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+_NEEDS = re.compile(r"^<!-- *needs: *(?P<name>\S+) *-->$", re.MULTILINE)
+KNOWN_WORDS = {"quick", "long", "serve", "server", "curl", "parquet"}
+STARTERS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": ["python", "-c"]}
+QUICK_SECONDS, LONG_SECONDS = 120.0, 3600.0
 GRPC, HTTP = "127.0.0.1:50051", "127.0.0.1:9090"  # where a server is unless told otherwise
 
 _NUMBER = r"\d+\.\d+(?:e[+-]?\d+)?"
 _TIME = r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d+)?(?:\+00:00|Z)"
 _VARYING = re.compile(rf"(?P<time>{_TIME})|(?P<number>{_NUMBER})|(?P<any>…)")
+
+
+class BlockFailed(AssertionError):
+    """A block that fails, or says something else than its document; the message shows it."""
+
+
+class BlockDiffers(BlockFailed):
+    """A block that ran to its end, and said something else."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,13 @@ class Block:
     words: frozenset[str]
     text: str
     output: str | None = None
+    # Where the output stands in the document: offsets of its first character, and behind its last.
+    output_span: tuple[int, int] | None = field(default=None, compare=False)
+
+
+def needs(markdown: str) -> list[str]:
+    """Return what a document wants to find in its folder."""
+    return [one["name"] for one in _NEEDS.finditer(markdown)]
 
 
 def blocks(markdown: str) -> list[Block]:
@@ -64,7 +83,11 @@ def blocks(markdown: str) -> list[Block]:
     """
     found = [
         Block(
-            one["language"], frozenset(re.split(r"[, ]+", one["words"])), one["text"], one["output"]
+            one["language"],
+            frozenset(re.split(r"[, ]+", one["words"])),
+            one["text"],
+            one["output"],
+            None if one["output"] is None else one.span("output"),
         )
         for one in _BLOCK.finditer(markdown)
     ]
@@ -129,14 +152,19 @@ class Reading:
 
     Where a block names 127.0.0.1 or localhost with the port of a server of the document, it reaches
     the one that runs, and what it says of that one's address is put back before it is compared.
+
+    Args:
+        document: its name, for messages.
+        folder: where its blocks run.
+        programs: folder of the `python` and `twinserve` that they call; by default of this Python.
     """
 
-    def __init__(self, document: str, folder: Path) -> None:
+    def __init__(self, document: str, folder: Path, programs: Path | None = None) -> None:
         self.document = document
         self.folder = folder
         self._addresses: dict[str, str] = {}  # as the document has them -> as they are
         self._servers: list[subprocess.Popen[str]] = []
-        here = str(Path(sys.executable).parent)
+        here = programs or Path(sys.executable).parent
         self._environment = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
 
     def __enter__(self) -> Self:
@@ -158,14 +186,26 @@ class Reading:
                 server.communicate()
 
     def run(self, block: Block) -> None:
-        """Run one block to its end, or until it serves; fails the test with all that it said."""
-        if "serve" in block.words:
-            said = self.serve(block.text)
-        else:
-            said = self._run(block)
-        said = _replaced(said, {actual: shown for shown, actual in self._addresses.items()})
+        """Run one block to its end, or until it serves.
+
+        Raises:
+            BlockFailed: it fails, with all that it said.
+            BlockDiffers: it says something else than its document.
+        """
+        said = self.said(block)
         if block.output is not None and (how := differences(block.output, said)):
-            pytest.fail(f"this block of {self.document} says something else:\n{block.text}\n{how}")
+            raise BlockDiffers(
+                f"this block of {self.document} says something else:\n{block.text}\n{how}"
+            )
+
+    def said(self, block: Block) -> str:
+        """Run one block to its end, or until it serves; return what it said, not compared.
+
+        Raises:
+            BlockFailed: it fails.
+        """
+        said = self.serve(block.text) if "serve" in block.words else self._run(block)
+        return _replaced(said, {actual: shown for shown, actual in self._addresses.items()})
 
     def serve(self, command: str) -> str:
         """Start a server, on free ports for those of its command; returns what it says first."""
@@ -186,23 +226,33 @@ class Reading:
         line = next((line for line in server.stdout if "SERVING" in line), "")
         addresses = re.search(r"grpc=(\S+) http=(\S+)", line)
         if addresses is None:
-            pytest.fail(f"this server of {self.document} ended before it was SERVING:\n{command}")
+            raise BlockFailed(
+                f"this server of {self.document} ended before it was SERVING:\n{command}"
+            )
         self._addresses.update(zip(documented, addresses.groups(), strict=True))
         self._environment["TWINSERVE_TARGET"] = self._addresses.get(GRPC, GRPC)
         return line
 
     def _run(self, block: Block) -> str:
         text = _replaced(block.text.replace("localhost:", "127.0.0.1:"), self._addresses)
-        done = subprocess.run(
-            [*STARTERS[block.language], text],
-            cwd=self.folder,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        limit = LONG_SECONDS if "long" in block.words else QUICK_SECONDS
+        try:
+            done = subprocess.run(
+                [*STARTERS[block.language], text],
+                cwd=self.folder,
+                env=self._environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=limit,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            so_far = (error.stdout or b"").decode(errors="replace")
+            raise BlockFailed(
+                f"this block of {self.document} runs for more than {limit:.0f} s:\n{block.text}\n"
+                f"{so_far}"
+            ) from error
         if done.returncode != 0:
-            pytest.fail(f"this block of {self.document} fails:\n{block.text}\n{done.stdout}")
+            raise BlockFailed(f"this block of {self.document} fails:\n{block.text}\n{done.stdout}")
         return done.stdout

@@ -15,6 +15,7 @@ COMMANDS = {
     "serve",
     "test",
     "test-long",
+    "tutorials",
     "triton",
     "check",
     "stubs",

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.documents import Block, Reading, blocks, differences
+from tests.house.documents import (
+    Block,
+    BlockDiffers,
+    BlockFailed,
+    Reading,
+    blocks,
+    differences,
+    needs,
+)
 
 
 def block(text: str, output: str | None = None) -> Block:
@@ -22,6 +30,13 @@ def test_marked_blocks_are_found_with_their_output_and_others_are_left_alone() -
     assert blocks(markdown) == [
         Block("bash", frozenset({"quick"}), "true\nfalse\n"),
         Block("python", frozenset({"quick", "server"}), "print(1)\n", "1\n"),
+    ]
+
+
+def test_a_document_names_what_it_needs() -> None:
+    assert needs("# One\n<!-- needs: faces.zip -->\n\n<!-- needs: data -->\n") == [
+        "faces.zip",
+        "data",
     ]
 
 
@@ -76,7 +91,7 @@ def test_what_differs_is_shown(shown: str, said: str) -> None:
 def test_a_block_that_fails_is_shown_with_what_it_said(tmp_path: Path) -> None:
     with (
         Reading("README.md", tmp_path) as reading,
-        pytest.raises(pytest.fail.Exception, match="before") as raised,
+        pytest.raises(BlockFailed, match="before") as raised,
     ):
         reading.run(block("echo before\nfalse\necho after\n"))
     assert "after\n\nbefore" in str(raised.value)
@@ -86,7 +101,7 @@ def test_a_block_that_fails_is_shown_with_what_it_said(tmp_path: Path) -> None:
 def test_a_block_that_says_something_else_is_shown_with_the_difference(tmp_path: Path) -> None:
     with Reading("README.md", tmp_path) as reading:
         reading.run(block("echo one >&2; echo two\n", "one\ntwo\n"))
-        with pytest.raises(pytest.fail.Exception, match=r"(?s)-three.*\+two"):
+        with pytest.raises(BlockDiffers, match=r"(?s)-three.*\+two"):
             reading.run(block("echo two\n", "three\n"))
 
 
@@ -110,6 +125,6 @@ def test_a_block_speaks_to_the_servers_that_are_up_by_the_documents_addresses(
 def test_a_server_that_does_not_serve_fails_its_block(tmp_path: Path) -> None:
     with (
         Reading("README.md", tmp_path) as reading,
-        pytest.raises(pytest.fail.Exception, match="ended before it was SERVING"),
+        pytest.raises(BlockFailed, match="ended before it was SERVING"),
     ):
         reading.run(Block("bash", frozenset({"serve"}), "echo no\n"))

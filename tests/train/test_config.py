@@ -8,6 +8,7 @@ import pytest
 
 from twinserve.errors import ConfigError
 from twinserve.train.config import TrainConfig, load_config, presets
+from twinserve.train.forms import kind_of
 
 
 def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -> None:
@@ -75,6 +76,12 @@ def test_a_config_survives_its_dictionary() -> None:
         ("weights=w.pth", "weights is set, which twin=conv4 cannot begin with"),
         ("word_dropout=1", "word_dropout is 1.0; it must be 0 or more, below 1"),
         ("vocabulary=0", "vocabulary is 0; it must be at least 1"),
+        ("mirror_sum=true", "none would ever be trained on; set mirror=0.5"),
+        ("mirror=1.5", "mirror is 1.5; it must be between 0 and 1"),
+        ("brightness=-0.1", "brightness is -0.1; it must be between 0 and 1"),
+        ("fold=1", "fold is 1; it must be 0 where folds is 0"),
+        ("folds=5", "fold is 0; it must be from 1 to folds=5"),
+        ("folds=1", "folds is 1; it must be 2 or more"),
         ("seed", "write key=value"),
     ],
 )
@@ -143,3 +150,24 @@ def test_the_table_of_a_librarys_loss_is_read_from_a_file_and_from_an_override(
     for written in ("margin=0.2,swap=true", "{margin = 0.2, swap = true}"):
         config = load_config(file, [f"loss_parameters={written}"])
         assert config.loss_parameters == {"margin": 0.2, "swap": True}
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        (["split_column=part"], "split_column is set, which names the parts already"),
+        (["train_groups=A", "calibrate_groups=B", "report_groups=C"], "train_groups is set"),
+        (["calibrate_fraction=0.8"], "calibrate_fraction=0.8 takes the others"),
+    ],
+)
+def test_folds_are_refused_where_they_would_divide_nothing(others: list[str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load_config(None, ["folds=5", "fold=5", *others])
+
+
+def test_folds_of_pairs_are_refused_with_what_to_do_instead(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text("first,second,same\na,b,1\n")
+    config = load_config(None, ["twin=words", f"data={table}", "folds=5", "fold=1"])
+    with pytest.raises(ConfigError, match="train several seeds instead"):
+        kind_of(config)

@@ -106,6 +106,24 @@ def test_a_split_by_fractions_covers_all_classes_once_and_follows_the_seed(
     assert Splits.from_dict(splits.to_dict()) == splits
 
 
+def test_over_all_folds_every_class_reports_once_and_calibrates_at_most_once(
+    images: Labelled,
+) -> None:
+    found = [
+        split(images, TrainConfig(folds=4, fold=fold, calibrate_fraction=0.2, seed=1))
+        for fold in (1, 2, 3, 4)
+    ]
+    every = sorted(images.class_names)
+    for one in found:
+        assert sorted(one.train + one.calibrate + one.report) == every
+        assert len(one.calibrate) == round(0.2 * len(every))
+        assert len(one.report) in (len(every) // 4, len(every) // 4 + 1)
+    assert sorted(name for one in found for name in one.report) == every
+    calibrating = [name for one in found for name in one.calibrate]
+    assert len(calibrating) == len(set(calibrating))
+    assert split(images, TrainConfig(folds=4, fold=1, seed=2)) != found[0]
+
+
 def test_a_split_that_cannot_be_is_refused(images: Labelled, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"names 'Greek'.*'alphabet0'"):
         split(

@@ -131,3 +131,20 @@ def test_vectors_are_brought_to_mean_zero_and_deviation_one_inside() -> None:
 def test_what_is_no_weight_but_changes_embeddings_is_told() -> None:
     assert small_twin().variant != small_twin(ink_inverted=True).variant
     assert text_twin(("mean",)).variant != text_twin(("cls",)).variant
+
+
+def test_a_picture_and_its_mirror_image_become_one_where_both_are_summed() -> None:
+    twin = small_twin().eval()
+    twin.mirror_summed = True
+    found = twin(pixels(4))
+    assert torch.allclose(found, twin(pixels(4).flip(2)), atol=1e-6)
+    one_sided = small_twin(normalized=False).eval()
+    both = one_sided(pixels(4)) + one_sided(pixels(4).flip(2))
+    assert torch.allclose(found, both / both.norm(dim=1, keepdim=True), atol=1e-5)
+    assert twin.variant != small_twin().variant
+
+
+def test_in_training_a_picture_is_seen_from_one_side() -> None:
+    twin, other = small_twin().train(), small_twin().train()
+    twin.mirror_summed = True
+    assert torch.equal(twin(pixels(4)), other(pixels(4)))

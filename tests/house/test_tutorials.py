@@ -1,0 +1,80 @@
+"""The commands of the tutorials name verbs, flags and settings that there are.
+
+Running them takes minutes, and is done by `make tutorials`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.house.documents import blocks
+from twinserve.cli.__main__ import VERBS, parser_of
+from twinserve.train.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+# Where one command ends and the next begins.
+_ENDS = {";", "|", "||", "&&", "&", "(", ")", ">", ">>", "<", "2>", "do", "done", "then", "fi"}
+
+
+def commands(script: str) -> list[list[str]]:
+    """Return the words of every `twinserve` command of a script; a variable stands as 1."""
+    plain = re.sub(r"\\\n", " ", script)
+    plain = re.sub(r"<<'(\w+)'.*?^\1$", "", plain, flags=re.MULTILINE | re.DOTALL)
+    plain = re.sub(r"\$\{?\w+\}?", "1", plain)
+    found: list[list[str]] = []
+    for line in plain.splitlines():
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        words.commenters = "#"
+        current: list[str] | None = None
+        begins = True  # a command
+        for word in words:
+            if word in _ENDS:
+                current = None
+            elif current is not None:
+                current.append(word)
+            elif begins and word == "twinserve":
+                current = []
+                found.append(current)
+            begins = word in _ENDS
+    return found
+
+
+def test_commands_are_found_in_loops_and_pipes_and_over_several_lines() -> None:
+    script = (
+        "twinserve train --data a \\\n    --set 'x=1'  # why\n"
+        "for n in 1 2; do twinserve report runs/$n --json > out || echo twinserve; done\n"
+        "cat <<'END'\ntwinserve no command\nEND\n"
+    )
+    assert commands(script) == [
+        ["train", "--data", "a", "--set", "x=1"],
+        ["report", "runs/1", "--json"],
+    ]
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.name)
+def test_every_command_of_a_tutorial_parses(tutorial: Path) -> None:
+    found = [
+        command
+        for block in blocks(tutorial.read_text())
+        if block.language == "bash"
+        for command in commands(block.text)
+    ]
+    assert found, f"{tutorial.name} has no block that is run"
+    for verb, *arguments in found:
+        assert verb in VERBS
+        parsed = parser_of(verb).parse_args(arguments)
+        if hasattr(parsed, "set"):
+            load_config(parsed.config, parsed.set)
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.name)
+def test_every_page_that_a_tutorial_links_to_is_there(tutorial: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", tutorial.read_text())
+    assert links
+    assert [link for link in links if not (tutorial.parent / link).exists()] == []
