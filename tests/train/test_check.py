@@ -114,8 +114,10 @@ def test_a_class_of_one_item_stops_with_all_such_classes_listed(tmp_path: Path) 
     path = questions.write_csv(tmp_path / "q.csv", [*lines], ("text", "label"))
     checked = examine(config(path))
     assert stops(checked) == ["unusable"]
-    assert "has a single item (as have" in found(checked)["unusable"].message
+    assert "has a single item (as have 1 more)" in found(checked)["unusable"].message
     assert checked.facts["classes_of_one_item"] == ["one", "two"]
+    path = questions.write_csv(tmp_path / "q.csv", lines[:-1], ("text", "label"))
+    assert "has a single item; a genuine" in found(examine(config(path)))["unusable"].message
 
 
 def test_batches_that_come_out_smaller_or_alone_are_told(
