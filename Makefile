@@ -54,7 +54,7 @@ test-long: dev-installed ## run the long tests too: minutes to hours
 tutorials: python ## run docs/tutorials as written, in a fresh environment (PUT="orl_faces.zip=PATH …")
 	@rm -rf .venv-tutorials
 	$(environment) --extra all .venv-tutorials
-	.venv-tutorials/bin/python tools/run_tutorial.py docs/tutorials/*.md --skip-missing $(if $(PUT),--put $(PUT))
+	.venv-tutorials/bin/python tools/run_tutorial.py $(filter-out %/README.md,$(wildcard docs/tutorials/*.md)) --skip-missing $(if $(PUT),--put $(PUT))
 
 triton: triton-installed ## install tritonclient aside: the tests with it run from then on
 

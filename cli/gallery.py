@@ -220,7 +220,7 @@ def _items(client: Client, arguments: argparse.Namespace) -> None:
                 item.id,
                 item.subject,
                 item.update_time,
-                ", ".join(f"{key}={value}" for key, value in item.metadata.items()),
+                metadata.shown(item.metadata),
             )
             for item in items
         ],

@@ -89,6 +89,11 @@ def typed_row(
     return values
 
 
+def shown(values: Mapping[str, MetadataValue]) -> str:
+    """Return metadata as one cell of a table."""
+    return ", ".join(f"{key}={value}" for key, value in values.items())
+
+
 def typed(word: str, kind: str) -> MetadataValue:
     """Return a word as a value of a declared type; a time without a zone is in UTC.
 

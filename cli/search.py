@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     decisions.add_mean_flag(parser)
     metadata.add_filter_flag(parser)
     parser.add_argument("--exact", action="store_true", help="scan every item, without the index")
-    parser.add_argument("--full", action="store_true", help="metadata and times too, with --json")
+    parser.add_argument("--full", action="store_true", help="metadata too; with --json, times")
     inputs.add_batch_flag(parser)
     connection.add_arguments(parser)
 
@@ -84,11 +84,11 @@ def run(arguments: argparse.Namespace) -> int:
             if isinstance(hits, TwinserveError):
                 complain(name, hits)
             else:
-                _print_hits(str(name), hits)
+                _print_hits(str(name), hits, full=arguments.full)
     return inputs.exit_code(found)
 
 
-def _print_hits(name: str, hits: Hits) -> None:
+def _print_hits(name: str, hits: Hits, *, full: bool) -> None:
     facts = [hits.outcome.value]
     if hits.threshold is not None:
         source = f" (by the {hits.evidence})" if hits.evidence else ""
@@ -107,9 +107,11 @@ def _print_hits(name: str, hits: Hits) -> None:
     print(f"{name}: {', '.join(facts)}")
     if hits:
         print_table(
-            ("rank", "subject", "item", "distance", "match", "probability"),
+            ("rank", "subject", "item", "distance", "match", "probability")
+            + (("metadata",) if full else ()),
             [
                 (rank, hit.subject, hit.item.id, hit.distance, hit.match, hit.probability)
+                + ((metadata.shown(hit.item.metadata),) if full else ())
                 for rank, hit in enumerate(hits, 1)
             ],
         )

@@ -93,6 +93,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"run": config.out, "results": finished.results})
     else:
+        ended = finished.results
+        if ended["stopped"] not in ("max_steps", "patience"):
+            print(
+                f"stopped after step {ended['steps']} of {config.max_steps} ({ended['stopped']}); "
+                f"to go on: twinserve train --resume {config.out}"
+                + (" --set max_seconds=3600" if ended["stopped"] == "max_seconds" else "")
+            )
         print(f"the run lies in {config.out}: checkpoint.pt, log.csv, report.json")
         print(f"open {config.out}/report.html in a browser: how good it is, and where it fails")
         print(f"next: twinserve export {config.out} --out twin.onnx")

@@ -142,6 +142,7 @@ def run(
         raise SystemExit(f"{folder} is not empty; name another folder, or clear it")
     folder.mkdir(parents=True, exist_ok=True)
     for need, path in found.items():
+        (folder / need).parent.mkdir(parents=True, exist_ok=True)
         (folder / need).symlink_to(path)
     outcome = Outcome()
     here = None if programs is None else programs.resolve()

@@ -112,9 +112,11 @@ def _of_faults(faults: Faults, config: TrainConfig) -> list[Finding]:
         items = tuple(fault.item or fault.message for fault in own) if named else ()
         if kind == "broken_image":
             stops = count > config.max_broken_images
-            message = (
-                f"{number(count, 'picture')} cannot be decoded, and max_broken_images is "
-                f"{config.max_broken_images}: mend them, take them out, or raise the limit"
+            message = f"{number(count, 'picture')} cannot be decoded, and " + (
+                f"max_broken_images is {config.max_broken_images}: mend them, take them out, or "
+                "raise the limit"
+                if stops
+                else f"will be left out (max_broken_images is {config.max_broken_images})"
             )
             found.append(Finding(kind, stops, message, items))
             continue

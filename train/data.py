@@ -198,8 +198,9 @@ def split(labelled: Classed, config: TrainConfig) -> Splits:
             )
         alone = sorted(single.intersection(classes))
         if alone:
+            more = f" (as have {len(alone) - 1} more)" if len(alone) > 1 else ""
             raise DataError(
-                f"class {alone[0]!r} has a single item (as have {len(alone) - 1} more); "
+                f"class {alone[0]!r} has a single item{more}; "
                 "a genuine pair needs two: add items or take the class out"
             )
     return splits

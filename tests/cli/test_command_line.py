@@ -288,7 +288,9 @@ class TestErrors:
         np.savez(tmp_path / "v.npz", vectors=vectors, labels=np.arange(60) % 12)
         folder = tmp_path / "run"
         settings = ("--set", "twin=mlp", "max_steps=3", "max_seconds=1e-6", "one_shot_ways=2")
-        assert run("train", "--data", tmp_path / "v.npz", "--out", folder, *settings)[0] == 0
+        code, out, _ = run("train", "--data", tmp_path / "v.npz", "--out", folder, *settings)
+        assert code == 0
+        assert f"step 1 of 3 (max_seconds); to go on: twinserve train --resume {folder}" in out
         code, _, err = run("train", "--resume", folder, "--set", "seed=4")
         assert code == 2
         assert "seed is 4, and the training in" in err
@@ -402,6 +404,22 @@ class TestSearch:
         (request,) = fake.asked("Search")
         assert (request.top_k, request.mean_of) == (3, 2)
         assert request.rule.false_positive_identification_rate == 0.01
+
+    def test_full_shows_what_was_enrolled_with_the_hit(self, run: Run, fake: FakeServer) -> None:
+        question = shared_pb2.MetadataValue(text="Where is my card?")
+        hit = gallery_service_pb2.Hit(
+            item=shared_pb2.Item(id="q7", subject="q7", metadata={"question": question}),
+            score=shared_pb2.Score(distance=0.125),
+        )
+        hits = gallery_service_pb2.Hits(hits=[hit], outcome=shared_pb2.OUTCOME_NO_MATCH)
+        result = gallery_service_pb2.SearchResult(hits=hits)
+        fake.on("Search", gallery_service_pb2.SearchResponse(results=[result]))
+        _, out, _ = run("search", "questions", "--text", "my card?", "--full")
+        _, table, row, *_ = out.splitlines()
+        assert table.split()[-1] == "METADATA"
+        assert row.endswith("  question=Where is my card?")
+        (request,) = fake.asked("Search")
+        assert request.view == gallery_service_pb2.ITEM_VIEW_FULL
 
     def test_what_the_threshold_stands_on_is_printed(self, run: Run, fake: FakeServer) -> None:
         hits = gallery_service_pb2.Hits(

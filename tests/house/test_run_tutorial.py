@@ -85,5 +85,5 @@ def test_what_a_tutorial_needs_is_asked_for_before_it_runs(
     assert "steps.md needs names.txt: give --put names.txt=PATH" in capsys.readouterr().out
     assert runner.main([str(tutorial), "--skip-missing"]) == 0
     assert "left out" in capsys.readouterr().out
-    tutorial.write_text(TUTORIAL.replace("names.txt", "Makefile"))
+    tutorial.write_text(TUTORIAL.replace("names.txt", "docs/data.md"))
     assert runner.main([str(tutorial)]) == 0, "what the repository has is found there"

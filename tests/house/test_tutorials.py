@@ -5,6 +5,8 @@ Running them takes minutes, and is done by `make tutorials`.
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -16,9 +18,10 @@ from twinserve.cli.__main__ import VERBS, parser_of
 from twinserve.train.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+TUTORIALS = [page for page in PAGES if page.name != "README.md"]  # which lists them
 # Where one command ends and the next begins.
-_ENDS = {";", "|", "||", "&&", "&", "(", ")", ">", ">>", "<", "2>", "do", "done", "then", "fi"}
+_ENDS = {";", "|", "||", "&&", "&", "(", ")", ">", ">>", "<", "do", "done", "then", "fi"}
 
 
 def commands(script: str) -> list[list[str]]:
@@ -26,6 +29,7 @@ def commands(script: str) -> list[list[str]]:
     plain = re.sub(r"\\\n", " ", script)
     plain = re.sub(r"<<'(\w+)'.*?^\1$", "", plain, flags=re.MULTILINE | re.DOTALL)
     plain = re.sub(r"\$\{?\w+\}?", "1", plain)
+    plain = re.sub(r"\s[12]>", " >", plain)
     found: list[list[str]] = []
     for line in plain.splitlines():
         words = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -47,7 +51,7 @@ def commands(script: str) -> list[list[str]]:
 
 def test_commands_are_found_in_loops_and_pipes_and_over_several_lines() -> None:
     script = (
-        "twinserve train --data a \\\n    --set 'x=1'  # why\n"
+        "twinserve train --data a \\\n    --set 'x=1' 2> bar.txt  # why\n"
         "for n in 1 2; do twinserve report runs/$n --json > out || echo twinserve; done\n"
         "cat <<'END'\ntwinserve no command\nEND\n"
     )
@@ -73,8 +77,36 @@ def test_every_command_of_a_tutorial_parses(tutorial: Path) -> None:
             load_config(parsed.config, parsed.set)
 
 
-@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.name)
-def test_every_page_that_a_tutorial_links_to_is_there(tutorial: Path) -> None:
-    links = re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", tutorial.read_text())
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_page_and_section_that_a_tutorial_links_to_is_there(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text())
     assert links
-    assert [link for link in links if not (tutorial.parent / link).exists()] == []
+    for path, section in links:
+        linked = page.parent / path if path else page
+        assert linked.exists(), path
+        if section:
+            assert section in sections(linked.read_text()), f"{path}#{section}"
+
+
+def sections(markdown: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", markdown, flags=re.M | re.S), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.name)
+def test_the_programs_of_a_tutorial_compile_and_import_what_there_is(tutorial: Path) -> None:
+    for block in blocks(tutorial.read_text()):
+        if block.language != "python":
+            continue
+        for statement in ast.parse(block.text).body:
+            if isinstance(statement, ast.ImportFrom):
+                module = importlib.import_module(statement.module or "")
+                assert [one.name for one in statement.names if not hasattr(module, one.name)] == []
+
+
+def test_the_index_lists_every_tutorial() -> None:
+    index = (ROOT / "docs" / "tutorials" / "README.md").read_text()
+    assert [one.name for one in TUTORIALS if f"({one.name})" not in index] == []

@@ -69,7 +69,12 @@ def test_every_broken_picture_is_named_and_those_above_the_limit_stop(tmp_path: 
     assert [item.split(":")[0] for item in found(checked)["broken_image"].items] == [*broken]
     assert checked.facts["pictures"]["widths"] == {"least": 40, "median": 40, "most": 40}
     assert "1 pictures of formats" in found(checked)["other_formats"].message
-    assert examine(config(folder, twin="conv4", max_broken_images=2)).good
+    checked = examine(config(folder, twin="conv4", max_broken_images=2))
+    assert checked.good
+    assert (
+        "2 pictures cannot be decoded, and will be left out"
+        in found(checked)["broken_image"].message
+    )
 
 
 def test_equal_items_with_two_labels_and_on_two_sides_stop(
@@ -114,8 +119,10 @@ def test_a_class_of_one_item_stops_with_all_such_classes_listed(tmp_path: Path) 
     path = questions.write_csv(tmp_path / "q.csv", [*lines], ("text", "label"))
     checked = examine(config(path))
     assert stops(checked) == ["unusable"]
-    assert "has a single item (as have" in found(checked)["unusable"].message
+    assert "has a single item (as have 1 more)" in found(checked)["unusable"].message
     assert checked.facts["classes_of_one_item"] == ["one", "two"]
+    path = questions.write_csv(tmp_path / "q.csv", lines[:-1], ("text", "label"))
+    assert "has a single item; a genuine" in found(examine(config(path)))["unusable"].message
 
 
 def test_batches_that_come_out_smaller_or_alone_are_told(

@@ -32,6 +32,7 @@ from twinserve.train.report.markup import Markup, joined, tag
 from twinserve.train.report.page import write_page
 from twinserve.train.report.shown import of_classes, of_pairs
 from twinserve.train.report.space import space_map
+from twinserve.train.report.statement import settings
 
 QUICK = TrainConfig(
     ink_inverted=True,
@@ -193,6 +194,11 @@ def test_it_states_the_data_the_split_the_settings_and_the_versions(run: Run) ->
     assert "one_shot_ways 5" in said
     assert "numpy" in said
     assert f"step {run.step}" in said
+
+
+def test_a_setting_that_was_left_alone_is_not_shown_as_changed() -> None:
+    changed = [key for key, _, other in settings(TrainConfig(width=32)) if other]
+    assert changed == ["width"]
 
 
 def test_texts_and_class_names_are_shown_as_they_are_and_never_as_markup(of_texts: Run) -> None:

@@ -5,7 +5,6 @@ In: a run. Out: names and values, as text.
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -45,10 +44,9 @@ def about(run: Run, whole: str, results: dict[str, object]) -> list[tuple[str, s
 
 def settings(config: TrainConfig) -> list[tuple[str, str, bool]]:
     """Return every setting with its value, and whether it is other than the default."""
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    defaults = TrainConfig().to_dict()
     return [
-        (key, _plain(value), value != defaults[key])
-        for key, value in dataclasses.asdict(config).items()
+        (key, _plain(value), value != defaults[key]) for key, value in config.to_dict().items()
     ]
 
 
