@@ -149,6 +149,9 @@ class TrainConfig:
     pairs_per_batch: int = 64  # of data that are pairs or triplets
     balanced_pairs: bool = False  # as many pairs of the same as of different items in each batch
     rotations: bool = False  # turns by 90, 180 and 270 degrees are classes of their own
+    # With rotations: a batch of one group turns all its classes alike, so that they are harder to
+    # tell apart, and classes of other groups fill it up.
+    turns_groups: bool = False
 
     # Augmentation: uniform in [-limit, limit].
     rotate_degrees: float = 0.0
@@ -254,6 +257,11 @@ class TrainConfig:
             )
         if self.rotations and self.modality != "image":
             raise ConfigError(f"rotations turn pictures; twin={self.twin} takes none")
+        if self.turns_groups and not self.rotations:
+            raise ConfigError(
+                "turns_groups turns groups as a whole, and rotations is false, so that nothing is "
+                "turned; set rotations=true, or unset turns_groups"
+            )
         if self.weights and self.twin not in WITH_WEIGHTS:
             raise ConfigError(
                 f"weights is set, which twin={self.twin} cannot begin with; "
