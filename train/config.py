@@ -167,6 +167,9 @@ class TrainConfig:
     pairs_per_batch: int = 64  # of data that are pairs or triplets
     balanced_pairs: bool = False  # as many pairs of the same as of different items in each batch
     rotations: bool = False  # turns by 90, 180 and 270 degrees are classes of their own
+    # With rotations: a batch of one group turns all its classes alike, so that they are harder to
+    # tell apart, and classes of other groups fill it up.
+    turns_groups: bool = False
 
     # Augmentation of pictures: uniform in [-limit, limit].
     rotate_degrees: float = 0.0
@@ -286,6 +289,11 @@ class TrainConfig:
             raise ConfigError(
                 "mirror_sum adds what a mirror image gives, and mirror is 0, so that none is ever "
                 "trained on; set mirror=0.5"
+            )
+        if self.turns_groups and not self.rotations:
+            raise ConfigError(
+                "turns_groups turns groups as a whole, and rotations is false, so that nothing is "
+                "turned; set rotations=true, or unset turns_groups"
             )
         if self.weights and self.twin not in WITH_WEIGHTS and not self.is_own:
             raise ConfigError(

@@ -212,7 +212,9 @@ class Batches:
     P classes are drawn without repetition, K items of each without repetition while they last.
     With rotations, a class turned by 90, 180 or 270 degrees is a class of its own. A share of the
     batches draws all its classes from one group, since telling characters of one alphabet apart is
-    the task. Where fewer than P classes are there, a batch holds all of them.
+    the task; with `turns_groups` they are turned alike, as that alphabet's text on its side would
+    be, and classes of other groups fill the batch up to P. Where fewer than P classes are there, a
+    batch holds all of them.
     """
 
     def __init__(
@@ -223,6 +225,7 @@ class Batches:
         items_per_class: int,
         rotations: bool = False,
         one_group_share: float = 0.0,
+        turns_groups: bool = False,
         seed: int = 0,
     ) -> None:
         self._members = [
@@ -233,6 +236,7 @@ class Batches:
         self._items_per_class = items_per_class
         self._turns = 4 if rotations else 1
         self._one_group_share = one_group_share if len(labelled.group_names) > 1 else 0.0
+        self._turns_groups = turns_groups
         self._seed = seed
 
     @property
@@ -243,18 +247,39 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         generator = np.random.default_rng([self._seed, step])
         classes = np.arange(len(self._members))
-        if generator.random() < self._one_group_share:
+        whole = generator.random() >= self._one_group_share
+        if not whole:
             group = generator.integers(self._class_groups.max() + 1)
             classes = np.flatnonzero(self._class_groups == group)
-        count = min(self._classes_per_batch, len(classes) * self._turns)
-        drawn = generator.choice(len(classes) * self._turns, size=count, replace=False)
-        owners, turns = classes[drawn // self._turns], drawn % self._turns
+        if whole or not self._turns_groups:
+            owners, turns = self._drawn(classes, self._classes_per_batch, generator)
+        else:
+            owners, turns = self._drawn_alike(classes, generator)
         items = [self._draw(self._members[owner], generator) for owner in owners]
         return Batch(
             items=np.concatenate(items),
             turns=np.repeat(turns, self._items_per_class),
             labels=np.repeat(owners * self._turns + turns, self._items_per_class),
         )
+
+    def _drawn(
+        self, classes: IntArray, count: int, generator: np.random.Generator
+    ) -> tuple[IntArray, IntArray]:
+        """Draw classes and turns of them, each pair once."""
+        count = min(count, len(classes) * self._turns)
+        drawn = generator.choice(len(classes) * self._turns, size=count, replace=False)
+        return classes[drawn // self._turns], drawn % self._turns
+
+    def _drawn_alike(
+        self, classes: IntArray, generator: np.random.Generator
+    ) -> tuple[IntArray, IntArray]:
+        """Draw classes with one turn for all of them, and fill up from the others."""
+        count = min(self._classes_per_batch, len(classes))
+        owners = generator.choice(classes, size=count, replace=False)
+        turns = np.full(count, generator.integers(self._turns))
+        others = np.setdiff1d(np.arange(len(self._members)), classes)
+        filled, filled_turns = self._drawn(others, self._classes_per_batch - count, generator)
+        return np.concatenate([owners, filled]), np.concatenate([turns, filled_turns])
 
     def _draw(self, members: IntArray, generator: np.random.Generator) -> IntArray:
         wanted = self._items_per_class

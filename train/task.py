@@ -75,6 +75,7 @@ def task_of(material: Material | LinkMaterial, config: TrainConfig) -> Task:
         items_per_class=config.items_per_class,
         rotations=config.rotations,
         one_group_share=config.one_group_share,
+        turns_groups=config.turns_groups,
         seed=config.seed,
     )
     return Task(training, batches, batches.classes)

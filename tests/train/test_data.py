@@ -184,6 +184,30 @@ def test_the_share_of_batches_from_one_group_is_as_asked(images: Labelled) -> No
     )
 
 
+def test_a_group_turned_alike_is_filled_up_with_turned_classes_of_others(images: Labelled) -> None:
+    settings = {"rotations": True, "one_group_share": 1.0, "classes_per_batch": 9}
+    drawn = batches(images, turns_groups=True, **settings)  # type: ignore[arg-type]
+    seen = set()
+    for step in range(60):
+        batch = drawn[step]
+        groups = images.groups[batch.items]
+        assert len(np.unique(batch.labels)) == 9
+        assert (batch.labels == images.labels[batch.items] * 4 + batch.turns).all()
+        whole = groups == groups[0]
+        assert len(np.unique(batch.turns[whole])) == 1
+        assert len(np.unique(images.labels[batch.items[whole]])) == 6  # all that the group has
+        seen.add((int(groups[0]), int(batch.turns[0])))
+    assert len(seen) == 3 * 4
+
+
+def test_turned_groups_change_nothing_in_batches_of_all_classes(images: Labelled) -> None:
+    plain = batches(images, rotations=True, one_group_share=0.0)
+    turned = batches(images, rotations=True, one_group_share=0.0, turns_groups=True)
+    for step in range(3):
+        assert (plain[step].items == turned[step].items).all()
+        assert (plain[step].turns == turned[step].turns).all()
+
+
 def test_small_classes_and_few_classes_still_fill_a_batch(images: Labelled) -> None:
     batch = batches(images, classes_per_batch=50, items_per_class=8)[0]
     labels, counts = np.unique(batch.labels, return_counts=True)
