@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -222,6 +221,8 @@ def _try_embeddings(twin: Twin, name: str, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _try_export(twin: Twin, name: str, inputs: tuple[Tensor, ...]) -> None:
+    import onnxruntime  # which no other training needs
+
     try:
         model = trace(twin)
     except GateFailed as error:

@@ -12,9 +12,8 @@ import contextlib
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +22,9 @@ from twinserve.feed import input_names
 from twinserve.manifest import ImageInput, InputContract, TextInput
 from twinserve.train.quiet import quiet
 from twinserve.train.twins import Twin
+
+if TYPE_CHECKING:  # torch brings it when it exports, and most trainings do not
+    import onnx
 
 OPSET = 20
 BATCH, LENGTH = "batch", "length"

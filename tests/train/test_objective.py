@@ -211,31 +211,33 @@ def test_multiple_negatives_takes_impostor_pairs_for_further_negatives() -> None
 
 
 def test_multiple_negatives_takes_no_repeated_item_for_a_negative() -> None:
-    # Unit vectors by their angle; pairs by item: (0, 1), (2, 1), (0, 3), (4, 0) belong together,
-    # (4, 1) does not. Temperature 1, so a candidate weighs exp(cos).
+    # Unit vectors by their angle; pairs by item: (0, 1), (2, 1), (0, 3), (4, 0), (2, 4) belong
+    # together, (4, 1) does not. Temperature 1, so a candidate weighs exp(cos).
     angles = torch.tensor([0.0, 40.0, 90.0, 60.0, 200.0], dtype=torch.float64).deg2rad()
     items = torch.stack([angles.cos(), angles.sin()], dim=1)
-    members = np.array([[0, 1], [2, 1], [4, 1], [0, 3], [4, 0]])
-    batch = LinkBatch(members, np.array([1, 1, 0, 1, 1], dtype=np.float32))
+    members = np.array([[0, 1], [2, 1], [4, 1], [0, 3], [4, 0], [2, 4]])
+    batch = LinkBatch(members, np.array([1, 1, 0, 1, 1, 1], dtype=np.float32))
     objective = Objective(TrainConfig(loss="multiple_negatives", temperature=1.0))
     loss, figures = objective.of_batch(batch, items[batch.items.tolist()], seeded())
 
     def weight(one: int, other: int) -> float:
         return math.exp(torch.cos(angles[one] - angles[other]).item())
 
-    # Anchor and own candidate, and which of the candidates 1, 1, 3, 0 and (judged different) 1 are
-    # left as its negatives: of 0 none (1, 3 and 4 are its partners, 0 is itself); of 2 the items 3
-    # and 0; of 4 all but its own, the 1 of a genuine pair among them.
+    # Anchor and own candidate, and which of the candidates 1, 1, 3, 0, 4 and (judged different) 1
+    # are left as its negatives: of 0 none (1, 3 and 4 are its partners, 0 is itself); of 2 the
+    # items 3 and 0; of 4 all but its own and itself, the 1 of genuine pairs among them.
     expected = [
         (weight(0, 1), []),
         (weight(2, 1), [weight(2, 3), weight(2, 0)]),
         (weight(0, 3), []),
         (weight(4, 0), [weight(4, 1), weight(4, 1), weight(4, 3), weight(4, 1)]),
+        (weight(2, 4), [weight(2, 3), weight(2, 0)]),
     ]
     costs = [-math.log(own / (own + sum(others))) for own, others in expected]
-    assert loss.item() == pytest.approx(sum(costs) / 4)
-    # 2 is nearer to 3 (30 degrees) than to its own 1 (50); 4 nearer to 3 (140) than to 0 (160).
-    assert figures.active == pytest.approx(2 / 4)
+    assert loss.item() == pytest.approx(sum(costs) / 5)
+    # 2 is nearer to 3 (30 degrees) than to its own 1 (50) and 4 (110), and 4 to 3 (140) than to 0
+    # (160).
+    assert figures.active == pytest.approx(3 / 5)
 
 
 def test_multiple_negatives_of_triplets_heed_repeated_items_too() -> None:

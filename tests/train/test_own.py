@@ -220,7 +220,7 @@ def test_a_table_too_small_for_the_tokenizer_is_refused() -> None:
 
 def test_trying_out_changes_nothing() -> None:
     twin = built("make").train()
-    twin.add_module("norm", torch.nn.BatchNorm1d(2))
+    twin.body.append(torch.nn.BatchNorm1d(4))
     before = {name: value.clone() for name, value in twin.state_dict().items()}
     torch.manual_seed(3)
     expected = torch.rand(1)

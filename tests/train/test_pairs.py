@@ -163,6 +163,9 @@ def test_a_parquet_of_texts_reads_as_its_csv(tmp_path: Path) -> None:
         for path in both("labelled", labelled, ("text", "label"))
     ]
     assert read[0].digest == read[1].digest
+    _, path = both("foreign", labelled, ("frage", "thema"))
+    unusual = prepare(config(path, twin="words", text_column="1", label_column="2"))
+    assert unusual.labelled.names == read[0].labelled.names
     scored = [(f"a {n}", f"b {n}", n % 6) for n in range(40)]
     links = [
         prepare_links(config(path, twin="words", score_range="0..5", loss="cosine_mse"))
