@@ -397,8 +397,8 @@ def main() -> int:
             max_seconds=1e6,
         )
         with tempfile.TemporaryDirectory() as folder:
-            few = few_to_report(given.pairs, Path(folder) / "pairs.csv")
-            config = dataclasses.replace(config, data=str(few))
+            some = drawn(given.pairs, Path(folder) / "pairs.csv")
+            config = dataclasses.replace(config, data=str(some))
             measured.append(measure("MiniLM, 32 pairs of STS-b", ways, config, given.rounds))
             if has_peer and given.curve_steps:
                 steps = given.curve_steps
@@ -428,14 +428,15 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def few_to_report(pairs: Path, path: Path, most: int = 40) -> Path:
-    """Copy a table of pairs with few of its last part, which every turn measures at its end."""
+def drawn(pairs: Path, path: Path, train_rows: int = 2000, report_rows: int = 40) -> Path:
+    """Copy some rows of a table of pairs, drawn at random: every turn reads and measures them."""
     with pairs.open(encoding="utf-8", newline="") as file:
         head, *rows = csv.reader(file)
+    rows = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
     held = [row for row in rows if row[-1] in ("report", "test")]
     kept = [row for row in rows if row[-1] not in ("report", "test")]
     with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([head, *kept, *held[:most]])
+        csv.writer(file).writerows([head, *kept[:train_rows], *held[:report_rows]])
     return path
 
 
