@@ -31,6 +31,7 @@ DESCRIPTION = (
 EXAMPLES = """
   twinserve train --data photos/ --out runs/faces
   twinserve train --data omniglot.zip --out runs/omniglot --config omniglot
+  twinserve train --data faces/ --out runs/fold1 --config faces --set folds=5 fold=1
   twinserve train --data photos/ --out runs/faces --set dimension=128 --set max_seconds=1200
   twinserve train --data photos/ --out runs/faces --set twin=resnet18 weights=resnet18.pth \\
       color_order=RGB image_size=224 mean_std=imagenet
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="TOML file, or a preset: omniglot, omniglot_resnet18",
+        help="TOML file, or a preset: faces, omniglot, omniglot_resnet18",
     )
     parser.add_argument(
         "--set",
