@@ -102,7 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
         print(f"the run lies in {config.out}: checkpoint.pt, log.csv, report.json")
         print(f"open {config.out}/report.html in a browser: how good it is, and where it fails")
-        print(f"next: twinserve export {config.out} --out twin.onnx")
+        asked = f" --import-twin {config.twin}" if config.is_own else ""
+        print(f"next: twinserve export {config.out} --out twin.onnx{asked}")
     return OK
 
 
