@@ -73,7 +73,7 @@ class Stepper:
         Nothing is moved yet: the caller looks at the loss first.
         """
         self._generator.manual_seed(self._config.seed * 1_000_003 + step)
-        inputs = self._augmented(batch, self._generator)
+        inputs = self._augmented(batch, self._generator, self._processes.own(len(batch.items)))
         self._optimizer.zero_grad()
         self._twin.train()
         if self._config.mini_batch or self._processes.count > 1:
@@ -124,11 +124,16 @@ class Stepper:
     ) -> Figures:
         rows = len(batch.items)
         parts = self._parts(rows)
+        first = int(parts[0][0]) if len(parts[0]) else 0
+
+        def inputs_of(part: IntArray) -> tuple[Tensor, ...]:
+            return tuple(one[torch.from_numpy(part - first)] for one in inputs)
+
         alone = len(parts) == 1  # its graph is kept: nothing is embedded twice
         found = []
         for part in parts:
             with torch.set_grad_enabled(alone), _running_averages_kept(self._twin, not alone):
-                found.append(self._embed(_rows(inputs, part), (step, *part[:1].tolist())))
+                found.append(self._embed(inputs_of(part), (step, *part[:1].tolist())))
         own = torch.cat([wide(embeddings.detach()) for embeddings in found])
         leaf = self._processes.gather(own, rows).requires_grad_()
         loss, figures = self._loss(batch, leaf, step)
@@ -138,7 +143,7 @@ class Stepper:
         assert leaf.grad is not None
         for part, embeddings in zip(parts, found, strict=True):
             if not alone:
-                embeddings = self._embed(_rows(inputs, part), (step, *part[:1].tolist()))
+                embeddings = self._embed(inputs_of(part), (step, *part[:1].tolist()))
             embeddings.backward(leaf.grad[part].to(embeddings.dtype))  # type: ignore[no-untyped-call]
         # The objective's own weights have the whole gradient in every process already.
         self._processes.sum_gradients(self._twin.parameters())
@@ -166,12 +171,6 @@ class Stepper:
     ) -> tuple[Tensor, Figures]:
         done = step / self._config.max_steps
         return self._objective.of_batch(batch, embeddings, self._generator, done)
-
-
-def _rows(inputs: tuple[Tensor, ...], part: IntArray) -> tuple[Tensor, ...]:
-    if not len(part):
-        return tuple(one[:0] for one in inputs)
-    return tuple(one[int(part[0]) : int(part[-1]) + 1] for one in inputs)
 
 
 @contextlib.contextmanager
