@@ -148,6 +148,8 @@ def run(folder: Path, settings: dict[str, Any], steps: int) -> dict[str, Any]:
         changes = {"max_steps": steps, "evaluate_every": steps, "out": out, "save_seconds": 1e9}
         finished = train(TrainConfig(**{**settings, **changes}), progress=False)
     results = finished.results
+    if results["stopped"] in ("interrupted", "terminated"):
+        raise SystemExit("told to stop")
     report = results["report"]
     values = {**report, **report.get("values", {})}
     measure = next(one for one in MEASURES if one in values)
