@@ -2,9 +2,9 @@
 
     .venv/bin/python -m benchmarks.loss_table --omniglot images_background.zip --banking77 train.csv
 
-Omniglot: conv4 on 28 x 28, 32 classes of 4 a batch with quarter turns as classes, split by alphabets
-as the preset omniglot_background names them. The figures are of its four report alphabets, 20-way
-one-shot within an alphabet over 4,000 trials. The forward pass runs in bfloat16.
+Omniglot: conv4 on 28 x 28, 32 classes of 4 a batch with quarter turns as classes, split by
+alphabets as the preset omniglot_background names them. The figures are of its four report
+alphabets, 20-way one-shot within an alphabet over 4,000 trials. The forward pass runs in bfloat16.
 banking77: averaged word vectors learned from scratch; a fifth of the intents calibrates, a fifth
 reports. No number of a loss was tuned here: they are what docs/losses.md advises. Each run's twin
 is the best of its evaluations on the calibrate part, as in every training. Finished runs are kept
