@@ -6,8 +6,8 @@ Omniglot: conv4 on 28 x 28, 32 classes of 4 a batch with quarter turns as classe
 alphabets as the preset omniglot_background names them. The figures are of its four report
 alphabets, 20-way one-shot within an alphabet over 4,000 trials. The forward pass runs in bfloat16.
 banking77: averaged word vectors learned from scratch; a fifth of the intents calibrates, a fifth
-reports. No number of a loss was tuned here: they are what docs/losses.md advises. Each run's twin is that of
-its last step. Finished runs are kept in the file of results and not repeated.
+reports. No number of a loss was tuned here: they are what docs/losses.md advises. Each run's twin
+is that of its last step. Finished runs are kept in the file of results and not repeated.
 """
 
 from __future__ import annotations
