@@ -45,9 +45,7 @@ def about(run: Run, whole: str, results: dict[str, object]) -> list[tuple[str, s
 def settings(config: TrainConfig) -> list[tuple[str, str, bool]]:
     """Return every setting with its value, and whether it is other than the default."""
     defaults = TrainConfig().to_dict()
-    return [
-        (key, _plain(value), value != defaults[key]) for key, value in config.to_dict().items()
-    ]
+    return [(key, _plain(value), value != defaults[key]) for key, value in config.to_dict().items()]
 
 
 def versions() -> list[tuple[str, str]]:
