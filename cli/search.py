@@ -106,13 +106,17 @@ def _print_hits(name: str, hits: Hits, *, full: bool) -> None:
         facts.append(f"{hits.expected_false_matches:.2g} false matches expected by chance")
     print(f"{name}: {', '.join(facts)}")
     if hits:
-        print_table(
-            ("rank", "subject", "item", "distance", "match", "probability")
-            + (("metadata",) if full else ()),
-            [
-                (rank, hit.subject, hit.item.id, hit.distance, hit.match, hit.probability)
-                + ((metadata.shown(hit.item.metadata),) if full else ())
-                for rank, hit in enumerate(hits, 1)
-            ],
-        )
+        columns = ["rank", "subject", "item", "distance", "match", "probability"]
+        rows: list[list[object]] = [
+            [rank, hit.subject, hit.item.id, hit.distance, hit.match, hit.probability]
+            for rank, hit in enumerate(hits, 1)
+        ]
+        if hits.match is None:  # no threshold: no hit is a match, and none is refused
+            for row in rows:
+                row[columns.index("match")] = None
+        if full:
+            columns.append("metadata")
+            for row, hit in zip(rows, hits, strict=True):
+                row.append(metadata.shown(hit.item.metadata))
+        print_table(columns, rows)
     print()

@@ -184,7 +184,7 @@ def _look_at_files(
             Finding(
                 "other_formats",
                 False,
-                f"{sum(passed.values())} pictures of formats that serving does not decode were "
-                f"passed over ({', '.join(passed)}): save them as PNG",
+                f"{number(sum(passed.values()), 'picture')} of formats that serving does not "
+                f"decode passed over ({', '.join(passed)}): save as PNG what you want to train on",
             )
         )

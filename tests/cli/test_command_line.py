@@ -440,7 +440,10 @@ class TestSearch:
         )
 
     def test_a_search_without_a_decision_says_what_to_do(self, run: Run, fake: FakeServer) -> None:
-        hits = gallery_service_pb2.Hits(outcome=shared_pb2.OUTCOME_NOT_CALIBRATED)
+        near = gallery_service_pb2.Hit(
+            item=shared_pb2.Item(id="q7", subject="lost"), score=shared_pb2.Score(distance=0.125)
+        )
+        hits = gallery_service_pb2.Hits(hits=[near], outcome=shared_pb2.OUTCOME_NOT_CALIBRATED)
         result = gallery_service_pb2.SearchResult(hits=hits)
         fake.on("Search", gallery_service_pb2.SearchResponse(results=[result]))
         _, out, _ = run("search", "questions", "--text", "hello")
@@ -448,6 +451,7 @@ class TestSearch:
             "hello: not calibrated, no evidence for this rate: a larger --fpir may have some, "
             "or give a --threshold"
         )
+        assert out.splitlines()[2].split() == ["1", "lost", "q7", "0.1250", "-", "-"]
 
     def test_a_folder_is_searched_batch_by_batch(
         self, run: Run, fake: FakeServer, pictures: Path

@@ -68,7 +68,7 @@ def test_every_broken_picture_is_named_and_those_above_the_limit_stop(tmp_path: 
     assert stops(checked) == ["broken_image"]
     assert [item.split(":")[0] for item in found(checked)["broken_image"].items] == [*broken]
     assert checked.facts["pictures"]["widths"] == {"least": 40, "median": 40, "most": 40}
-    assert "1 pictures of formats" in found(checked)["other_formats"].message
+    assert "1 picture of formats" in found(checked)["other_formats"].message
     checked = examine(config(folder, twin="conv4", max_broken_images=2))
     assert checked.good
     assert (
