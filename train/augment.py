@@ -91,7 +91,8 @@ def augment(
         torch.stack([row_x, row_y], dim=1), list(planes.shape), align_corners=False
     )
     if config.elastic:
-        grid = grid + displacements(count, *planes.shape[2:], config.elastic, generator)
+        height, width = planes.shape[2:]
+        grid = grid + displacements(count, height, width, config.elastic, generator)
     if config.ink_inverted:
         ink = functional.grid_sample(255.0 - planes, grid, "bilinear", "zeros", align_corners=False)
         moved = 255.0 - ink
