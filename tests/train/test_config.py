@@ -35,9 +35,13 @@ def test_every_preset_loads() -> None:
         "faces": "conv4",
         "omniglot": "conv4",
         "omniglot_background": "conv6",
-        "omniglot_background_long": "conv6",
         "omniglot_resnet18": "resnet18",
     }
+
+
+def test_groups_are_not_turned_where_nothing_is() -> None:
+    with pytest.raises(ConfigError, match="set rotations=true"):
+        load_config(None, ["turns_groups=true"])
 
 
 def test_rotations_are_refused_where_nothing_can_be_turned() -> None:
