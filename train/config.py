@@ -253,8 +253,8 @@ class TrainConfig:
             )
         if self.mirror_sum and not self.mirror:
             raise ConfigError(
-                "mirror_sum adds what a mirror image gives, and mirror is 0, so that none would ever "
-                "be trained on; set mirror=0.5"
+                "mirror_sum adds what a mirror image gives, and mirror is 0, so that none is ever "
+                "trained on; set mirror=0.5"
             )
         if self.weights and self.twin not in WITH_WEIGHTS:
             raise ConfigError(

@@ -77,7 +77,7 @@ def test_a_config_survives_its_dictionary() -> None:
         ("weights=w.pth", "weights is set, which twin=conv4 cannot begin with"),
         ("word_dropout=1", "word_dropout is 1.0; it must be 0 or more, below 1"),
         ("vocabulary=0", "vocabulary is 0; it must be at least 1"),
-        ("mirror_sum=true", "none would ever be trained on; set mirror=0.5"),
+        ("mirror_sum=true", "none is ever trained on; set mirror=0.5"),
         ("mirror=1.5", "mirror is 1.5; it must be between 0 and 1"),
         ("brightness=-0.1", "brightness is -0.1; it must be between 0 and 1"),
         ("fold=1", "fold is 1; it must be 0 where folds is 0"),
