@@ -169,7 +169,7 @@ def run(
             outcome.said[block.output_span] = said
             if how := differences(block.output, said):
                 outcome.differing += 1
-                print(f"which is not what {name} shows:\n{how}", flush=True)
+                print(f"which is not what {name} shows:\n{how}\n", flush=True)
     return outcome
 
 

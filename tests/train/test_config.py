@@ -32,7 +32,7 @@ def test_the_omniglot_preset_loads_by_name() -> None:
 
 def test_every_preset_loads() -> None:
     assert {name: load_config(name).twin for name in presets()} == {
-        "faces": "conv4",
+        "faces": "conv6",
         "omniglot": "conv4",
         "omniglot_background": "conv6",
         "omniglot_resnet18": "resnet18",
