@@ -194,7 +194,7 @@ def _signed(name: str, difference: float | None) -> str:
     """Write a difference in the figure's unit; of percentages in points."""
     if difference is None:
         return "-"
-    return f"{difference:+.4f}" if name == "Spearman" else f"{100 * difference:+.2f}"
+    return f"{difference:+z.4f}" if name == "Spearman" else f"{100 * difference:+z.2f}"
 
 
 def _between(name: str, low: float | None, high: float | None) -> str:

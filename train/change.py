@@ -59,7 +59,7 @@ def measure_text(figure: str, value: float) -> str:
 
 def change_text(difference: float) -> str:
     """Write a difference with its sign, in points of a hundred."""
-    return f"{100 * difference:+.2f}".replace("-", "−")
+    return f"{100 * difference:+z.2f}".replace("-", "−")
 
 
 def changes_of_classes(

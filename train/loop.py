@@ -97,6 +97,7 @@ def _steps(session: Session, config: TrainConfig, interrupts: Interrupts, progre
             bar.update()
             if (step + 1) % config.evaluate_every == 0 or step + 1 == config.max_steps:
                 keeper.evaluate(stepper.learning_rate)
+                bar.set_postfix_str(keeper.line(figures))
                 alarm.check()
                 if time.monotonic() - saved >= config.save_seconds:
                     session.save_state()
