@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from twinserve.train import finetuning, vocabulary, words
 from twinserve.train.config import ENCODERS, TrainConfig
 from twinserve.train.conv4 import conv4
 from twinserve.train.data import Labelled
-from twinserve.train.linear_branch import WithLinearBranch
 from twinserve.train.matryoshka import truncations_of
 from twinserve.train.mlp import mlp
 from twinserve.train.resnet import resnet
@@ -46,14 +44,7 @@ def build(
     Raises:
         ConfigError, DataError: an encoder's folder that does not fit; see `finetuning`.
     """
-    if config.linear_branch:
-        half = dataclasses.replace(config, dimension=config.dimension // 2)
-        twin = _network(half, contract, tokenizer, blueprint)
-        assert isinstance(twin, ImageTwin)
-        twin.body = WithLinearBranch(twin.body, twin.contract, half.dimension)
-        twin.dimension = config.dimension
-    else:
-        twin = _network(config, contract, tokenizer, blueprint)
+    twin = _network(config, contract, tokenizer, blueprint)
     twin.truncations = truncations_of(config, twin.dimension)
     if isinstance(twin, ImageTwin):
         twin.mirror_summed = config.mirror_sum
