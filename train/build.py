@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from twinserve.train.config import ENCODERS, TrainConfig
 from twinserve.train.conv4 import conv4
 from twinserve.train.conv6 import conv6
 from twinserve.train.data import Labelled
-from twinserve.train.linear_branch import WithLinearBranch
 from twinserve.train.matryoshka import truncations_of
 from twinserve.train.mlp import mlp
 from twinserve.train.resnet import cut_off, resnet
@@ -50,14 +48,7 @@ def build(
         ConfigError, DataError: an encoder's folder that does not fit, see `finetuning`; a twin of
             the user's own that cannot be built, see `own`.
     """
-    if config.linear_branch:
-        half = dataclasses.replace(config, dimension=config.dimension // 2)
-        twin = _network(half, contract, tokenizer, blueprint)
-        assert isinstance(twin, ImageTwin)
-        twin.body = WithLinearBranch(twin.body, twin.contract, half.dimension)
-        twin.dimension = config.dimension
-    else:
-        twin = _network(config, contract, tokenizer, blueprint)
+    twin = _network(config, contract, tokenizer, blueprint)
     twin.truncations = truncations_of(config, twin.dimension)
     if isinstance(twin, ImageTwin):
         twin.mirror_summed = config.mirror_sum

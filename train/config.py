@@ -150,9 +150,6 @@ class TrainConfig:
     # Pictures are embedded together with their mirror images, and the sum is taken: left and right
     # become one, at twice the cost of serving. Train with mirror=0.5.
     mirror_sum: bool = False
-    # Half of the coordinates are a linear projection of the picture at a coarse size: for few
-    # classes of things that are always placed alike, such as faces.
-    linear_branch: bool = False
 
     # The loss.
     loss: str = "supervised_contrastive"
@@ -289,16 +286,6 @@ class TrainConfig:
         if self.mirror_sum and self.modality != "image":
             raise ConfigError(
                 f"mirror_sum is of pictures, and twin={self.twin} takes none; unset it"
-            )
-        if self.linear_branch and (self.modality != "image" or self.weights):
-            raise ConfigError(
-                "linear_branch stands beside a network of pictures that begins at random, and "
-                f"twin is {self.twin!r}, weights is {self.weights!r}; unset linear_branch"
-            )
-        if self.linear_branch and self.dimension % 2:
-            raise ConfigError(
-                f"linear_branch takes half of the coordinates, and dimension is {self.dimension}; "
-                "set an even one"
             )
         if self.mirror_sum and not self.mirror:
             raise ConfigError(
