@@ -17,7 +17,6 @@ from twinserve.feed import Rows
 from twinserve.manifest import ImageInput, InputContract
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Batch, take
-from twinserve.train.elastic import displacements
 from twinserve.train.evaluate import tensors
 from twinserve.train.pairs import LinkBatch
 
@@ -63,7 +62,7 @@ def drop_tokens(rows: Rows, share: float, generator: torch.Generator) -> Rows:
 def augment(
     pixels: Tensor, turns: Tensor, config: TrainConfig, generator: torch.Generator
 ) -> Tensor:
-    """Turn, rotate, scale, shear, shift and bend each picture about its centre.
+    """Turn, rotate, scale, shear and shift each picture about its centre.
 
     Args:
         pixels: uint8 [batch, height, width, channels].
@@ -90,9 +89,6 @@ def augment(
     grid = functional.affine_grid(
         torch.stack([row_x, row_y], dim=1), list(planes.shape), align_corners=False
     )
-    if config.elastic:
-        height, width = planes.shape[2:]
-        grid = grid + displacements(count, height, width, config.elastic, generator)
     if config.ink_inverted:
         ink = functional.grid_sample(255.0 - planes, grid, "bilinear", "zeros", align_corners=False)
         moved = 255.0 - ink

@@ -158,7 +158,6 @@ class TrainConfig:
     scale: float = 0.0  # 0.2 draws factors between 0.8 and 1.2
     shear: float = 0.0
     shift: float = 0.0  # share of the picture's side
-    elastic: float = 0.0  # likewise: places of a coarse grid move, and what is between them bends
 
     # Augmentation of texts, words: so many of their tokens are left out at random.
     word_dropout: float = 0.1
@@ -235,7 +234,7 @@ class TrainConfig:
             _require(0 <= value < float("inf"), key, value, "0 or more")
         for key in (
             *("one_group_share", "calibrate_fraction", "report_fraction"),
-            *("scale", "shift", "elastic", "word_dropout"),
+            *("scale", "shift", "word_dropout"),
         ):
             value = getattr(self, key)
             _require(0 <= value <= 1, key, value, "between 0 and 1")
