@@ -20,7 +20,6 @@ from twinserve.feed import Rows
 from twinserve.manifest import ImageInput, InputContract
 from twinserve.train.config import TrainConfig
 from twinserve.train.data import Batch, IntArray, take
-from twinserve.train.elastic import drawn_places, spread
 from twinserve.train.evaluate import tensors
 from twinserve.train.pairs import LinkBatch
 
@@ -81,7 +80,7 @@ def drop_tokens(rows: Rows, share: float, generator: torch.Generator) -> Rows:
 def augment(
     pixels: Tensor, turns: Tensor, config: TrainConfig, generator: torch.Generator
 ) -> Tensor:
-    """Turn, mirror, rotate, scale, shear, shift and bend each picture, light it anew, hide a part.
+    """Turn, mirror, rotate, scale, shear and shift each picture, light it anew, hide a part of it.
 
     What a config does not ask for draws nothing, so that runs of before mirrors were known repeat.
 
@@ -104,7 +103,6 @@ class Changes:
 
     # Rows map an output place to the input place it is taken from; y points down, sides span 2.
     affine: Tensor  # float32 [batch, 2, 3]
-    bent: Tensor | None  # as `elastic.drawn_places` gives them
     contrast: Tensor | None  # float32 [batch], factors about the picture's mean
     brightness: Tensor | None  # float32 [batch], added
     # float32 [batch, 2, 2]: start and end of a rectangle along height and width, as shares.
@@ -126,14 +124,12 @@ class Changes:
         if config.mirror:
             mirrored = torch.rand(count, generator=generator) < config.mirror
             row_x = torch.where(mirrored[:, None], -row_x, row_x)
-        bent = contrast = brightness = erased = None
-        if config.elastic:
-            bent = drawn_places(count, config.elastic, generator)
+        contrast = brightness = erased = None
         if config.contrast or config.brightness:
             contrast, brightness = 1.0 + draw(config.contrast), 255.0 * draw(config.brightness)
         if config.erase:
             erased = _rectangles(count, config.erase, generator)
-        return Changes(torch.stack([row_x, row_y], dim=1), bent, contrast, brightness, erased)
+        return Changes(torch.stack([row_x, row_y], dim=1), contrast, brightness, erased)
 
     def of(self, rows: Tensor) -> Changes:
         """Return the changes of some pictures, by their places: int64 [k]."""
@@ -144,8 +140,6 @@ class Changes:
         """Return the pictures changed: uint8 [batch, height, width, channels] -> the same."""
         planes = pixels.permute(0, 3, 1, 2).to(torch.float32)  # [batch, channels, height, width]
         grid = functional.affine_grid(self.affine, list(planes.shape), align_corners=False)
-        if self.bent is not None:
-            grid = grid + spread(self.bent, *planes.shape[2:])
         if ink_inverted:
             ink = functional.grid_sample(
                 255.0 - planes, grid, "bilinear", "zeros", align_corners=False

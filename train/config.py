@@ -176,7 +176,6 @@ class TrainConfig:
     scale: float = 0.0  # 0.2 draws factors between 0.8 and 1.2
     shear: float = 0.0
     shift: float = 0.0  # share of the picture's side
-    elastic: float = 0.0  # likewise: places of a coarse grid move, and what is between them bends
     brightness: float = 0.0  # share of the whole range from black to white
     contrast: float = 0.0  # 0.2 draws factors between 0.8 and 1.2, about the picture's mean
     # Chances, of each picture.
@@ -259,8 +258,7 @@ class TrainConfig:
             _require(0 <= value < float("inf"), key, value, "0 or more")
         for key in (
             *("one_group_share", "calibrate_fraction", "report_fraction"),
-            *("scale", "shift", "elastic", "brightness", "contrast", "mirror", "erase"),
-            "word_dropout",
+            *("scale", "shift", "brightness", "contrast", "mirror", "erase", "word_dropout"),
         ):
             value = getattr(self, key)
             _require(0 <= value <= 1, key, value, "between 0 and 1")
