@@ -231,7 +231,8 @@ def _some(rows: Rows, most: int) -> Rows:
 def _training(run: Run, weights: str, train: Labelled) -> dict[str, Any]:
     """Say how the twin was made, with nothing in it of the machine that made it."""
     settings = run.config.to_dict()
-    for key in ("data", "out", "weights", "items", "labels"):  # paths
+    # Paths, and how a training is watched, which say nothing of the twin.
+    for key in ("data", "out", "weights", "items", "labels", "save_seconds", "tensorboard"):
         settings.pop(key, None)
     return {
         "data_digest": run.data_digest,
