@@ -130,8 +130,6 @@ def rows(
         if minilm is not None:
             encoder = {"twin": "text_encoder", "weights": str(minilm), "pairs_per_batch": 16}
             yield "MiniLM on STS-b, cosine + MSE", {**scored, **encoder}
-            halves = {**scored, **encoder, "loss": "concatenation"}
-            yield "MiniLM on STS-b, concatenation", {**halves, "score_range": "0..5"}
     if minilm is not None:
         encoder = {"twin": "text_encoder", "weights": str(minilm), "classes_per_batch": 8}
         yield "MiniLM on banking77, supervised contrastive", {**asked, **encoder}
