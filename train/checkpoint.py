@@ -157,6 +157,34 @@ def save(
     return path
 
 
+def read_document(path: Path, newest: int, what: str) -> dict[str, Any]:
+    """Read what `torch.save` wrote, plain data and tensors alone, with its format.
+
+    Args:
+        path: of the file.
+        newest: format that is known here.
+        what: the file is, for messages.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: a damaged file, another one, or one of a newer format.
+    """
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path} is damaged or no {what}; train again") from error
+    if not isinstance(document, dict) or "format" not in document:
+        raise DataError(f"{path} is no {what} of twinserve; train again")
+    if document["format"] > newest:
+        raise DataError(
+            f"{path} has format {document['format']}, this twinserve reads up to {newest}; "
+            "upgrade twinserve"
+        )
+    return document
+
+
 def load(folder: Path | str) -> Run:
     """Open a run folder.
 
@@ -167,20 +195,11 @@ def load(folder: Path | str) -> Run:
     folder = Path(folder)
     path = folder / FILE
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        document = read_document(path, FORMAT, "checkpoint")
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} holds no {FILE}; give the folder that `twinserve train --out` wrote"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path} is damaged or no checkpoint; train again") from error
-    if not isinstance(document, dict) or "format" not in document:
-        raise DataError(f"{path} is no checkpoint of twinserve; train again")
-    if document["format"] > FORMAT:
-        raise DataError(
-            f"{path} has format {document['format']}, this twinserve reads up to {FORMAT}; "
-            "upgrade twinserve"
-        )
     config = TrainConfig.from_dict(document["config"])
     contract: InputContract
     if document["format"] > 1:

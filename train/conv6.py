@@ -1,4 +1,4 @@
-"""conv6: six convolutions behind a coarse first step, as a twin for drawings of some 50 pixels.
+"""conv6: five convolutions, the first a coarse one, and a projection, for small drawings.
 
 At equal time it learns more than `conv4` does: it sees finer pictures, its 7x7 convolution with a
 stride of 4 leaves maps as small as conv4's second, and its width stands where maps are small, so
@@ -29,7 +29,7 @@ def conv6(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> ImageTwin:
-    """Build a 7x7 convolution of stride 4, five of 3x3 with two poolings, and a projection.
+    """Build a 7x7 convolution of stride 4, four of 3x3 with two poolings, and a projection.
 
     Of 56 pixels: 14 x 14 places with `width` channels, twice 1.5 times as many, 7 x 7 places with
     twice as many, pooled to 3 x 3. All of these places are projected, not their mean, since where a

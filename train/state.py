@@ -8,7 +8,6 @@ at all, now and then, and removed when the training has come to its end.
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from twinserve.errors import ConfigError, DataError
+from twinserve.errors import ConfigError
 from twinserve.manifest import write_atomically
 from twinserve.train import checkpoint, own
 from twinserve.train.config import TrainConfig, overridden
@@ -56,7 +55,7 @@ def load(folder: Path) -> State:
     """
     path = folder / FILE
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        document = checkpoint.read_document(path, FORMAT, "state of a training")
     except FileNotFoundError as error:
         ended = (folder / checkpoint.FILE).exists()
         raise ConfigError(
@@ -66,15 +65,6 @@ def load(folder: Path) -> State:
             else f"{folder} holds no {FILE} to resume from; name the folder that was --out of the "
             "training that was stopped"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path} is damaged; train anew") from error
-    if not isinstance(document, dict) or "format" not in document:
-        raise DataError(f"{path} is no state of a training of twinserve; train anew")
-    if document["format"] > FORMAT:
-        raise DataError(
-            f"{path} has format {document['format']}, this twinserve reads up to {FORMAT}; "
-            "upgrade twinserve"
-        )
     del document["format"]
     return State(**{**document, "config": TrainConfig.from_dict(document["config"])})
 

@@ -156,7 +156,7 @@ def test_what_cannot_be_resumed_is_refused(data: Path, tmp_path: Path) -> None:
         train(dataclasses.replace(asked, data=str(fewer)), progress=False, resume=True)
     whole = (tmp_path / state.FILE).read_bytes()
     (tmp_path / state.FILE).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="damaged; train anew"):
+    with pytest.raises(DataError, match="damaged or no state of a training; train again"):
         train(asked, progress=False, resume=True)
     torch.save({"format": 99}, tmp_path / state.FILE)
     with pytest.raises(DataError, match="format 99"):
