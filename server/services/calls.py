@@ -21,6 +21,7 @@ from twinserve.errors import Code, InternalFault, InvalidInput, TwinserveError
 from twinserve.server.callers import Caller, Priority
 from twinserve.server.front import Call
 from twinserve.server.gate import Gate
+from twinserve.server.security.access import OPEN, Access
 from twinserve.server.services.status import status_of, status_of_items
 from twinserve.server.watching.metrics import Metrics
 
@@ -75,7 +76,14 @@ def caller_of(context: Context) -> Caller:
     """
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
-    return Caller(context.peer() or "", deadline, priority_of(context))
+    client = access_of(context).client or context.peer() or ""
+    return Caller(client, deadline, priority_of(context))
+
+
+def access_of(context: Context) -> Access:
+    """Return what the transport let the caller in with."""
+    access: Access = getattr(context, "access", OPEN)
+    return access
 
 
 def priority_of(context: Context) -> Priority:

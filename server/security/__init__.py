@@ -1,0 +1,1 @@
+"""Who may call, and what: keys, roles, galleries and rates."""
