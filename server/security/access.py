@@ -1,8 +1,8 @@
 """What a caller may do, and the door that tells it: the seam between transports and services.
 
-A transport (the gRPC front, the HTTP port) asks the door once a call, before anything of its message
-is read; the services ask the access that came of it which galleries it reaches. Without keys the
-door is open: everybody who can connect may do everything.
+A transport (the gRPC front, the HTTP port) asks the door once a call, before anything of its
+message is read; the services ask the access that came of it which galleries it reaches. Without
+keys the door is open: everybody who can connect may do everything.
 """
 
 from __future__ import annotations
