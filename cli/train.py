@@ -18,7 +18,7 @@ FREE = ("data", "max_seconds", "save_seconds", "tensorboard")
 
 DESCRIPTION = (
     "Train a twin. The data is a folder or zip of pictures whose innermost folder is the class, or "
-    "a CSV of their paths and labels (twin=conv4, conv6, resnet18, resnet34 or resnet50); a CSV of "
+    "a CSV of their paths and labels (twin=conv4, conv5, resnet18, resnet34 or resnet50); a CSV of "
     "texts and labels (twin=words: averaged word vectors; twin=text_encoder: a model of "
     "transformers or sentence-transformers, fine-tuned, as image_encoder is for pictures); or "
     "float32 vectors "

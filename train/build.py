@@ -14,7 +14,7 @@ from twinserve.preprocess import Pixels
 from twinserve.train import finetuning, own, vocabulary, words
 from twinserve.train.config import ENCODERS, TrainConfig
 from twinserve.train.conv4 import conv4
-from twinserve.train.conv6 import conv6
+from twinserve.train.conv5 import conv5
 from twinserve.train.data import Labelled
 from twinserve.train.matryoshka import truncations_of
 from twinserve.train.mlp import mlp
@@ -86,8 +86,8 @@ def _network(
         )
     if config.twin == "image_encoder":
         return finetuning.picture_twin(config, contract, blueprint)
-    if config.twin in ("conv4", "conv6"):
-        network = conv4 if config.twin == "conv4" else conv6
+    if config.twin in ("conv4", "conv5"):
+        network = conv4 if config.twin == "conv4" else conv5
         return network(
             contract,
             dimension=dimension,

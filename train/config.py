@@ -26,7 +26,7 @@ PRESETS = Path(__file__).parent / "presets"
 # Which twins take which modality.
 RESNETS = ("resnet18", "resnet34", "resnet50")
 TWINS = {
-    "image": ("conv4", "conv6", *RESNETS, "image_encoder"),
+    "image": ("conv4", "conv5", *RESNETS, "image_encoder"),
     "tensor": ("mlp",),
     "text": ("words", "text_encoder"),
 }
@@ -134,7 +134,7 @@ class TrainConfig:
     # resnet: file with torchvision's names; words: word vectors as text; encoders: folder of
     # transformers or sentence-transformers, or its name in their local cache.
     weights: str = ""
-    width: int = 64  # conv4: channels of each block; conv6: of the first, later ones have more
+    width: int = 64  # conv4: channels of each block; conv5: of the first, later ones have more
     stem: str = "imagenet"  # resnet: "small" is for pictures of 28 to 64 pixels
     cut: str = ""  # resnet: the last stage or block kept, such as layer3 or layer3.1; "": all
     hidden: int = 256  # mlp: units of the hidden layer

@@ -8,6 +8,7 @@ from torch import nn
 
 from twinserve.distance import Metric
 from twinserve.manifest import ImageInput
+from twinserve.train.convolutions import block
 from twinserve.train.twins import ImageTwin
 
 
@@ -27,18 +28,9 @@ def conv4(
     The embedding network of Matching Networks (Vinyals et al., 2016) and Prototypical Networks
     (Snell et al., 2017), with a linear projection to `dimension` on top.
     """
-    blocks: list[nn.Module] = []
-    channels = contract.channels
-    for _ in range(4):
-        blocks += [
-            # Batch norm subtracts the mean, so a bias would be lost.
-            nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            # ReLU and max pooling commute; in this order ReLU has a quarter of the work.
-            nn.MaxPool2d(2),
-            nn.ReLU(inplace=True),
-        ]
-        channels = width
+    blocks = block(contract.channels, width, pooled=True)
+    for _ in range(3):
+        blocks += block(width, width, pooled=True)
     features = width * (contract.height // 16) * (contract.width // 16)
     body = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(features, dimension))
     return ImageTwin(

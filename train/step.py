@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from twinserve.errors import ConfigError
 from twinserve.train.augment import Augmented
 from twinserve.train.averaging import WeightAverage
 from twinserve.train.config import TrainConfig
@@ -71,6 +72,9 @@ class Stepper:
         """Embed a batch and leave the gradients of its loss in the weights.
 
         Nothing is moved yet: the caller looks at the loss first.
+
+        Raises:
+            ConfigError: the batch has too few rows for every part of every process.
         """
         self._generator.manual_seed(self._config.seed * 1_000_003 + step)
         inputs = self._augmented(batch, self._generator, self._processes.own(len(batch.items)))
@@ -124,7 +128,13 @@ class Stepper:
     ) -> Figures:
         rows = len(batch.items)
         parts = self._parts(rows)
-        first = int(parts[0][0]) if len(parts[0]) else 0
+        if rows // self._processes.count < len(parts):
+            # Few networks bear a part of no rows; all processes come to this answer.
+            raise ConfigError(
+                f"a batch of {rows} rows does not reach {self._processes.count} processes in "
+                f"{len(parts)} parts each; make batches larger, or take fewer processes"
+            )
+        first = int(parts[0][0])
 
         def inputs_of(part: IntArray) -> tuple[Tensor, ...]:
             return tuple(one[torch.from_numpy(part - first)] for one in inputs)
@@ -133,7 +143,7 @@ class Stepper:
         found = []
         for part in parts:
             with torch.set_grad_enabled(alone), _running_averages_kept(self._twin, not alone):
-                found.append(self._embed(inputs_of(part), (step, *part[:1].tolist())))
+                found.append(self._embed(inputs_of(part), (step, int(part[0]))))
         own = torch.cat([wide(embeddings.detach()) for embeddings in found])
         leaf = self._processes.gather(own, rows).requires_grad_()
         loss, figures = self._loss(batch, leaf, step)
@@ -143,7 +153,7 @@ class Stepper:
         assert leaf.grad is not None
         for part, embeddings in zip(parts, found, strict=True):
             if not alone:
-                embeddings = self._embed(inputs_of(part), (step, *part[:1].tolist()))
+                embeddings = self._embed(inputs_of(part), (step, int(part[0])))
             embeddings.backward(leaf.grad[part].to(embeddings.dtype))  # type: ignore[no-untyped-call]
         # The objective's own weights have the whole gradient in every process already.
         self._processes.sum_gradients(self._twin.parameters())

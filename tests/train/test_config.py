@@ -32,9 +32,9 @@ def test_the_omniglot_preset_loads_by_name() -> None:
 
 def test_every_preset_loads() -> None:
     assert {name: load_config(name).twin for name in presets()} == {
-        "faces": "conv6",
+        "faces": "conv5",
         "omniglot": "conv4",
-        "omniglot_background": "conv6",
+        "omniglot_background": "conv5",
         "omniglot_resnet18": "resnet18",
     }
 
@@ -77,7 +77,7 @@ def test_a_config_survives_its_dictionary() -> None:
         ("learning_rate=nan", "learning_rate"),
         ("items_per_class=1", "items_per_class is 1; it must be at least 2"),
         ("train_groups=A", "calibrate_groups"),
-        ("twin=vgg", "twin is 'vgg'; it must be one of conv4, conv6, resnet18, .*mlp, words"),
+        ("twin=vgg", "twin is 'vgg'; it must be one of conv4, conv5, resnet18, .*mlp, words"),
         ("stem=large", "stem is 'large'; it must be one of imagenet, small"),
         ("mean_std=imagenet", "color_order=RGB"),
         ("weights=w.pth", "weights is set, which twin=conv4 cannot begin with"),

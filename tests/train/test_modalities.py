@@ -216,7 +216,7 @@ def test_a_twin_that_does_not_take_the_data_is_refused_with_those_that_do(
         prepare(quick(texts, tmp_path))
     with pytest.raises(ConfigError, match=r"twin is 'words', .*vectors\.npz; set twin=mlp"):
         prepare(quick(vectors, tmp_path, twin="words"))
-    with pytest.raises(ConfigError, match="twin=conv4 or twin=conv6 or twin=resnet18"):
+    with pytest.raises(ConfigError, match="twin=conv4 or twin=conv5 or twin=resnet18"):
         prepare(quick(tmp_path, tmp_path, twin="mlp"))
 
 

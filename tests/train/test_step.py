@@ -94,6 +94,14 @@ def test_parts_give_the_gradients_of_the_whole(loss: dict[str, Any], mini_batch:
         torch.testing.assert_close(gradient, right, rtol=1e-9, atol=1e-12)
 
 
+def test_a_batch_too_small_for_all_processes_and_parts_is_refused() -> None:
+    _, _, stepper = stepper_of(dataclasses.replace(CONFIG, mini_batch=1))
+    stepper._processes.count = 3
+    small = dataclasses.replace(batch(), items=batch().items[:5], labels=batch().labels[:5])
+    with pytest.raises(ConfigError, match="5 rows does not reach 3 processes in 2 parts each"):
+        stepper.measure(small, 3)
+
+
 def test_dropout_is_the_same_when_rows_are_embedded_again() -> None:
     seen: list[torch.Tensor] = []
 

@@ -1,4 +1,4 @@
-"""conv6: five convolutions, the first a coarse one, and a projection, for small drawings.
+"""conv5: five convolutions, the first a coarse one, and a projection, for small drawings.
 
 At equal time it learns more than `conv4` does: it sees finer pictures, its 7x7 convolution with a
 stride of 4 leaves maps as small as conv4's second, and its width stands where maps are small, so
@@ -13,12 +13,13 @@ from torch import nn
 
 from twinserve.distance import Metric
 from twinserve.manifest import ImageInput
+from twinserve.train.convolutions import block
 from twinserve.train.twins import ImageTwin
 
 STRIDE = 4
 
 
-def conv6(
+def conv5(
     contract: ImageInput,
     *,
     dimension: int = 128,
@@ -37,11 +38,11 @@ def conv6(
     """
     broad, broadest = width * 3 // 2, width * 2
     blocks = [
-        *_block(contract.channels, width, size=7, stride=STRIDE),
-        *_block(width, broad),
-        *_block(broad, broad, pooled=True),
-        *_block(broad, broadest),
-        *_block(broadest, broadest, pooled=True),
+        *block(contract.channels, width, size=7, stride=STRIDE),
+        *block(width, broad),
+        *block(broad, broad, pooled=True),
+        *block(broad, broadest),
+        *block(broadest, broadest, pooled=True),
     ]
     height, breadth = (_places(side) for side in (contract.height, contract.width))
     body = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(broadest * height * breadth, dimension))
@@ -55,20 +56,6 @@ def conv6(
         mean=mean,
         std=std,
     )
-
-
-def _block(
-    inputs: int, outputs: int, *, size: int = 3, stride: int = 1, pooled: bool = False
-) -> list[nn.Module]:
-    """Convolution, batch norm and ReLU, with 2x2 max pooling between the last two if `pooled`."""
-    return [
-        # Batch norm subtracts the mean, so a bias would be lost.
-        nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        # ReLU and max pooling commute; in this order ReLU has a quarter of the work.
-        *([nn.MaxPool2d(2)] if pooled else []),
-        nn.ReLU(inplace=True),
-    ]
 
 
 def _places(side: int) -> int:
