@@ -322,7 +322,8 @@ def write_atomically(path: Path | str, data: bytes) -> None:
 
 
 def _damaged(where: str, what: str) -> NoReturn:
-    raise ManifestError(f"the manifest is damaged: {where} {what}; export again")
+    # A value may be megabytes long, and is somebody else's.
+    raise ManifestError(f"the manifest is damaged: {where:.200} {what:.500}; export again")
 
 
 def _check_schema(schema: object) -> None:
