@@ -9,9 +9,12 @@ OpenTelemetry's own OTEL_… variables. Attributes follow its conventions for RP
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from twinserve import __version__
 from twinserve.errors import ConfigError
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
+log = logging.getLogger(__name__)
+
+LAST_SECONDS = 3.0
 # As a call passes them.
 PARTS = ("preprocess", "queue", "inference", "search")
 # Codes that are the server's fault: the convention for the server's side of gRPC.
@@ -82,8 +88,12 @@ class Tracing:
             at = until
 
     def close(self) -> None:
-        """Send what is left, for some seconds at most."""
-        self._provider.shutdown()
+        """Send what is left, for `LAST_SECONDS` at most: a collector that is away ends no server."""
+        ending = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        ending.start()
+        ending.join(LAST_SECONDS)
+        if ending.is_alive():
+            log.warning("the last traces could not be sent within %.0f s and are lost", LAST_SECONDS)
 
 
 def _facts(call: EndedCall) -> dict[str, str | int]:
@@ -93,10 +103,16 @@ def _facts(call: EndedCall) -> dict[str, str | int]:
         "twinserve.model": call.model,
         "twinserve.items": call.items,
         "twinserve.key": call.key,
-        "network.peer.address": call.peer,
+        "network.peer.address": _address(call.peer),
         "error.type": "" if call.code == "OK" else call.reason or call.code,
     }
     return {name: value for name, value in facts.items() if value != ""}
+
+
+def _address(peer: str) -> str:
+    """Return the host of a peer as gRPC writes it, such as ipv4:10.0.0.7:40312."""
+    kind, _, rest = peer.partition(":")
+    return unquote(rest.rpartition(":")[0]).strip("[]") if kind in ("ipv4", "ipv6") else peer
 
 
 def tracing() -> Tracing:
