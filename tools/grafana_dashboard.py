@@ -48,19 +48,24 @@ class Panel:
     kind: str = "timeseries"
 
 
+def rate(metric: str, by: str, labels: str) -> str:
+    """Write how much a counter grows a second, of each value of a label."""
+    return f"sum by ({by}) (rate(twinserve_{metric}{{{labels}}}[RATE]))"
+
+
 def quantile(q: float, metric: str, by: str, labels: str) -> str:
     """Write the quantile of a histogram, of each value of a label."""
-    rate = f"rate(twinserve_{metric}_bucket{{{labels}}}[RATE])"
-    return f"histogram_quantile({q}, sum by (le, {by}) ({rate}))"
+    return f"histogram_quantile({q}, {rate(f'{metric}_bucket', f'le, {by}', labels)})"
 
 
 def mean(metric: str, by: str, labels: str) -> str:
     """Write the mean of a histogram, of each value of a label."""
-    total, count = (
-        f"sum by ({by}) (rate(twinserve_{metric}_{part}{{{labels}}}[RATE]))"
-        for part in ("sum", "count")
-    )
-    return f"{total} / {count}"
+    return share(rate(f"{metric}_sum", by, labels), rate(f"{metric}_count", by, labels))
+
+
+def share(part: str, whole: str) -> str:
+    """Write one expression divided by another."""
+    return f"{part} / {whole}"
 
 
 ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
@@ -68,13 +73,13 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         "Traffic",
         (
             Panel("Calls a second", "reqps", "Calls answered, by method.", (
-                ("sum by (method) (rate(twinserve_request_seconds_count{SERVER,METHOD,MODEL}[RATE]))",
+                (rate("request_seconds_count", "method", "SERVER,METHOD,MODEL"),
                  "{{method}}"),
             )),
             Panel("Calls that failed, by code", "reqps",
-                  "INTERNAL and UNKNOWN are the server's fault, the rest the callers' or for want of "
-                  "room.", (
-                ('sum by (code) (rate(twinserve_request_seconds_count{SERVER,METHOD,code!="OK"}[RATE]))',
+                  "INTERNAL and UNKNOWN are the server's fault, the rest the callers' or for "
+                  "want of room.", (
+                (rate("request_seconds_count", "code", 'SERVER,METHOD,code!="OK"'),
                  "{{code}}"),
             )),
             Panel("Calls inside", "short", "Being worked on or waiting, health checks left out.", (
@@ -85,7 +90,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "Latency",
         (
-            Panel("99th percentile by method", "s", "Seconds inside the server, without the network.", (
+            Panel("99th percentile by method", "s", "Inside the server, without the network.", (
                 (quantile(0.99, "request_seconds", "method", 'SERVER,METHOD,MODEL,code="OK"'),
                  "{{method}}"),
             )),
@@ -94,8 +99,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                  "{{method}}"),
             )),
             Panel("Where a call's time goes, mean", "s",
-                  "The stages in the order in which a call passes them. A large queue beside a small "
-                  "run: too few runners, or a burst.", (
+                  "The stages in the order in which a call passes them. A large queue beside a "
+                  "small run: too few runners, or a burst.", (
                 (mean("preprocess_seconds", "model", "SERVER,MODEL"), "preprocess {{model}}"),
                 (mean("queue_seconds", "model", "SERVER,MODEL"), "queue {{model}}"),
                 (mean("riding_seconds", "model", "SERVER,MODEL"), "run {{model}}"),
@@ -111,13 +116,13 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 (mean("batch_rows", "model", "SERVER,MODEL"), "{{model}}"),
             )),
             Panel("Runs by why they left", "ops", "Mostly full: the server is at its limit.", (
-                ("sum by (reason) (rate(twinserve_batches_total{SERVER,MODEL}[RATE]))", "{{reason}}"),
+                (rate("batches_total", "reason", "SERVER,MODEL"), "{{reason}}"),
             )),
             Panel("Share of the time that runners are busy", "percentunit",
                   "At 1 no runner ever waits for work.", (
-                ('sum by (model) (rate(twinserve_inference_seconds_sum{SERVER,MODEL}[RATE])) / sum by '
-                 '(model) (label_replace(twinserve_runners{SERVER,VERSION}, "model", "$1", "model", '
-                 '"(.*)@.*"))', "{{model}}"),
+                (share(rate("inference_seconds_sum", "model", "SERVER,MODEL"), "sum by (model) ("
+                       'label_replace(twinserve_runners{SERVER,VERSION}, "model", "$1", '
+                       '"model", "(.*)@.*"))'), "{{model}}"),
             )),
             Panel("Rows that wait", "short", "Where it stays above 0, arrivals outrun the model.", (
                 ("sum by (model) (twinserve_queue_rows{SERVER,MODEL})", "{{model}}"),
@@ -126,8 +131,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ("max by (model) (twinserve_queue_oldest_seconds{SERVER,MODEL})", "{{model}}"),
             )),
             Panel("Padding among the tokens", "percentunit", "Work for nothing, of texts.", (
-                ('sum by (model) (rate(twinserve_tokens_total{SERVER,MODEL,kind="padding"}[RATE])) / '
-                 "sum by (model) (rate(twinserve_tokens_total{SERVER,MODEL}[RATE]))", "{{model}}"),
+                (share(rate("tokens_total", "model", 'SERVER,MODEL,kind="padding"'),
+                       rate("tokens_total", "model", "SERVER,MODEL")), "{{model}}"),
             )),
         ),
     ),
@@ -137,10 +142,10 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel("Errors by reason", "ops",
                   "As clients see them, a failed item each. QUEUE_FULL and CLIENT_OVER_SHARE: more "
                   "load than capacity.", (
-                ("sum by (reason) (rate(twinserve_rejections_total{SERVER}[RATE]))", "{{reason}}"),
+                (rate("rejections_total", "reason", "SERVER"), "{{reason}}"),
             )),
             Panel("Calls refused unread", "reqps", "Before their work began.", (
-                ("sum by (reason) (rate(twinserve_refused_calls_total{SERVER}[RATE]))", "{{reason}}"),
+                (rate("refused_calls_total", "reason", "SERVER"), "{{reason}}"),
             )),
             Panel("How full the server is", "percentunit", "At 1 it refuses.", (
                 ("max by (instance) (twinserve_admitted_rows{SERVER} / "
@@ -148,8 +153,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ("max by (instance) (twinserve_message_bytes{SERVER} / "
                  "twinserve_message_bytes_limit{SERVER})", "bytes {{instance}}"),
             )),
-            Panel("Rows dropped before their run", "ops", "Expired: deadlines shorter than the queue.", (
-                ("sum by (why) (rate(twinserve_dropped_rows_total{SERVER,MODEL}[RATE]))", "{{why}}"),
+            Panel("Rows dropped before their run", "ops", "Expired: less time than the queue.", (
+                (rate("dropped_rows_total", "why", "SERVER,MODEL"), "{{why}}"),
             )),
         ),
     ),
@@ -169,7 +174,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                   "Enroll up to the commit on disk, Search and Verify the search alone.", (
                 (quantile(0.99, "search_seconds", "method", "SERVER,MODEL,METHOD"), "{{method}}"),
             )),
-            Panel("Writing", "s", "The commit is mostly the disk's flush; the lag is what waits for it.", (
+            Panel("Writing", "s", "The commit is mostly the disk's flush; the lag waits for it.", (
                 (quantile(0.99, "gallery_commit_seconds", "instance", "SERVER,MODEL"),
                  "commit {{instance}}"),
                 (quantile(0.99, "gallery_publish_seconds", "instance", "SERVER,MODEL"),
@@ -179,7 +184,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             )),
             Panel("What searches pay for", "short",
                   "Vectors without a graph are scanned; dead ones wait for a merge.", (
-                ("sum by (instance) (twinserve_gallery_index_debt{SERVER})", "no graph {{instance}}"),
+                ("sum by (instance) (twinserve_gallery_index_debt{SERVER})",
+                 "no graph {{instance}}"),
                 ("sum by (instance) (twinserve_gallery_dead_vectors{SERVER})", "dead {{instance}}"),
                 ("sum by (instance) (twinserve_gallery_writer_rows{SERVER})",
                  "to be written {{instance}}"),
@@ -200,14 +206,14 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel("Recall of live searches", "percentunit",
                   "Of a sample of searches that were answered again exactly.", (
-                ("sum by (model) (rate(twinserve_gallery_recall_found_total{SERVER,MODEL}[RATE])) / sum "
-                 "by (model) (rate(twinserve_gallery_recall_neighbours_total{SERVER,MODEL}[RATE]))",
+                (share(rate("gallery_recall_found_total", "model", "SERVER,MODEL"),
+                       rate("gallery_recall_neighbours_total", "model", "SERVER,MODEL")),
                  "{{model}}"),
             )),
             Panel("Recall of the worst gallery", "percentunit", "Below 0.9 the log names it.", (
                 ("min by (model) (twinserve_gallery_recall_lowest{SERVER,MODEL})", "{{model}}"),
             )),
-            Panel("Since all was read again and verified", "s", "A pass of the scrub takes a day.", (
+            Panel("Since all was read again and verified", "s", "The scrub takes a day.", (
                 ("time() - max by (instance) "
                  "(twinserve_gallery_last_scrub_timestamp_seconds{SERVER} > 0)", "{{instance}}"),
             )),
@@ -217,7 +223,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         "Drift",
         (
             Panel("Nearest distance of searches", "none",
-                  "Median and 90th percentile. A shift is one of the probes, or of what is enrolled.", (
+                  "Median and 90th percentile. A shift: of the probes, or of what is enrolled.", (
                 (quantile(0.5, "nearest_distance", "model", "SERVER,MODEL"), "median {{model}}"),
                 (quantile(0.9, "nearest_distance", "model", "SERVER,MODEL"), "90 % {{model}}"),
             )),
@@ -227,14 +233,14 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             )),
             Panel("What thresholds stood on", "ops",
                   "Many of none: calibrate the twin, or enrol more subjects.", (
-                ("sum by (evidence) (rate(twinserve_search_decisions_total{SERVER}[RATE]))",
+                (rate("search_decisions_total", "evidence", "SERVER"),
                  "{{evidence}}"),
             )),
             Panel("Candidates decide otherwise", "percentunit", "Share of pairs, of shadow runs.", (
-                ("twinserve_shadow_pairs_decided_otherwise{SERVER} / twinserve_shadow_pairs{SERVER}",
-                 "{{candidate}}"),
+                (share("twinserve_shadow_pairs_decided_otherwise{SERVER}",
+                       "twinserve_shadow_pairs{SERVER}"), "{{candidate}}"),
             )),
-            Panel("Candidates' distance from the model", "none", "Mean cosine distance, of shadow runs.", (
+            Panel("Candidates' distance from the model", "none", "Mean, of shadow runs.", (
                 ("twinserve_shadow_mean_drift{SERVER}", "{{candidate}}"),
             )),
         ),

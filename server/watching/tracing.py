@@ -88,12 +88,14 @@ class Tracing:
             at = until
 
     def close(self) -> None:
-        """Send what is left, for `LAST_SECONDS` at most: a collector that is away ends no server."""
+        """Send what is left, for `LAST_SECONDS` at most: a collector may be away."""
         ending = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         ending.start()
         ending.join(LAST_SECONDS)
         if ending.is_alive():
-            log.warning("the last traces could not be sent within %.0f s and are lost", LAST_SECONDS)
+            log.warning(
+                "the last traces could not be sent within %.0f s and are lost", LAST_SECONDS
+            )
 
 
 def _facts(call: EndedCall) -> dict[str, str | int]:
