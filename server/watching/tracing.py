@@ -43,11 +43,13 @@ class Tracing:
     """
 
     def __init__(self, provider: TracerProvider) -> None:
-        from opentelemetry import propagate, trace
+        from opentelemetry import context, propagate, trace
 
         self._provider = provider
         self._tracer = provider.get_tracer("twinserve", __version__)
         self._extract = propagate.extract
+        self._headers = frozenset(propagate.get_global_textmap().fields)
+        self._nothing = context.Context()
         self._server, self._inside = trace.SpanKind.SERVER, trace.SpanKind.INTERNAL
         self._below = trace.set_span_in_context
         self._fault = trace.StatusCode.ERROR
@@ -56,12 +58,15 @@ class Tracing:
         """Make the spans of a call, if the sampler takes it."""
         end = time.time_ns()
         start = end - int(call.seconds * 1e9)
-        headers = {key: value for key, value in call.metadata if isinstance(value, str)}
+        headers = {key: value for key, value in call.metadata if key in self._headers}
+        # Most calls have none, and to read them takes as long as to make a span.
+        above = self._extract(headers) if headers else self._nothing
+        method = call.full_method
         span = self._tracer.start_span(
-            call.full_method,
-            self._extract(headers),
+            method,
+            above,
             kind=self._server,
-            attributes={"rpc.system.name": "grpc", "rpc.method": call.full_method},
+            attributes={"rpc.system.name": "grpc", "rpc.method": method},
             start_time=start,
         )
         if span.is_recording():
