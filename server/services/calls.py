@@ -187,10 +187,10 @@ async def answered(
         return status
     finally:
         work.close()  # where it was not begun
-        ended(servicer, EndedCall(name, code, model, began, context, request, reply))
+        finish(servicer, EndedCall(name, code, model, began, context, request, reply))
 
 
-def ended(servicer: Serving, call: EndedCall) -> None:
+def finish(servicer: Serving, call: EndedCall) -> None:
     """Time and count a call, and tell those who write calls down."""
     call.seconds = time.perf_counter() - call.began
     servicer.metrics.requests.labels(call.method, call.code, call.model).observe(call.seconds)

@@ -195,7 +195,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             packed=packed,
             timing=timing,
         )
-        return Encoded(data, name, timing)
+        return Encoded(data, name, timing_data=timing)
 
     @driven
     @unary

@@ -28,7 +28,7 @@ from twinserve.server.services.calls import (
     Context,
     Serving,
     abort,
-    ended,
+    finish,
     priority_of,
     status_of_failure,
 )
@@ -79,7 +79,7 @@ def streaming(
             code = Code(status.code).name
             await abort(context, status)
         finally:
-            ended(self, EndedCall(name, code, "", began, context, request, status))
+            finish(self, EndedCall(name, code, "", began, context, request, status))
 
     return call
 

@@ -156,7 +156,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
                 response, [one for one in embedded.outcomes if not isinstance(one, TwinserveError)]
             )
             timing = embedding_reply.timing(embedded.ride, embedded.preprocess)
-            return Encoded(response.SerializeToString(), engine.name, timing)
+            return Encoded(response.SerializeToString(), engine.name, timing_data=timing)
 
     def _using(self, name: str, version: str, prefix: str = "") -> AbstractContextManager[Engine]:
         """Hold the engine of a name or alias and, where one is given, a version.

@@ -51,6 +51,12 @@ class EndedCall:
         return name.lstrip("/") or self.method
 
     @property
+    def rpc_system(self) -> str:
+        """What carried the call, as OpenTelemetry names it: gRPC, unless its context says else."""
+        system: str = getattr(self.context, "rpc_system", "grpc")
+        return system
+
+    @property
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
         """What the client sent before its message."""
         return self.context.invocation_metadata() or ()

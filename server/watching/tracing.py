@@ -66,7 +66,7 @@ class Tracing:
             method,
             above,
             kind=self._server,
-            attributes={"rpc.system.name": "grpc", "rpc.method": method},
+            attributes={"rpc.system.name": call.rpc_system, "rpc.method": method},
             start_time=start,
         )
         if span.is_recording():
@@ -117,9 +117,12 @@ def _facts(call: EndedCall) -> dict[str, str | int]:
 
 
 def _address(peer: str) -> str:
-    """Return the host of a peer as gRPC writes it, such as ipv4:10.0.0.7:40312."""
+    """Return the host of a peer as gRPC writes it: ipv4:10.0.0.7:40312, ipv6:%5B::1%5D:40312."""
     kind, _, rest = peer.partition(":")
-    return unquote(rest.rpartition(":")[0]).strip("[]") if kind in ("ipv4", "ipv6") else peer
+    if kind not in ("ipv4", "ipv6"):
+        return peer
+    rest = unquote(rest)
+    return rest[1:].partition("]")[0] if rest.startswith("[") else rest.partition(":")[0]
 
 
 def tracing() -> Tracing:

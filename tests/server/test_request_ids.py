@@ -17,7 +17,11 @@ from tests import conftest, twins
 from tests.conftest import RunningServer
 from tests.server import wire
 from tests.server.wire import Stubs
+from twinserve.server.gate import Gate
 from twinserve.server.request_ids import request_id_in, request_id_of
+from twinserve.server.security.access import Access
+from twinserve.server.services.calls import status_of_failure
+from twinserve.server.watching.metrics import Metrics
 from twinserve.v1 import embedding_service_pb2 as pb
 from twinserve.v1 import gallery_pb2, shared_pb2
 from twinserve.v1 import gallery_service_pb2 as gs
@@ -161,3 +165,25 @@ def test_a_calls_id_stays_the_same() -> None:
 
     context = Context()
     assert request_id_of(context) == request_id_of(context)
+
+
+def test_a_fault_of_the_server_names_its_id_to_the_caller_and_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Context:
+        access = Access("key-7")
+
+        def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+            return (("x-request-id", "shop-42"),)
+
+    class Servicer:
+        metrics = Metrics()
+        gate = Gate()
+
+    context: Any = Context()
+    status = status_of_failure(Servicer(), "Embed", ValueError("broken"), context)
+    assert status.message.endswith("its log says why, under request id shop-42")
+    (line,) = caplog.records
+    assert line.exc_info is not None
+    facts = vars(line)
+    assert (facts["request_id"], facts["method"], facts["key"]) == ("shop-42", "Embed", "key-7")

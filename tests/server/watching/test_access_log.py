@@ -56,7 +56,7 @@ def test_a_line_says_whose_call_it_was_how_it_ended_and_where_its_time_went(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     timing = shared.ServerTiming(queue_us=1500, preprocess_us=250, inference_us=3000)
-    reply = Encoded(b"x" * 90, "small", timing.SerializeToString())
+    reply = Encoded(b"x" * 90, "small", timing_data=timing.SerializeToString())
     AccessLog(AccessLogSettings(rate=1.0)).ended(call(seconds=0.0051, reply=reply))
     (line,) = lines(caplog)
     facts = {name: value for name, value in vars(line).items() if name in WANTED}

@@ -57,7 +57,7 @@ class Context:
 
 def embedded(*metadata: tuple[str, str | bytes]) -> EndedCall:
     timing = shared.ServerTiming(preprocess_us=1000, queue_us=2000, inference_us=3000, batch_rows=8)
-    reply = Encoded(b"", "small", timing.SerializeToString())
+    reply = Encoded(b"", "small", timing_data=timing.SerializeToString())
     request = pb.EmbedRequest(inputs=[shared.Input()] * 2)
     call = EndedCall("Embed", "OK", "small", 0.0, Context(*metadata), request, reply)
     call.seconds = 0.010
@@ -136,6 +136,26 @@ def test_faults_of_the_server_are_errors_and_those_of_callers_are_not(
     assert fault.attributes is not None
     assert fault.attributes["error.type"] == "INTERNAL"
     assert missing.status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:10.0.0.7:40312", "10.0.0.7"),
+        ("ipv6:%5Bfe80::1%5D:40312", "fe80::1"),
+        ("ipv4:10.0.0.7", "10.0.0.7"),
+        ("ipv6:[fe80::1]", "fe80::1"),
+        ("unix:", "unix:"),
+    ],
+)
+def test_the_peers_address_is_told_without_its_port(
+    memory: InMemorySpanExporter, traces: tracing.Tracing, peer: str, address: str
+) -> None:
+    call = embedded()
+    call.context.peer = lambda: peer
+    traces.ended(call)
+    attributes = by_name(memory.get_finished_spans())[EMBED].attributes
+    assert attributes["network.peer.address"] == address
 
 
 @pytest.mark.parametrize(
