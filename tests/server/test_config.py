@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from twinserve.server.config import (
     add_arguments,
     from_arguments,
 )
+from twinserve.server.watching.tracing import tracing
 
 
 def parsed(*flags: str) -> ServerConfig:
@@ -113,3 +115,9 @@ def test_what_is_watched_is_told_by_flags() -> None:
     config = parsed("--access-log", "0.5", "--slow-call-seconds", "2", "--log-format", "human")
     assert config.access_log == AccessLogSettings(errors=True, rate=0.5, slow_seconds=2.0)
     assert config.log_format == "human"
+
+
+def test_tracing_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    with pytest.raises(ConfigError, match=r"pip install 'twinserve\[tracing\]'"):
+        tracing()
