@@ -6,7 +6,7 @@ import argparse
 
 DESCRIPTION = (
     "Serve twins. Says `twinserve SERVING grpc=HOST:PORT http=HOST:PORT` on standard output once "
-    "it is ready; logs go to standard error (TWINSERVE_LOG=WARNING makes them fewer)."
+    "it is ready; logs go to standard error (--log-level warning makes them fewer)."
 )
 EXAMPLES = """
   twinserve serve --model twin.onnx --data-dir data

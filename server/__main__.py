@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -51,9 +50,11 @@ from twinserve.server.services.large_messages import LargeMessages
 from twinserve.server.services.model import ModelService
 from twinserve.server.services.refusals import refusals
 from twinserve.server.storage.data_folder import DataFolder
-from twinserve.server.watching import gauges
+from twinserve.server.watching import gauges, logs
+from twinserve.server.watching.access_log import AccessLog
 from twinserve.server.watching.gallery_metrics import GalleryMetrics
 from twinserve.server.watching.metrics import Metrics
+from twinserve.server.watching.tracing import tracing
 from twinserve.v1 import (
     embedding_service_pb2,
     embedding_service_pb2_grpc,
@@ -91,7 +92,12 @@ async def serve(config: ServerConfig) -> None:
         loop.add_signal_handler(number, stopping.set)
     metrics, gate = Metrics(), Gate()
     count = machine.processors().usable
+    metrics.watches.add(AccessLog(config.access_log))
     async with contextlib.AsyncExitStack() as stack:
+        if config.tracing:
+            traces = tracing()
+            metrics.watches.add(traces)
+            stack.push_async_callback(asyncio.to_thread, traces.close)
         workers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="prepare"))
         readers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="read"))
         models, afterwards = Models(), Afterwards()
@@ -267,11 +273,7 @@ def _bind(server: Front, config: ServerConfig) -> int:
 
 def run(config: ServerConfig) -> int:
     """Serve until stopped; return the exit code."""
-    logging.basicConfig(
-        level=os.environ.get("TWINSERVE_LOG", "INFO"),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logs.set_up(config.log_format, config.log_level)
     # Searches run side by side, each on a thread; BLAS threads of its own make one wait for all the
     # others: up to fifty times as long, measured where both processors were busy.
     threadpoolctl.threadpool_limits(1, user_api="blas")

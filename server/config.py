@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from twinserve.preprocess import MAX_PIXELS
 from twinserve.server.batching.byte_budget import BESIDE_MESSAGE, LEAST_MESSAGES
 from twinserve.server.runtime.planning import spinning_asked
 from twinserve.server.runtime.providers import memory_size, provider_options
+from twinserve.server.watching.logs import FORMATS, LEVELS, checked_level
 
 # A CPU gains nothing from runs above some fifty tokens, and a longer run keeps all others waiting:
 # 2,048 tokens of all-MiniLM-L6-v2 take 0.6 s of one core.
@@ -36,6 +38,15 @@ class Limits:
     max_calls: int = 4096  # inside at a time; more are refused before their message is read
     max_top_k: int = 1000
     max_hits: int = 65_536  # probes times top_k of one Search
+
+
+@dataclass(frozen=True)
+class AccessLogSettings:
+    """Which calls the access log has a line of."""
+
+    errors: bool = True  # those that fail
+    rate: float = 0.0  # share of all calls, 0 to 1
+    slow_seconds: float = 10.0  # those that take so long or longer; 0: none for that
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,10 @@ class ServerConfig:
     drain_delay: float = 0.0  # seconds between NOT_SERVING and refusing, for load balancers
     exact_below: int | None = None  # live vectors up to which a search scans them all
     scrub_bytes_per_second: int = 8_000_000  # of stored rows read again and verified; 0: never
+    log_format: str = "auto"  # see logs.FORMATS
+    log_level: str = "info"
+    access_log: AccessLogSettings = field(default_factory=AccessLogSettings)
+    tracing: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -316,6 +331,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pace at which everything stored is read again and verified, once a day; 0: never "
         "(%(default)s)",
     )
+    parser.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default="auto",
+        help="of standard error: json has one object a line; auto: human on a terminal, else json "
+        "(%(default)s)",
+    )
+    parser.add_argument(
+        "--log-level",
+        metavar="LEVEL",
+        help=f"what to log at least: {', '.join(LEVELS)} (TWINSERVE_LOG, else info)",
+    )
+    parser.add_argument(
+        "--access-log",
+        default="errors",
+        metavar="off|errors|RATE",
+        help="log calls that fail, and a share of all others: 0.01 is one in a hundred, 1 all "
+        "(%(default)s)",
+    )
+    parser.add_argument(
+        "--slow-call-seconds",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="log every call that takes so long or longer; 0: none for that (%(default)s)",
+    )
+    parser.add_argument(
+        "--tracing",
+        action="store_true",
+        help="send traces as OpenTelemetry's OTEL_... variables say; needs twinserve[tracing]",
+    )
 
 
 def _size(text: str) -> int:
@@ -376,6 +422,23 @@ def _limits(arguments: argparse.Namespace) -> Limits:
     return limits
 
 
+def _access_log(text: str, slow_seconds: float) -> AccessLogSettings:
+    if not slow_seconds >= 0:
+        raise ConfigError(f"--slow-call-seconds is {slow_seconds}; give 0 for none, or more than 0")
+    if text in ("off", "errors"):
+        return AccessLogSettings(text == "errors", 0.0, slow_seconds)
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 < rate <= 1:
+        raise ConfigError(
+            f"--access-log is {text!r:.40}; give off, errors, or the share of calls to log beside "
+            "those that fail, such as 0.01, or 1 for all"
+        )
+    return AccessLogSettings(True, rate, slow_seconds)
+
+
 def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
     """Build the settings from parsed flags.
 
@@ -411,5 +474,9 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         drain_delay=arguments.drain_delay,
         exact_below=arguments.exact_below,
         scrub_bytes_per_second=arguments.scrub_bytes_per_second,
+        log_format=arguments.log_format,
+        log_level=checked_level(arguments.log_level or os.environ.get("TWINSERVE_LOG") or "info"),
+        access_log=_access_log(arguments.access_log, arguments.slow_call_seconds),
+        tracing=arguments.tracing,
         limits=_limits(arguments),
     )

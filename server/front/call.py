@@ -23,6 +23,7 @@ from twinserve.server.completion import Completion, Driven, drive
 from twinserve.server.front import core
 from twinserve.server.front.budget import LARGE, UNBOUNDED, Budget, StreamBytes
 from twinserve.server.front.intake import Expected
+from twinserve.server.request_ids import request_id_of
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     _no_more = False
     expected: Expected | None = None  # by the front, until its message is begun
     bytes_read = 0  # of the message that `read` gave last
+    message_bytes = 0  # of the only message of a call that reads no stream
     _inside: StreamBytes | None = None  # what was read of a stream and is not let go
     _due = 2  # the status sent, and the close told
     _peer = ""
@@ -166,6 +168,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     def _on_message(self, event: core.Event) -> None:
         data = core.message_of(event)
+        if data is not None:
+            self.message_bytes = len(data)
         if data is not None and len(data) < LARGE and self._method.is_driven:
             # Watched also while it waits: what nobody wants any more is not begun.
             self._owner.watch_later(self)
@@ -319,8 +323,16 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     # The end, in whichever thread it comes.
 
+    def _cannot_read(self, error: Exception) -> None:
+        log.warning(
+            "a message of %s cannot be read: %s",
+            self._method.name,
+            error,
+            extra={"request_id": request_id_of(self)},
+        )
+
     def _unreadable(self, error: Exception) -> None:
-        log.warning("a message of %s cannot be read: %s", self._method.name, error)
+        self._cannot_read(error)
         self._code = grpc.StatusCode.INTERNAL
         self._details = (
             f"the message cannot be read as {self._method.name} takes it; encode it with the "
@@ -373,8 +385,14 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if self._cancelled or isinstance(error, asyncio.CancelledError):
             return grpc.StatusCode.CANCELLED, "the call was cancelled"
         if error is not None:
-            log.error("%s failed", self._method.name, exc_info=error)
-            return grpc.StatusCode.UNKNOWN, f"{self._method.name} failed inside the server"
+            request_id = request_id_of(self)
+            log.error(
+                "%s failed", self._method.name, exc_info=error, extra={"request_id": request_id}
+            )
+            return (
+                grpc.StatusCode.UNKNOWN,
+                f"{self._method.name} failed inside the server, at request id {request_id}",
+            )
         if self._code is not None and self._code is not grpc.StatusCode.OK:
             return self._code, self._details
         return (grpc.StatusCode.OK, self._details) if self._method.writes_stream else None
@@ -433,7 +451,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         try:
             return self._method.parse(data)
         except Exception as error:
-            log.warning("a message of %s cannot be read: %s", self._method.name, error)
+            self._cannot_read(error)
             await self.abort(
                 grpc.StatusCode.INTERNAL,
                 f"a message cannot be read as {self._method.name} takes it; encode it with the "
@@ -602,6 +620,11 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     def disable_next_message_compression(self) -> None:
         """Do nothing: no message is compressed."""
+
+    @property
+    def method(self) -> str:
+        """The method's full name, such as /twinserve.v1.EmbeddingService/Embed."""
+        return self._method.name
 
     def peer(self) -> str:
         """Return the other side's address."""

@@ -21,9 +21,12 @@ from twinserve.errors import Code, InternalFault, InvalidInput, TwinserveError
 from twinserve.server.callers import Caller, Priority
 from twinserve.server.front import Call
 from twinserve.server.gate import Gate
+from twinserve.server.request_ids import request_id_of
 from twinserve.server.security.access import OPEN, Access
 from twinserve.server.services.status import status_of, status_of_items
+from twinserve.server.watching.ended_call import EndedCall
 from twinserve.server.watching.metrics import Metrics
+from twinserve.v1 import shared_pb2 as shared
 
 log = logging.getLogger(__name__)
 
@@ -119,10 +122,16 @@ async def leave_front(context: Context, inputs: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A reply as it goes on the wire, and the name of the model that it is of."""
+    """A reply as it goes on the wire, the name of the model that it is of, and its ServerTiming."""
 
     data: bytes
     model_name: str
+    timing_data: bytes = b""  # a ServerTiming on its own; most replies have it inside too
+
+    @property
+    def timing(self) -> shared.ServerTiming | None:
+        """Where the call's time went; None where nothing was measured."""
+        return shared.ServerTiming.FromString(self.timing_data) if self.timing_data else None
 
 
 def unary(
@@ -133,7 +142,7 @@ def unary(
 
     @functools.wraps(method)
     async def call(self: Servicer, request: Request, context: Context) -> Response:
-        found = await answered(self, name, method(self, request, context), context)
+        found = await answered(self, name, method(self, request, context), context, request)
         if isinstance(found, status_pb2.Status):
             await abort(context, found)
         # The front takes bytes as they are.
@@ -144,28 +153,48 @@ def unary(
 
 
 async def answered(
-    servicer: Serving, name: str, work: Coroutine[Any, Any, Response], context: Context
+    servicer: Serving,
+    name: str,
+    work: Coroutine[Any, Any, Response],
+    context: Context,
+    request: object = None,
 ) -> Response | status_pb2.Status:
     """Do the work of a call, or of one message of a stream: inside the gate, timed and counted.
+
+    Args:
+        servicer: whose call it is.
+        name: of the method.
+        work: of the call.
+        context: of the call.
+        request: its message, for the access log and traces.
 
     Returns:
         What the work returns, or the status that its error becomes.
     """
     began = time.perf_counter()
     code, model = "CANCELLED", ""
+    reply: Response | status_pb2.Status | None = None
     try:
         with servicer.gate.enter():
             priority_of(context)
-            response = await work
-        code, model = "OK", _model_of(response)
-        return response
+            reply = await work
+        code, model = "OK", _model_of(reply)
+        return reply
     except Exception as error:
-        status = status_of_failure(servicer, name, error)
+        status = status_of_failure(servicer, name, error, context)
         code, model = Code(status.code).name, getattr(error, "model", "")
+        reply = status
         return status
     finally:
         work.close()  # where it was not begun
-        servicer.metrics.requests.labels(name, code, model).observe(time.perf_counter() - began)
+        finish(servicer, EndedCall(name, code, model, began, context, request, reply))
+
+
+def finish(servicer: Serving, call: EndedCall) -> None:
+    """Time and count a call, and tell those who write calls down."""
+    call.seconds = time.perf_counter() - call.began
+    servicer.metrics.requests.labels(call.method, call.code, call.model).observe(call.seconds)
+    servicer.metrics.watches.ended(call)
 
 
 def _model_of(response: object) -> str:
@@ -174,16 +203,22 @@ def _model_of(response: object) -> str:
     return name or getattr(response, "model_version", "").partition("@")[0]
 
 
-def status_of_failure(servicer: Serving, method: str, error: Exception) -> status_pb2.Status:
+def status_of_failure(
+    servicer: Serving, method: str, error: Exception, context: Context
+) -> status_pb2.Status:
     """Return the status that a call's error becomes, and count it."""
+    request_id = request_id_of(context)
     if isinstance(error, ItemsFailed):
         count_errors(servicer.metrics, error.errors)
-        return status_of_items(error.errors)
+        return status_of_items(error.errors, request_id)
     if not isinstance(error, TwinserveError):
-        log.error("%s failed", method, exc_info=error)
-        error = InternalFault(f"{method} failed inside the server; its log says why")
+        facts = {"method": method, "request_id": request_id, "key": access_of(context).client}
+        log.error("%s failed", method, exc_info=error, extra=facts)
+        error = InternalFault(
+            f"{method} failed inside the server; its log says why, under request id {request_id}"
+        )
     count_errors(servicer.metrics, {0: error})
-    return status_of(error)
+    return status_of(error, request_id)
 
 
 async def abort(context: Context, status: status_pb2.Status) -> None:

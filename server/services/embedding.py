@@ -95,7 +95,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
     ) -> bytes:
         request_id = request.request_id
         work = self._embed_of_stream(request, caller, context, unanswered)
-        found = await answered(self, "EmbedStream", work, context)
+        found = await answered(self, "EmbedStream", work, context, request)
         if isinstance(found, Encoded):
             return embedding_reply.stream_response(found.data, request_id)
         return pb.EmbedStreamResponse(error=found, request_id=request_id).SerializeToString()
@@ -184,6 +184,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
         if encoding != shared.ENCODING_UNSPECIFIED:
             rows = [None if isinstance(o, TwinserveError) else o for o in embedded.outcomes]
             packed = codec.pack(rows, width, encoding)
+        timing = embedding_reply.timing(embedded.ride, embedded.preprocess)
         data = embedding_reply.response(
             request_id=request.request_id,
             model_version=version,
@@ -192,9 +193,9 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
             token_counts=embedded.token_counts,
             truncated=embedded.truncated,
             packed=packed,
-            timing=embedding_reply.timing(embedded.ride, embedded.preprocess),
+            timing=timing,
         )
-        return Encoded(data, name)
+        return Encoded(data, name, timing_data=timing)
 
     @driven
     @unary

@@ -14,13 +14,10 @@ from twinserve.server.gallery import Change, Enrolled
 from twinserve.server.services.status import status_of
 from twinserve.server.services.wire_format import VARINT, field, number, text, varint
 from twinserve.v1 import gallery_service_pb2 as pb
-from twinserve.v1 import shared_pb2 as shared
 
 
-def response(
-    results: Sequence[Enrolled | TwinserveError], token: str, timing: shared.ServerTiming
-) -> bytes:
-    """Write an EnrollResponse."""
+def response(results: Sequence[Enrolled | TwinserveError], token: str, timing: bytes) -> bytes:
+    """Write an EnrollResponse; the timing comes as its bytes."""
     parts = [
         _error(result)
         if isinstance(result, TwinserveError)
@@ -28,7 +25,7 @@ def response(
         else _begin(len(result.id)) + result.id.encode() + _ENDS[result.change]
         for result in results
     ]
-    parts += (text(_TOKEN, token), field(_TIMING, timing.SerializeToString()))
+    parts += (text(_TOKEN, token), field(_TIMING, timing))
     return b"".join(parts)
 
 

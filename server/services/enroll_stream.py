@@ -136,7 +136,7 @@ async def _reply(
     async def work() -> Encoded:
         return await call.as_task(on_loop())
 
-    found = await answered(servicer, "EnrollStream", work(), call)
+    found = await answered(servicer, "EnrollStream", work(), call, request)
     if isinstance(found, status_pb2.Status):
         raise _Fault(found)
     return found.data

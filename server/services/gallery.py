@@ -305,7 +305,8 @@ class GalleryService(rpc.GalleryServiceServicer):
         count_errors(self.metrics, errors)
         results = [errors.get(i) or answers[i] for i in range(len(request.items))]
         timing = codec.timing_message(embedded.ride, embedded.preprocess, seconds)
-        return Encoded(enroll_reply.response(results, outcome.token, timing), "")
+        data = timing.SerializeToString()
+        return Encoded(enroll_reply.response(results, outcome.token, data), "", timing_data=data)
 
     @unary
     async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveResponse:
@@ -505,7 +506,7 @@ class GalleryService(rpc.GalleryServiceServicer):
                 ask.given_up = True
                 raise
         self.metrics.search_decisions.labels(reply.evidence.value).inc(len(probed.vectors))
-        return Encoded(reply.data, probed.version.partition("@")[0])
+        return Encoded(reply.data, probed.version.partition("@")[0], timing_data=reply.timing)
 
     @driven
     @unary

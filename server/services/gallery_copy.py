@@ -24,7 +24,15 @@ from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.gate import Gate, stopping
 from twinserve.server.services import codec, gallery_codec
-from twinserve.server.services.calls import Context, Serving, abort, priority_of, status_of_failure
+from twinserve.server.services.calls import (
+    Context,
+    Serving,
+    abort,
+    finish,
+    priority_of,
+    status_of_failure,
+)
+from twinserve.server.watching.ended_call import EndedCall
 from twinserve.v1 import gallery_service_pb2 as pb
 
 MESSAGE_BYTES = 1 << 20  # of an export, about
@@ -58,7 +66,7 @@ def streaming(
     @functools.wraps(method)
     async def call(self: Servicer, request: Request, context: Context) -> AsyncIterator[Response]:
         began = time.perf_counter()
-        code = "CANCELLED"
+        code, status = "CANCELLED", None
         try:
             priority_of(context)
             answer: Any = method(self, request, context)
@@ -67,11 +75,11 @@ def streaming(
                     yield response
             code = "OK"
         except Exception as error:
-            status = status_of_failure(self, name, error)
+            status = status_of_failure(self, name, error, context)
             code = Code(status.code).name
             await abort(context, status)
         finally:
-            self.metrics.requests.labels(name, code, "").observe(time.perf_counter() - began)
+            finish(self, EndedCall(name, code, "", began, context, request, status))
 
     return call
 

@@ -19,8 +19,15 @@ from twinserve.server.engine import Engine
 from twinserve.server.front import driven
 from twinserve.server.gate import Gate
 from twinserve.server.models.holding import Models
-from twinserve.server.services import inference_models, inference_tensors
-from twinserve.server.services.calls import Context, caller_of, check_items, leave_front, unary
+from twinserve.server.services import embedding_reply, inference_models, inference_tensors
+from twinserve.server.services.calls import (
+    Context,
+    Encoded,
+    caller_of,
+    check_items,
+    leave_front,
+    unary,
+)
 from twinserve.server.services.inference_parameters import read_wishes
 from twinserve.server.watching.metrics import Metrics
 
@@ -126,9 +133,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
 
     @driven
     @unary
-    async def ModelInfer(
-        self, request: pb.ModelInferRequest, context: Context
-    ) -> pb.ModelInferResponse:
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> Encoded:
         if request.inputs:
             await leave_front(context, next(iter(request.inputs[0].shape), 0))
         with self._using(request.model_name, request.model_version, "model_") as engine:
@@ -150,7 +155,8 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             inference_tensors.write_output(
                 response, [one for one in embedded.outcomes if not isinstance(one, TwinserveError)]
             )
-            return response
+            timing = embedding_reply.timing(embedded.ride, embedded.preprocess)
+            return Encoded(response.SerializeToString(), engine.name, timing_data=timing)
 
     def _using(self, name: str, version: str, prefix: str = "") -> AbstractContextManager[Engine]:
         """Hold the engine of a name or alias and, where one is given, a version.

@@ -88,10 +88,11 @@ class Ask:
 
 @dataclass(frozen=True)
 class Reply:
-    """A SearchResponse as it goes on the wire, and on what evidence it decided."""
+    """A SearchResponse as it goes on the wire, on what evidence it decided, and its timing."""
 
     data: bytes
     evidence: decision.Evidence
+    timing: bytes
 
 
 def answer(
@@ -182,4 +183,4 @@ def _reply(
         results.append(search_reply.result(outcome, places[place], limit, judges, details))
     timing = codec.timing_message(ask.ride, ask.preprocess, seconds).SerializeToString()
     data = search_reply.response(results, outcome.token, ask.model_version, timing)
-    return Reply(data, limit.evidence)
+    return Reply(data, limit.evidence, timing)

@@ -19,10 +19,12 @@ MESSAGE_BYTES = 600
 NAME_BYTES = 200
 
 
-def status_of(error: TwinserveError) -> status_pb2.Status:
-    """Describe one error."""
+def status_of(error: TwinserveError, request_id: str = "") -> status_pb2.Status:
+    """Describe one error; the id of a call that fails with it goes into its ErrorInfo."""
     message = _cut(error.message, MESSAGE_BYTES)
     metadata = {key: _cut(value, NAME_BYTES) for key, value in error.metadata.items()}
+    if request_id:
+        metadata["request_id"] = request_id
     found: list[Message] = [
         details.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     ]
@@ -47,7 +49,9 @@ def status_of(error: TwinserveError) -> status_pb2.Status:
     return status
 
 
-def status_of_items(errors: Mapping[int, TwinserveError]) -> status_pb2.Status:
+def status_of_items(
+    errors: Mapping[int, TwinserveError], request_id: str = ""
+) -> status_pb2.Status:
     """Describe a call that fails with its items: the first item's status, then every item's.
 
     Each item's google.rpc.Status follows in the details, as many as a trailer carries; the first
@@ -55,8 +59,8 @@ def status_of_items(errors: Mapping[int, TwinserveError]) -> status_pb2.Status:
     """
     first = errors[min(errors)]
     if len(errors) == 1:
-        return status_of(first)
-    status = status_of(first)
+        return status_of(first, request_id)
+    status = status_of(first, request_id)
     room = DETAILS_BUDGET - status.ByteSize()
     left_out = 0
     for index in sorted(errors):

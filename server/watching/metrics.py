@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from twinserve.server.batching.batcher import Reason, Ride
+from twinserve.server.watching.ended_call import CallWatches
 from twinserve.server.watching.observations import (
     Counters,
     Family,
@@ -68,6 +69,7 @@ class Metrics:
         self._families: list[Family[Any]] = []
         self._observers: dict[str, BatchObserver] = {}
         self._lock = threading.Lock()
+        self.watches = CallWatches()  # told of every call that is counted
         self.requests = self.histogram(
             "request_seconds",
             "Seconds that a call spent inside the server, by method, code and model (empty where "

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pytest
 
 from twinserve.errors import ConfigError
-from twinserve.server.config import Limits, ServerConfig, add_arguments, from_arguments
+from twinserve.server.config import (
+    AccessLogSettings,
+    Limits,
+    ServerConfig,
+    add_arguments,
+    from_arguments,
+)
+from twinserve.server.watching.tracing import tracing
 
 
 def parsed(*flags: str) -> ServerConfig:
@@ -85,3 +93,31 @@ def test_what_is_no_size_is_wrong_usage(flag: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         parsed(flag, "8X")
     assert f"{flag}: 8X is no size; give bytes, or 512K, 16M or 8G" in capsys.readouterr().err
+
+
+def test_the_level_of_the_log_is_the_flags_then_the_variables_then_info(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TWINSERVE_LOG", raising=False)
+    assert parsed().log_level == "info"
+    monkeypatch.setenv("TWINSERVE_LOG", "WARNING")
+    assert parsed().log_level == "warning"
+    assert parsed("--log-level", "debug").log_level == "debug"
+    monkeypatch.setenv("TWINSERVE_LOG", "loud")
+    with pytest.raises(ConfigError, match="the log level is 'loud'"):
+        parsed()
+
+
+def test_what_is_watched_is_told_by_flags() -> None:
+    config = parsed()
+    assert (config.log_format, config.tracing) == ("auto", False)
+    assert config.access_log == AccessLogSettings(errors=True, rate=0.0, slow_seconds=10.0)
+    config = parsed("--access-log", "0.5", "--slow-call-seconds", "2", "--log-format", "human")
+    assert config.access_log == AccessLogSettings(errors=True, rate=0.5, slow_seconds=2.0)
+    assert config.log_format == "human"
+
+
+def test_tracing_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    with pytest.raises(ConfigError, match=r"pip install 'twinserve\[tracing\]'"):
+        tracing()

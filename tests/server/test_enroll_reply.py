@@ -33,11 +33,11 @@ def test_a_reply_is_that_of_the_messages(change: Change) -> None:
         else:
             enrolled = pb.Enrolled(id=result.id, change=CHANGES[result.change])
             expected.results.add(enrolled=enrolled)
-    written = enroll_reply.response(results, "token", timing)
+    written = enroll_reply.response(results, "token", timing.SerializeToString())
     assert written == expected.SerializeToString(deterministic=True)
 
 
 def test_a_reply_without_a_time_says_nothing_of_it() -> None:
     timing = shared.ServerTiming()
-    written = enroll_reply.response([], "t", timing)
+    written = enroll_reply.response([], "t", timing.SerializeToString())
     assert written == pb.EnrollResponse(consistency_token="t", timing=timing).SerializeToString()
