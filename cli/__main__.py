@@ -94,7 +94,9 @@ def _dispatch(argv: list[str]) -> int:
     name = argv[0] if argv else ""
     if name not in VERBS:
         return _overview(argv or ["--help"])
-    return _verb(name).run(parser_of(name).parse_args(argv[1:]))
+    verb, parser = _verb(name), parser_of(name)
+    parse = getattr(verb, "parse", None)  # of a verb that reads more than its arguments
+    return verb.run(parse(parser, argv[1:]) if parse else parser.parse_args(argv[1:]))
 
 
 def _verb(name: str) -> Verb:
