@@ -24,6 +24,7 @@ from twinserve.cli.demo_questions import CLIENTS, GALLERY, TRIALS, WAYS, Drawing
 from twinserve.cli.exit_codes import FAULT, OK
 from twinserve.cli.output import plain
 from twinserve.cli.server_process import ServerProcess
+from twinserve.cli.terminal import warn
 from twinserve.client import Client
 from twinserve.errors import ConfigError, DataError
 
@@ -143,7 +144,7 @@ def _verdict(one_shot: dict[str, Any]) -> int:
         what = "the twin is no better than the nearest neighbour on pixels; train for longer"
     else:
         return OK
-    print(f"twinserve: {what}", file=sys.stderr)
+    warn(what)
     return FAULT
 
 

@@ -1,13 +1,14 @@
 """`twinserve enroll`: pictures or texts into a gallery.
 
-In: folders (a picture's subfolder is its subject), files, texts, or a CSV. Ids follow from the
-paths, so that enrolling the same folder again replaces or leaves what is there, and adds none.
+In: folders (a picture's subfolder is its subject), files, patterns, texts, lists on standard input,
+or a CSV. Ids follow from the paths, so that enrolling the same folder again replaces or leaves what
+is there, and adds none. A file that is named by itself has the id that it has when the folder above
+its own is enrolled: a/1.jpg and b/1.jpg are two items, in one command or in two.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import hashlib
 import re
@@ -29,20 +30,25 @@ DESCRIPTION = (
 EXAMPLES = """
   twinserve enroll people photos/ --create           # photos/alice/1.jpg is of alice
   twinserve enroll people new.jpg --subject alice
+  twinserve enroll people 'photos/alice/*.jpg' --subject alice
+  find photos/alice -name '*.jpg' -print0 | twinserve enroll people -0 - --subject alice
   twinserve enroll people --csv people.csv           # columns: path or text, subject, id; others
                                                      # are kept as metadata, of the declared types
   twinserve enroll questions --text "card lost" --subject lost_card
 """
 
 _COLUMNS = ("path", "text", "subject", "id")
-_MAX_ID = 128
+_MAX_ID, _NAMED = 128, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("gallery", metavar="GALLERY")
-    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="folder, picture, or text")
+    parser.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="folder, picture, pattern, text, or -"
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="one item per row")
+    inputs.add_null_flag(parser)
     parser.add_argument("--subject", help="of all items, in place of their subfolders")
     inputs.add_text_flag(parser)
     inputs.add_prompt_flag(parser)
@@ -61,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise DataError("nothing to enrol; name a folder, pictures, or a --csv file")
     _refuse_repeated_ids(items)
     changes: Counter[str] = Counter()
+    replaced: list[str] = []
     failed: list[tuple[str, TwinserveError]] = []
     with connection.connect(arguments) as client, Progress(len(items), "items") as progress:
         if arguments.create:
@@ -83,19 +90,25 @@ def run(arguments: argparse.Namespace) -> int:
                     failed.append((item.id or item.subject, answer))
                 else:
                     changes[answer.change] += 1
+                    if answer.change == "replaced":
+                        replaced.append(item.id)
             progress.advance(len(batch))
     if arguments.json:
         print_json(
             {
                 "gallery": arguments.gallery,
                 **{change: changes[change] for change in ("created", "replaced", "unchanged")},
+                "replaced_ids": replaced,
                 "failed": [{"item": name, **plain(error)} for name, error in failed],
             }
         )
     else:
         for name, error in failed:
             complain(name, error)
-        counts = [f"{count} {change}" for change, count in sorted(changes.items())]
+        counts = [
+            f"{count} {change}{_named(replaced) if change == 'replaced' else ''}"
+            for change, count in sorted(changes.items())
+        ]
         if failed:
             counts.append(f"{len(failed)} failed")
         print(f"{arguments.gallery}: {', '.join(counts)}")
@@ -107,9 +120,7 @@ def _items(arguments: argparse.Namespace) -> Iterator[EnrollItem]:
         yield from _rows(arguments.csv, arguments.subject)
     for argument in arguments.inputs:
         path = Path(argument)
-        if arguments.text:
-            yield EnrollItem(argument, id=_digest(argument), subject=arguments.subject or "")
-        elif path.is_dir():
+        if argument != "-" and not arguments.text and path.is_dir():
             for picture in inputs.pictures_below(path):
                 relative = picture.relative_to(path)
                 folder = relative.parent.as_posix()
@@ -118,35 +129,39 @@ def _items(arguments: argparse.Namespace) -> Iterator[EnrollItem]:
                     id=item_id(relative.as_posix()),
                     subject=arguments.subject or ("" if folder == "." else folder),
                 )
-        else:
-            picture = Path(inputs.one(argument, text=False))
-            yield EnrollItem(picture, id=item_id(picture.name), subject=arguments.subject or "")
+            continue
+        subject = arguments.subject or ""
+        for one in inputs.several([argument], text=arguments.text, null=arguments.null):
+            if isinstance(one, str):
+                yield EnrollItem(one, id=_digest(one), subject=subject)
+            else:
+                yield EnrollItem(one, id=item_id(_with_folder(one)), subject=subject)
+
+
+def _with_folder(picture: Path) -> str:
+    """Return the picture's name, with that of its folder where the command names it."""
+    parts = [part for part in picture.parts if part not in ("..", picture.anchor)]
+    return "/".join(parts[-2:])
 
 
 def _rows(path: Path, subject: str | None) -> Iterator[EnrollItem]:
     """Read a CSV with a header; paths are relative to its folder."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or ()
-        if "path" not in columns and "text" not in columns:
-            raise DataError(
-                f"{path} has the columns {', '.join(columns) or 'none'}; it needs path or text, "
-                "and may have subject, id, and others that are kept as metadata"
-            )
-        for number, row in enumerate(reader, 2):
-            if None in row or None in row.values():
-                raise DataError(
-                    f"row {number} of {path} does not have {len(columns)} cells as the header has"
-                )
-            picture, text = row.get("path", ""), row.get("text", "")
-            if bool(picture) == bool(text):
-                raise DataError(f"row {number} of {path} needs a path or a text, one of the two")
-            yield EnrollItem(
-                path.parent / picture if picture else text,
-                id=row.get("id") or (item_id(picture) if picture else _digest(text)),
-                subject=row.get("subject") or subject or "",
-                metadata={k: v for k, v in row.items() if k not in _COLUMNS and v},
-            )
+    columns, rows = inputs.read_table(path)
+    if "path" not in columns and "text" not in columns:
+        raise DataError(
+            f"{path} has the columns {', '.join(columns) or 'none'}; it needs path or text, "
+            "and may have subject, id, and others that are kept as metadata"
+        )
+    for number, row in rows:
+        picture, text = row.get("path", ""), row.get("text", "")
+        if bool(picture) == bool(text):
+            raise DataError(f"row {number} of {path} needs a path or a text, one of the two")
+        yield EnrollItem(
+            path.parent / picture if picture else text,
+            id=row.get("id") or (item_id(picture) if picture else _digest(text)),
+            subject=row.get("subject") or subject or "",
+            metadata={k: v for k, v in row.items() if k not in _COLUMNS and v},
+        )
 
 
 def _typed(
@@ -170,6 +185,12 @@ def item_id(path: str) -> str:
         return allowed
     digest = _digest(path)
     return f"{allowed[-(_MAX_ID - len(digest) - 1) :]}-{digest}"
+
+
+def _named(ids: Sequence[str]) -> str:
+    """Name what was replaced: it may be a surprise."""
+    more = ", …" if len(ids) > _NAMED else ""
+    return f" ({', '.join(ids[:_NAMED])}{more})"
 
 
 def _digest(text: str) -> str:

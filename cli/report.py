@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinserve.cli.exit_codes import OK
 from twinserve.cli.output import plain, print_json
+from twinserve.cli.progress import Working
 from twinserve.errors import DataError
 
 if TYPE_CHECKING:
@@ -88,8 +88,9 @@ def _measured(folder: Path, again: bool) -> HeldOut:
     finished = checkpoint.load(folder)
     if "report" not in finished.results:
         raise DataError(f"the training in {folder} has not ended; wait for it, or train again")
-    print(f"measuring {folder} …", file=sys.stderr)
-    return measure_again(finished)
+    with Working("measuring") as working:
+        working.stage(f"measuring {folder}")
+        return measure_again(finished)
 
 
 def _summary(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from twinserve import settings
 from twinserve.cli.exit_codes import OK
+from twinserve.cli.terminal import warn
 from twinserve.errors import ConfigError
 
 DESCRIPTION = (
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from twinserve.server import config
 
     for warning in arguments.settings_warnings:
-        print(f"twinserve: {warning}", file=sys.stderr)
+        warn(warning)
     try:
         made = config.from_arguments(arguments)
     except ConfigError as error:

@@ -269,7 +269,7 @@ def _is_secret(name: str, action: argparse.Action) -> bool:
 
 
 def _kind(action: argparse.Action) -> str:
-    return {int: "whole number", float: "number"}.get(action.type, "text")  # type: ignore[arg-type]
+    return "whole number" if action.type is int else "number" if action.type is float else "text"
 
 
 def _line(text: str, name: str) -> int:

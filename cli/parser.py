@@ -1,0 +1,41 @@
+"""argparse with errors of one sentence that name the nearest word which would have been right."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from typing import NoReturn
+
+from twinserve.cli.exit_codes import FAULT
+from twinserve.cli.terminal import warn
+from twinserve.suggestions import did_you_mean
+
+_CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
+_UNKNOWN = "unrecognized arguments: "
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose subparsers are of its kind, too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is; argparse would print the whole usage before it."""
+        choice = _CHOICE.search(message)
+        if choice is not None:
+            message += did_you_mean(choice[1], [word.strip("' ") for word in choice[2].split(",")])
+        elif message.startswith(_UNKNOWN):
+            words = message.removeprefix(_UNKNOWN).split()
+            flag = next((word for word in words if word.startswith("-")), None)
+            if flag is not None:
+                message += did_you_mean(flag.partition("=")[0], set(_flags(self)))
+        warn(f"{message} (see {self.prog} --help)")
+        raise SystemExit(FAULT)
+
+
+def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the flags of a parser and all its subparsers: argparse does not say whose it was."""
+    for action in parser._actions:  # told in no public way
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _flags(inner)
