@@ -114,7 +114,6 @@ def _presentation(name: str) -> dict[str, Any]:
         "epilog": f"examples:\n{verb.EXAMPLES.strip(chr(10))}\n\n"
         f"exit codes:\n  {getattr(verb, 'EXIT_CODES', _EXIT_CODES)}",
         "formatter_class": argparse.RawDescriptionHelpFormatter,
-        "allow_abbrev": False,
     }
 
 
@@ -124,7 +123,7 @@ def _dispatch(argv: list[str]) -> int:
         return _without_verb(argv)
     verb, parser = _verb(name), parser_of(name)
     parse = getattr(verb, "parse", None)  # of a verb that reads more than its arguments
-    return verb.run(parse(parser, argv[1:]) if parse else parser.parse_args(argv[1:]))
+    return verb.run(parse(parser, argv[1:]) if parse else parser.parse(argv[1:]))
 
 
 def _verb(name: str) -> Verb:

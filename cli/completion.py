@@ -1,7 +1,7 @@
 """`twinserve completion`: a script by which a shell completes verbs, flags and files.
 
-The script is made once, by shtab from the parsers themselves, and knows all that they know: pressing
-Tab starts no Python. It is made again after an upgrade.
+The script is made once, by shtab from the parsers themselves, and knows all that they know, so that
+pressing Tab starts no Python. It is made again after an upgrade.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from twinserve.cli.exit_codes import OK
 
 SHELLS = ("bash", "zsh", "fish")
 DESCRIPTION = (
-    "Print a script that completes verbs, flags, choices and files in your shell. Save it once, and "
-    "again after an upgrade; a new shell reads it."
+    "Print a script that completes verbs, flags, choices and files in your shell. Save it once, "
+    "and again after an upgrade; a new shell reads it."
 )
 EXAMPLES = """
   mkdir -p ~/.local/share/bash-completion/completions

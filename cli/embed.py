@@ -17,8 +17,8 @@ from twinserve.errors import ConfigError, FailedPrecondition, TwinserveError
 from twinserve.messages import ENCODINGS, Embeddings, Vector
 
 DESCRIPTION = (
-    "Turn pictures (or texts) into vectors. A folder stands for all pictures below it, a pattern in "
-    "quotes for the files named like it, and - for a list on standard input."
+    "Turn pictures (or texts) into vectors. A folder stands for all pictures below it, a pattern "
+    "in quotes for the files named like it, and - for a list on standard input."
 )
 # Batches from which on they go over one stream, several at a time.
 _MANY = 4

@@ -282,5 +282,5 @@ def exit_code(answers: Sequence[object]) -> int:
 
 
 def _place(error: TwinserveError) -> int | None:
-    found = re.match(r"(?:inputs|items|probes)\[(\d+)\]", error.field)
+    found = re.match(r"(?:inputs|items|pairs|probes)\[(\d+)\]", error.field)
     return int(found[1]) if found else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 from twinserve.cli.exit_codes import FAULT
 from twinserve.cli.terminal import warn
@@ -16,7 +16,20 @@ _UNKNOWN = "unrecognized arguments: "
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose subparsers are of its kind, too."""
+    """A parser whose subparsers are of its kind, too; no flag can be abbreviated."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse arguments of which inputs may stand before, between and behind the flags.
+
+        argparse's own way ends a list of inputs at the first flag, so that `enroll people --text
+        "card lost"` would have no input.
+        """
+        if self._subparsers is not None:
+            return self.parse_args(argv)
+        return self.parse_intermixed_args(argv)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is; argparse would print the whole usage before it."""
