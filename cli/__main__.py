@@ -11,7 +11,9 @@ import argparse
 import importlib
 import keyword
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -110,7 +112,10 @@ def whole_parser() -> Parser:
 def _presentation(name: str) -> dict[str, Any]:
     verb = _verb(name)
     return {
-        "description": verb.DESCRIPTION,
+        # argparse wraps either all or nothing, and examples stay as they are.
+        "description": textwrap.fill(
+            verb.DESCRIPTION, min(shutil.get_terminal_size().columns, 100)
+        ),
         "epilog": f"examples:\n{verb.EXAMPLES.strip(chr(10))}\n\n"
         f"exit codes:\n  {getattr(verb, 'EXIT_CODES', _EXIT_CODES)}",
         "formatter_class": argparse.RawDescriptionHelpFormatter,

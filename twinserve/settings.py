@@ -122,6 +122,8 @@ def parse(
                 )
             value = _default(action)
         setattr(arguments, action.dest, value)
+        if action.nargs == 0 and action.const is not None:
+            value = value == action.const  # whether the switch is on, also of a --no-…
         settings.append(Setting(name, value, origin, _is_secret(name, action)))
     arguments.settings = tuple(settings)
     arguments.settings_warnings = tuple(warnings)
@@ -208,8 +210,12 @@ def _read_environment(
             if _is_list(action):
                 value = [part.strip() for part in text.split(",") if part.strip()]
             yield variables[key], (_value(action, value, key), f"environment {key}")
-        elif key not in OTHERS and (meant := nearest(key, variables, _ALIKE)):
-            warnings.append(f"{key} is no setting and is ignored; did you mean {meant}?")
+        elif key not in OTHERS and not _KUBERNETES.fullmatch(text):
+            meant = nearest(key.removeprefix(PREFIX), [name.upper() for name in known], _ALIKE)
+            if meant is not None:
+                warnings.append(
+                    f"{key} is no setting and is ignored; did you mean {PREFIX}{meant}?"
+                )
 
 
 def _value(action: argparse.Action, value: Any, place: str) -> Any:
