@@ -102,7 +102,7 @@ def whole_parser() -> Parser:
     verbs = parser.add_subparsers(metavar="VERB")
     for name, text in VERBS.items():
         try:
-            inner = verbs.add_parser(name, help=text, **_presentation(name))
+            inner = verbs.add_parser(name, help=text, description=text)
             _verb(name).add_arguments(inner)
         except ModuleNotFoundError:
             continue  # this installation cannot do it: twinserve[client] has no server
