@@ -18,13 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser, *, json: bool = True) -> None
     group = parser.add_argument_group("server")
     group.add_argument(
         "--target",
-        default=os.environ.get("TWINSERVE_TARGET", DEFAULT_TARGET),
+        default=os.environ.get("TWINSERVE_TARGET") or DEFAULT_TARGET,
         metavar="HOST:PORT",
         help="the server's gRPC address (%(default)s)",
     )
     group.add_argument(
         "--api-key",
-        default=os.environ.get("TWINSERVE_API_KEY"),
+        default=os.environ.get("TWINSERVE_API_KEY") or None,
         metavar="KEY",
         help="better given as TWINSERVE_API_KEY: other users can read a command's arguments",
     )
@@ -52,6 +52,8 @@ def connect(arguments: argparse.Namespace) -> Client:
     """
     if not arguments.timeout > 0:
         raise ConfigError(f"--timeout is {arguments.timeout}; give a number of seconds above 0")
+    if not arguments.target.strip():
+        raise ConfigError("--target is empty; give HOST:PORT, or leave it out")
     return Client(
         arguments.target,
         api_key=arguments.api_key,

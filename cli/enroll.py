@@ -20,17 +20,19 @@ from twinserve.cli import connection, inputs, metadata
 from twinserve.cli.exit_codes import FAULT, NO, OK
 from twinserve.cli.output import complain, plain, print_json
 from twinserve.cli.progress import Progress
+from twinserve.cli.terminal import warn
 from twinserve.errors import AlreadyExists, DataError, TwinserveError
 from twinserve.messages import EnrollItem
 
 DESCRIPTION = (
-    "Put pictures (or texts) into a gallery. Of a folder, each subfolder is a subject. Each item "
+    "Put pictures (or texts) into a gallery. Of a folder or a pattern in quotes, each subfolder "
+    "is a subject; a file that is named by itself is of --subject, or a subject of its own. Each item "
     "counts as enrolled once the server has it on disk."
 )
 EXAMPLES = """
   twinserve enroll people photos/ --create           # photos/alice/1.jpg is of alice
   twinserve enroll people new.jpg --subject alice
-  twinserve enroll people 'photos/alice/*.jpg' --subject alice
+  twinserve enroll people 'photos/*/2026-*.jpg'      # of each subfolder, as above
   find photos/alice -name '*.jpg' -print0 | twinserve enroll people -0 - --subject alice
   twinserve enroll people --csv people.csv           # columns: path or text, subject, id; others
                                                      # are kept as metadata, of the declared types
@@ -64,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         inputs.check_prompt(arguments)
     items = list(_items(arguments))
     if not items:
+        inputs.check_order(arguments)
         raise DataError("nothing to enrol; name a folder, pictures, or a --csv file")
     _refuse_repeated_ids(items)
     changes: Counter[str] = Counter()
@@ -112,30 +115,46 @@ def run(arguments: argparse.Namespace) -> int:
         if failed:
             counts.append(f"{len(failed)} failed")
         print(f"{arguments.gallery}: {', '.join(counts)}")
+        without = {item.id for item in items if not item.subject}
+        if without.intersection(replaced):
+            warn(
+                "items that were replaced without a subject are subjects of their own now; "
+                "`twinserve gallery move` gives them back to whom they were of"
+            )
     return OK if not failed else NO if changes else FAULT
 
 
 def _items(arguments: argparse.Namespace) -> Iterator[EnrollItem]:
     if arguments.csv is not None:
         yield from _rows(arguments.csv, arguments.subject)
+    subject = arguments.subject or ""
     for argument in arguments.inputs:
         path = Path(argument)
-        if argument != "-" and not arguments.text and path.is_dir():
-            for picture in inputs.pictures_below(path):
-                relative = picture.relative_to(path)
-                folder = relative.parent.as_posix()
-                yield EnrollItem(
-                    picture,
-                    id=item_id(relative.as_posix()),
-                    subject=arguments.subject or ("" if folder == "." else folder),
-                )
+        if arguments.text or argument == "-":
+            named = inputs.several([argument], text=arguments.text, null=arguments.null)
+        elif path.is_dir():
+            yield from _below(path, inputs.pictures_below(path), subject)
             continue
-        subject = arguments.subject or ""
-        for one in inputs.several([argument], text=arguments.text, null=arguments.null):
-            if isinstance(one, str):
-                yield EnrollItem(one, id=_digest(one), subject=subject)
-            else:
-                yield EnrollItem(one, id=item_id(_with_folder(one)), subject=subject)
+        elif inputs.is_pattern(argument):
+            yield from _below(inputs.fixed_part(argument), inputs.pictures(argument), subject)
+            continue
+        else:
+            named = [inputs.one(argument, text=False)]
+        for one in named:
+            id = _digest(one) if isinstance(one, str) else item_id(_with_folder(one))
+            yield EnrollItem(one, id=id, subject=subject)
+
+
+def _below(folder: Path, pictures: Sequence[Path], subject: str) -> Iterator[EnrollItem]:
+    """Yield pictures below a folder; their subfolder is their subject, unless one was given."""
+    for picture in pictures:
+        relative = picture.relative_to(folder)
+        own = relative.parent.as_posix()
+        yield EnrollItem(
+            picture,
+            id=item_id(relative.as_posix()),
+            subject=subject or ("" if own == "." else own),
+        )
 
 
 def _with_folder(picture: Path) -> str:

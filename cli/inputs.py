@@ -121,6 +121,8 @@ def one(argument: str, *, text: bool) -> Path | str:
     path = Path(argument)
     if path.is_dir():
         raise DataError(f"{path} is a folder; name one picture, or give --text for a text")
+    if path.suffix.lower() == ".csv":
+        raise DataError(f"{path} is a table and no picture; give --csv {path}")
     if not path.exists():
         raise DataError(f"{path} does not exist; name a picture, or give --text for a text")
     return path
@@ -161,11 +163,23 @@ def gathered(arguments: argparse.Namespace, named: Sequence[str]) -> list[Path |
     if arguments.csv is not None:
         found += column_of(arguments.csv, arguments.column, text=arguments.text)
     if not found:
+        check_order(arguments)
         raise ConfigError(
             "there is no input; name a picture, a folder, a pattern in quotes, --text with texts, "
             "--csv, or - for a list on standard input"
         )
     return found
+
+
+def check_order(arguments: argparse.Namespace) -> None:
+    """Refuse a file where the gallery is due, of a verb that was given nothing else.
+
+    Raises:
+        ConfigError: as said.
+    """
+    gallery = getattr(arguments, "gallery", "")
+    if gallery and Path(gallery).exists():
+        raise ConfigError(f"{gallery} stands where the gallery is due; name the gallery before it")
 
 
 def pictures(argument: str) -> list[Path]:
@@ -177,13 +191,28 @@ def pictures(argument: str) -> list[Path]:
     path = Path(argument)
     if path.is_dir():
         return pictures_below(path)
-    if not path.exists() and glob.has_magic(argument):
+    if is_pattern(argument):
         found = sorted(Path(name) for name in glob.iglob(argument, recursive=True))
         files = [one for one in found if one.is_file()]
         if not files:
             raise DataError(f"no file is named like {argument}")
         return files
     return [Path(one(argument, text=False))]
+
+
+def is_pattern(argument: str) -> bool:
+    """Say whether an argument is a pattern, and not the odd name of a file that there is."""
+    return glob.has_magic(argument) and not Path(argument).exists()
+
+
+def fixed_part(pattern: str) -> Path:
+    """Return the folder in which all files lie that a pattern can name."""
+    fixed = []
+    for part in Path(pattern).parent.parts:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return Path(*fixed)
 
 
 def column_of(table: Path, column: str | None, *, text: bool) -> list[Path | str]:

@@ -12,6 +12,7 @@ from twinserve.cli.terminal import warn
 from twinserve.suggestions import did_you_mean
 
 _CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
+_NO_ACTION = "the following arguments are required: ACTION"
 _UNKNOWN = "unrecognized arguments: "
 
 
@@ -36,6 +37,9 @@ class Parser(argparse.ArgumentParser):
         choice = _CHOICE.search(message)
         if choice is not None:
             message += did_you_mean(choice[1], [word.strip("' ") for word in choice[2].split(",")])
+        elif message == _NO_ACTION and self._subparsers is not None:
+            actions = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+            message = f"an action is needed, one of {', '.join(actions[0].choices)}"
         elif message.startswith(_UNKNOWN):
             words = message.removeprefix(_UNKNOWN).split()
             flag = next((word for word in words if word.startswith("-")), None)

@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parse the flags, and take from environment and file what they leave open."""
+    if argv and argv[0].endswith(".onnx"):
+        raise ConfigError(f"twins are named by a flag: twinserve serve --model {argv[0]} …")
     return settings.parse(parser, argv)
 
 

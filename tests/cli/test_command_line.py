@@ -757,8 +757,10 @@ class TestEnroll:
             return response
 
         fake.on("EnrollStream", replace)
-        _, out, _ = run("enroll", "people", pictures)
+        _, out, err = run("enroll", "people", pictures)
         assert out == "people: 4 replaced (alice:1.png, alice:2.JPG, bob:1.png, …)\n"
+        assert "subjects of their own now" in err, "stray.png has no subject"
+        assert run("enroll", "people", pictures / "bob/1.png", "--subject", "bob")[2] == ""
         _, out, _ = run("enroll", "people", pictures / "bob", "--json")
         assert json.loads(out)["replaced_ids"] == ["1.png"]
 

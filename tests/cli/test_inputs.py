@@ -134,12 +134,25 @@ def test_enroll_takes_patterns_and_lists(
     run("enroll", "people", f"{pictures}/*/*.png", "--subject", "x")
     typed(monkeypatch, f"{pictures}/bob/1.png\0")
     run("enroll", "people", "-0", "-", "--subject", "y")
+    run("enroll", "people", f"{pictures}/*/1.png")
     asked = [one for request in fake.asked("EnrollStream") for one in request.items]
     assert [(one.item.id, one.item.subject) for one in asked] == [
         ("alice:1.png", "x"),
         ("bob:1.png", "x"),
         ("bob:1.png", "y"),
+        ("alice:1.png", "alice"),
+        ("bob:1.png", "bob"),
     ]
+
+
+def test_a_forgotten_gallery_or_flag_is_told(run: Run, pictures: Path, tmp_path: Path) -> None:
+    for verb in ("search", "enroll"):
+        code, _, err = run(verb, pictures / "stray.png")
+        assert code == 2
+        assert "stands where the gallery is due" in err
+    (tmp_path / "list.csv").write_text("path\n")
+    assert "give --csv" in run("embed", tmp_path / "list.csv")[2]
+    assert "an action is needed, one of create, list" in run("gallery")[2]
 
 
 def test_a_table_of_pairs_is_compared(run: Run, fake: FakeServer, tmp_path: Path) -> None:
