@@ -128,7 +128,7 @@ def _dispatch(argv: list[str]) -> int:
         return _without_verb(argv)
     verb, parser = _verb(name), parser_of(name)
     parse = getattr(verb, "parse", None)  # of a verb that reads more than its arguments
-    return verb.run(parse(parser, argv[1:]) if parse else parser.parse(argv[1:]))
+    return verb.run(parse(parser, argv[1:]) if parse else parser.parse_args(argv[1:]))
 
 
 def _verb(name: str) -> Verb:

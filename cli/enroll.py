@@ -26,8 +26,8 @@ from twinserve.messages import EnrollItem
 
 DESCRIPTION = (
     "Put pictures (or texts) into a gallery. Of a folder or a pattern in quotes, each subfolder "
-    "is a subject; a file that is named by itself is of --subject, or a subject of its own. Each item "
-    "counts as enrolled once the server has it on disk."
+    "is a subject; a file that is named by itself is of --subject, or a subject of its own. Each "
+    "item counts as enrolled once the server has it on disk."
 )
 EXAMPLES = """
   twinserve enroll people photos/ --create           # photos/alice/1.jpg is of alice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from twinserve.cli.exit_codes import FAULT
@@ -21,16 +21,22 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})
+        self._intermixing = False
 
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments of which inputs may stand before, between and behind the flags.
 
         argparse's own way ends a list of inputs at the first flag, so that `enroll people --text
-        "card lost"` would have no input.
+        "card lost"` would have no input. Its way of intermixing calls this method again, twice, and
+        does not know `--`, behind which everything is an input.
         """
-        if self._subparsers is not None:
-            return self.parse_args(argv)
-        return self.parse_intermixed_args(argv)
+        if self._intermixing or self._subparsers is not None or "--" in (args or ()):
+            return super().parse_known_args(args, namespace)
+        self._intermixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixing = False
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is; argparse would print the whole usage before it."""

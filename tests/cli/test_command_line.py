@@ -100,7 +100,7 @@ class TestHelp:
             if parse is not None and "--config" not in words:
                 parse(parser, words)
             elif parse is None:
-                parser.parse(words)
+                parser.parse_args(words)
 
     @pytest.mark.parametrize("verb", command_line.VERBS)
     def test_every_verb_that_prints_results_prints_json_too(self, verb: str) -> None:
@@ -140,6 +140,24 @@ class TestHelp:
         assert f"; did you mean {meant}?" in err
         assert err.count("\n") == 1
         assert "--help" in err
+
+    @pytest.mark.parametrize(
+        ("words", "name", "value"),
+        [
+            (("embed", "--model", "m", "a", "b"), "inputs", ["a", "b"]),
+            (("embed", "a", "--json", "b"), "inputs", ["a", "b"]),
+            (("enroll", "people", "--text", "card lost"), "inputs", ["card lost"]),
+            (("search", "people", "--json", "a", "--top-k", "2", "b"), "probes", ["a", "b"]),
+            (("gallery", "remove", "people", "--json", "a1", "a2"), "ids", ["a1", "a2"]),
+            (("compare", "a", "--json", "b"), "second", "b"),
+            (("embed", "--json", "--", "-a.png"), "inputs", ["-a.png"]),
+        ],
+    )
+    def test_inputs_may_stand_on_both_sides_of_flags(
+        self, words: tuple[str, ...], name: str, value: object
+    ) -> None:
+        parsed = command_line.parser_of(words[0]).parse_args(words[1:])
+        assert getattr(parsed, name) == value
 
     def test_what_is_like_nothing_gets_no_guess(self, run: Run) -> None:
         assert "did you mean" not in run("xyzzy")[2]
