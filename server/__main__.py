@@ -295,6 +295,8 @@ def main(arguments: list[str] | None = None) -> int:
     settings.add_arguments(parser)
     try:
         parsed = settings.parse(parser, arguments)
+        for warning in parsed.settings_warnings:
+            print(f"twinserve: {warning}", file=sys.stderr)
         config = configs.from_arguments(parsed)
     except ConfigError as error:
         print(f"twinserve: {error}", file=sys.stderr)
