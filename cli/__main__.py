@@ -149,6 +149,8 @@ def _without_verb(argv: list[str]) -> int:
             from twinserve.cli import version
 
             version.show(as_json=bool(flags))
+        case ["help", word, *_]:
+            return _without_verb([word])
         case [word, *_] if word.startswith("-"):
             hint = did_you_mean(word, ("--help", "--version"))
             warn(f"{word} is not known without a verb{hint} (see twinserve --help)")

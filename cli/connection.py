@@ -48,12 +48,16 @@ def connect(arguments: argparse.Namespace) -> Client:
     """Return a client of the server that was named.
 
     Raises:
-        ConfigError: a timeout of nothing.
+        ConfigError: a timeout of nothing, or a target without a port.
     """
     if not arguments.timeout > 0:
         raise ConfigError(f"--timeout is {arguments.timeout}; give a number of seconds above 0")
-    if not arguments.target.strip():
-        raise ConfigError("--target is empty; give HOST:PORT, or leave it out")
+    if ":" not in arguments.target:
+        # gRPC would take 443, where a server of ours hardly is.
+        raise ConfigError(
+            f"--target is {arguments.target!r}, without a port; give HOST:PORT, such as "
+            f"{DEFAULT_TARGET}"
+        )
     return Client(
         arguments.target,
         api_key=arguments.api_key,

@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from twinserve.cli import connection, inputs, metadata
@@ -21,7 +22,7 @@ from twinserve.cli.exit_codes import FAULT, NO, OK
 from twinserve.cli.output import complain, plain, print_json
 from twinserve.cli.progress import Progress
 from twinserve.cli.terminal import warn
-from twinserve.errors import AlreadyExists, DataError, TwinserveError
+from twinserve.errors import AlreadyExists, DataError, GalleryNotFound, TwinserveError
 from twinserve.messages import EnrollItem
 
 DESCRIPTION = (
@@ -60,6 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     connection.add_arguments(parser)
 
 
+@dataclass
+class _Tally:
+    """What came of the items."""
+
+    changes: Counter[str] = field(default_factory=Counter)  # created, replaced, unchanged
+    replaced: list[str] = field(default_factory=list)  # ids
+    failed: list[tuple[str, TwinserveError]] = field(default_factory=list)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Enrol all items, batch by batch."""
     if arguments.csv is None:
@@ -69,9 +79,28 @@ def run(arguments: argparse.Namespace) -> int:
         inputs.check_order(arguments)
         raise DataError("nothing to enrol; name a folder, pictures, or a --csv file")
     _refuse_repeated_ids(items)
-    changes: Counter[str] = Counter()
-    replaced: list[str] = []
-    failed: list[tuple[str, TwinserveError]] = []
+    try:
+        tally = _enroll(arguments, items)
+    except GalleryNotFound as error:
+        raise GalleryNotFound(f"{error.message}; --create makes it at once") from error
+    if arguments.json:
+        print_json(
+            {
+                "gallery": arguments.gallery,
+                **{
+                    change: tally.changes[change] for change in ("created", "replaced", "unchanged")
+                },
+                "replaced_ids": tally.replaced,
+                "failed": [{"item": name, **plain(error)} for name, error in tally.failed],
+            }
+        )
+    else:
+        _print(arguments.gallery, items, tally)
+    return OK if not tally.failed else NO if tally.changes else FAULT
+
+
+def _enroll(arguments: argparse.Namespace, items: list[EnrollItem]) -> _Tally:
+    tally = _Tally()
     with connection.connect(arguments) as client, Progress(len(items), "items") as progress:
         if arguments.create:
             try:
@@ -90,38 +119,30 @@ def run(arguments: argparse.Namespace) -> int:
         for batch, answers in zip(inputs.batches(items, arguments.batch), replies, strict=True):
             for item, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, TwinserveError):
-                    failed.append((item.id or item.subject, answer))
-                else:
-                    changes[answer.change] += 1
-                    if answer.change == "replaced":
-                        replaced.append(item.id)
+                    tally.failed.append((item.id or item.subject, answer))
+                    continue
+                tally.changes[answer.change] += 1
+                if answer.change == "replaced":
+                    tally.replaced.append(item.id)
             progress.advance(len(batch))
-    if arguments.json:
-        print_json(
-            {
-                "gallery": arguments.gallery,
-                **{change: changes[change] for change in ("created", "replaced", "unchanged")},
-                "replaced_ids": replaced,
-                "failed": [{"item": name, **plain(error)} for name, error in failed],
-            }
+    return tally
+
+
+def _print(gallery: str, items: Sequence[EnrollItem], tally: _Tally) -> None:
+    for name, error in tally.failed:
+        complain(name, error)
+    counts = [
+        f"{count} {change}{_named(tally.replaced) if change == 'replaced' else ''}"
+        for change, count in sorted(tally.changes.items())
+    ]
+    if tally.failed:
+        counts.append(f"{len(tally.failed)} failed")
+    print(f"{gallery}: {', '.join(counts)}")
+    if {item.id for item in items if not item.subject}.intersection(tally.replaced):
+        warn(
+            "items that were replaced without a subject are subjects of their own now; "
+            "`twinserve gallery move` gives them back to whom they were of"
         )
-    else:
-        for name, error in failed:
-            complain(name, error)
-        counts = [
-            f"{count} {change}{_named(replaced) if change == 'replaced' else ''}"
-            for change, count in sorted(changes.items())
-        ]
-        if failed:
-            counts.append(f"{len(failed)} failed")
-        print(f"{arguments.gallery}: {', '.join(counts)}")
-        without = {item.id for item in items if not item.subject}
-        if without.intersection(replaced):
-            warn(
-                "items that were replaced without a subject are subjects of their own now; "
-                "`twinserve gallery move` gives them back to whom they were of"
-            )
-    return OK if not failed else NO if changes else FAULT
 
 
 def _items(arguments: argparse.Namespace) -> Iterator[EnrollItem]:

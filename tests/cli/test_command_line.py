@@ -159,6 +159,11 @@ class TestHelp:
         parsed = command_line.parser_of(words[0]).parse_args(words[1:])
         assert getattr(parsed, name) == value
 
+    def test_help_may_be_asked_for_as_a_verb(self, run: Run) -> None:
+        assert run("help") == run("--help")
+        assert run("help", "verify") == run("verify", "--help")
+        assert "did you mean verify?" in run("help", "verfy")[2]
+
     def test_what_is_like_nothing_gets_no_guess(self, run: Run) -> None:
         assert "did you mean" not in run("xyzzy")[2]
         assert "did you mean" not in run("embed", "a", "--qqqqqq")[2]
@@ -290,6 +295,11 @@ class TestErrors:
         code, _, err = run("compare", "a", "b", "--far", "0.1", "--threshold", "0.2")
         assert code == 2
         assert "not allowed with" in err
+
+    def test_a_target_without_a_port_is_refused(self, run: Run) -> None:
+        code, _, err = run("health", "--target", "localhost")
+        assert code == 2
+        assert "give HOST:PORT, such as 127.0.0.1:50051" in err
 
     def test_a_timeout_of_nothing_is_refused(self, run: Run) -> None:
         code, _, err = run("health", "--timeout", "0")
@@ -740,7 +750,8 @@ class TestEnroll:
         missing = status(grpc.StatusCode.NOT_FOUND, "no gallery", reason="GALLERY_NOT_FOUND")
         fake.on("EnrollStream", missing)
         code, out, err = run("enroll", "people", pictures, "--batch", "1")
-        assert (code, out, err) == (2, "", "twinserve: no gallery\n")
+        assert (code, out) == (2, "")
+        assert err == "twinserve: no gallery; --create makes it at once\n"
         assert len(fake.asked("EnrollStream")) == 1, "the stream has ended"
 
     def test_files_of_one_name_from_two_folders_are_two_items(
