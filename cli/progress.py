@@ -30,6 +30,7 @@ class _Line:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        self._start = time.monotonic()
         if self._stream.isatty() and os.environ.get("TERM") != "dumb":
             self._thread = threading.Thread(target=self._redraw, name="progress", daemon=True)
             self._thread.start()

@@ -55,6 +55,10 @@ def test_the_environment_stands_in_for_flags_that_are_needed(
     assert "(--grpc-port is from environment TWINSERVE_GRPC_PORT)" in err
 
 
+def test_a_twin_that_is_named_without_its_flag_is_answered_with_it(run: Run) -> None:
+    assert "twinserve serve --model twin.onnx" in run("serve", "twin.onnx")[2]
+
+
 def test_the_documented_table_is_the_parsers(root: Path, tool: Callable[[str], ModuleType]) -> None:
     script = tool("settings_table")
     documented = (root / "docs" / "settings.md").read_text(encoding="utf-8")
