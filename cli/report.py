@@ -31,9 +31,12 @@ EXAMPLES = """
 """
 EXIT_CODES = "0 done; 2 wrong usage, or an error"
 
-# Settings in which the folds and seeds of one training differ, and those that only say where and
-# for how long it ran.
-_OF_ONE = ("fold", "seed", "out", "max_seconds", "save_seconds", "tensorboard")
+# Settings in which the folds and seeds of one training differ (folds may be files or named groups),
+# and those that only say where and for how long it ran.
+_SPLITS = ("data", "items", "labels", "split_column", "fold", "seed")
+_GROUPS = ("train_groups", "calibrate_groups", "report_groups")
+_PLACES = ("out", "device", "mini_batch", "max_seconds", "save_seconds", "tensorboard")
+_OF_ONE = frozenset((*_SPLITS, *_GROUPS, *_PLACES))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

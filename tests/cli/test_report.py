@@ -99,6 +99,8 @@ def test_runs_of_different_trainings_have_no_mean(
     assert summary["settings_that_differ"] == ["dimension"]
     eer = next(row for row in summary["figures"] if row["figure"] == "EER")
     assert (eer["mean"], eer["pooled"], len(eer["values"])) == (None, None, 2)
+    (other / "config.toml").write_text(settings.replace("set.npz", "second.npz"))
+    assert "MEAN" in report(capsys, folds[0], other)[1], "folds may be files"
 
 
 @pytest.mark.parametrize("again", [True, False])
