@@ -26,16 +26,14 @@ COPY pyproject.toml tools/server_requirements.py ./
 RUN python3.12 server_requirements.py "$RUNTIME" > requirements.txt
 # hnswlib is compiled: for x86 processors with AVX2 (of Intel since 2013, of AMD since 2015).
 RUN if [ "$(uname -m)" = x86_64 ]; then export CXXFLAGS="-mavx2 -mfma"; fi; PIP_BUILD_CONSTRAINT=constraints.txt python3.12 -m pip wheel --wheel-dir /wheels --constraint constraints.txt --requirement requirements.txt
-COPY README.md LICENSE CHANGELOG.md hatch_build.py ./
+COPY README.md LICENSE CHANGELOG.md ./
 COPY protos ./protos
 COPY twinserve ./twinserve
 COPY server ./server
 COPY cli ./cli
 COPY train ./train
 COPY export ./export
-# git rev-parse --short=12 HEAD, for `twinserve --version`: there is no clone in here.
-ARG COMMIT=
-RUN TWINSERVE_BUILD_COMMIT="$COMMIT" PIP_BUILD_CONSTRAINT=constraints.txt python3.12 -m pip wheel --no-deps --wheel-dir /wheels .
+RUN PIP_BUILD_CONSTRAINT=constraints.txt python3.12 -m pip wheel --no-deps --wheel-dir /wheels .
 
 FROM ${BASE_IMAGE} AS server
 ARG RUNTIME=cpu

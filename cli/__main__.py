@@ -46,6 +46,7 @@ VERBS = {
     "completion": "print a script that completes verbs, flags and files in your shell",
 }
 
+# A verb that is in none of these comes last.
 _GROUPS = {
     "make a twin": ("demo", "data", "train", "report", "export", "calibrate", "import", "inspect"),
     "serve it": ("serve", "doctor", "health"),
@@ -164,9 +165,11 @@ def _without_verb(argv: list[str]) -> int:
 def _overview() -> str:
     width = max(map(len, VERBS))
     lines = ["twinserve: are these two alike, and who is this closest to?", ""]
+    grouped = {verb for verbs in _GROUPS.values() for verb in verbs}
     for group, verbs in _GROUPS.items():
         lines.append(painted(group, "bold"))
         lines += [f"  {verb:<{width}}  {VERBS[verb]}" for verb in verbs]
+    lines += [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items() if verb not in grouped]
     lines += [
         "",
         "new here?  twinserve demo                trains, serves and searches in a few minutes",

@@ -36,7 +36,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     """Parse the flags, and take from environment and file what they leave open."""
     if argv and argv[0].endswith(".onnx"):
         raise ConfigError(f"twins are named by a flag: twinserve serve --model {argv[0]} …")
-    return settings.parse(parser, argv)
+    from twinserve.server import config
+
+    return settings.parse(parser, argv, needed=config.NEEDED)
 
 
 def run(arguments: argparse.Namespace) -> int:

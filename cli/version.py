@@ -88,7 +88,7 @@ def _commit() -> str | None:
     """Return the commit of a built package, or that of the clone which this code lies in."""
     here = Path(__file__).resolve()
     try:
-        from twinserve import _build  # type: ignore[attr-defined]  # written by hatch_build.py
+        from twinserve import _build  # type: ignore[attr-defined]  # written by the build
 
         return str(_build.COMMIT)
     except ImportError:
@@ -96,7 +96,7 @@ def _commit() -> str | None:
     root = here.parents[1]
     if not (root / ".git").exists():
         return None
-    asked = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    asked = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

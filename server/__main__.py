@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     configs.add_arguments(parser)
     settings.add_arguments(parser)
     try:
-        parsed = settings.parse(parser, arguments)
+        parsed = settings.parse(parser, arguments, needed=configs.NEEDED)
         for warning in parsed.settings_warnings:
             print(f"twinserve: {warning}", file=sys.stderr)
         config = configs.from_arguments(parsed)

@@ -15,7 +15,7 @@ from twinserve.errors import ConfigError
 def parser() -> argparse.ArgumentParser:
     """A parser with an option of each kind."""
     made = argparse.ArgumentParser(prog="program")
-    made.add_argument("--model", action="append", required=True)
+    made.add_argument("--model", action="append")
     made.add_argument("--grpc-port", type=int, default=50051)
     made.add_argument("--ageing", type=float, default=1.0)
     made.add_argument("--data-dir", type=Path)
@@ -33,7 +33,7 @@ def parse(
     *argv: str, environment: Mapping[str, str] | None = None, file: Path | None = None
 ) -> argparse.Namespace:
     flags = [] if file is None else ["--config", str(file)]
-    return settings.parse(parser(), [*flags, *argv], environment or {})
+    return settings.parse(parser(), [*flags, *argv], environment or {}, needed=["model"])
 
 
 @pytest.fixture
@@ -131,7 +131,17 @@ def test_what_is_needed_may_come_from_anywhere_and_is_asked_for_by_all_its_names
 
 
 def test_only_variables_that_look_like_a_setting_are_warned_about() -> None:
-    names = ("GRPC_PROT", "TARGET", "API_KEY", "LOG", "DEBUG", "SERVICE_HOST", "MINILM", "PORT")
+    names = (
+        "GRPC_PROT",
+        "TARGET",
+        "API_KEY",
+        "LOG",
+        "DEBUG",
+        "SERVICE_HOST",
+        "MINILM",
+        "PORT",
+        "CLIENT_TLS_KEY",
+    )
     environment = {f"TWINSERVE_{name}": "x" for name in names} | {"OTHER_GRPC_PROT": "x"}
     del environment["TWINSERVE_API_KEY"]  # a setting of this parser
     assert parse("--model", "a", environment=environment).settings_warnings == (

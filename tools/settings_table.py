@@ -27,7 +27,12 @@ def table() -> str:
         flag = f"--{name.replace('_', '-')}"
         value = "" if action.nargs == 0 else f" {action.metavar or 'VALUE'}"
         what = (action.help or "").removesuffix(" (%(default)s)")  # has a column of its own
-        cells = (f"`{flag}{value}`", f"`{settings.variable(name)}`", f"`{name}`", _default(action))
+        cells = (
+            f"`{flag}{value}`",
+            f"`{settings.variable(name)}`",
+            f"`{name}`",
+            _default(name, action),
+        )
         rows.append(f"| {' | '.join(_cell(one) for one in (*cells, what))} |")
     return "\n".join(rows)
 
@@ -37,8 +42,8 @@ def written(page: str) -> str:
     return _TABLE.sub(lambda found: f"{found[1]}{table()}\n{found[2]}", page)
 
 
-def _default(action: argparse.Action) -> str:
-    if action.required:
+def _default(name: str, action: argparse.Action) -> str:
+    if name in config.NEEDED:
         return "needed"
     if action.default in (None, "", []):
         return "none"

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from twinserve.errors import ConfigError
 from twinserve.suggestions import did_you_mean, nearest
 
 PREFIX = "TWINSERVE_"
-# Variables of ours that are no settings of a server.
+# Variables of ours that are no settings of a server, and those of its clients.
+_CLIENTS = f"{PREFIX}CLIENT_"
 OTHERS = frozenset(f"{PREFIX}{name}" for name in ("API_KEY", "CONFIG", "DEBUG", "LOG", "TARGET"))
 
 _APART = ("help", "config", "print_config")
@@ -92,11 +93,20 @@ def parse(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
     environment: Mapping[str, str] = os.environ,
+    *,
+    needed: Collection[str] = (),
 ) -> argparse.Namespace:
     """Return the parsed arguments, with what the flags leave open from environment and file.
 
     The namespace has `settings` besides: a `Setting` of each, in the parser's order; and
     `settings_warnings`, sentences about variables that were ignored.
+
+    Args:
+        parser: whose options are settings; none of them is required, since another layer may have
+            what the command line has not.
+        argv: the command line; that of the process by default.
+        environment: variables by name.
+        needed: names of settings that must be given somewhere.
 
     Raises:
         ConfigError: a file that cannot be read, an unknown name in it, a value that cannot be, or
@@ -114,7 +124,7 @@ def parse(
         if value is _UNSET or value is None:
             value, origin = in_environment.get(name) or file.get(name) or (_UNSET, "default")
         if value is _UNSET:
-            if action.required:
+            if name in needed:
                 where = "" if path is None else f", and is not in {path}"
                 raise ConfigError(
                     f"{_flag(action)} is needed{where}; give the flag, {variable(name)}, or "
@@ -164,14 +174,7 @@ def _parse_flags(
     for action in known.values():
         # Lists are appended to, for which argparse wants None.
         setattr(unset, action.dest, None if _is_list(action) else _UNSET)
-    needed = [action for action in known.values() if action.required]
-    for action in needed:
-        action.required = False  # the other layers may have it
-    try:
-        return parser.parse_args(argv, unset)
-    finally:
-        for action in needed:
-            action.required = True
+    return parser.parse_args(argv, unset)
 
 
 def _read_file(path: Path, known: Mapping[str, argparse.Action]) -> dict[str, tuple[Any, str]]:
@@ -210,7 +213,7 @@ def _read_environment(
             if _is_list(action):
                 value = [part.strip() for part in text.split(",") if part.strip()]
             yield variables[key], (_value(action, value, key), f"environment {key}")
-        elif key not in OTHERS and not _KUBERNETES.fullmatch(text):
+        elif not (key in OTHERS or key.startswith(_CLIENTS) or _KUBERNETES.fullmatch(text)):
             meant = nearest(key.removeprefix(PREFIX), [name.upper() for name in known], _ALIKE)
             if meant is not None:
                 warnings.append(

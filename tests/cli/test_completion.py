@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,29 @@ def test_every_shell_gets_a_script_that_it_can_read(shell: str, tmp_path: Path) 
     path = tmp_path / "twinserve"
     path.write_text(script)
     subprocess.run([shell, "-n", str(path)], check=True, timeout=20)
+
+
+def test_the_page_puts_the_scripts_where_shells_look(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs" / "command-line.md").read_text(encoding="utf-8")
+    block = page.partition("## Completion")[2].partition("```bash\n")[2].partition("```")[0]
+    for folder in (".config/fish/completions", "functions"):
+        (tmp_path / folder).mkdir(parents=True)
+    # The scripts are tried above; zsh counts from 1.
+    before = 'twinserve() { echo "$@"; }; fpath=("" ~/functions)\n'
+    subprocess.run(
+        ["bash", "-euc", before + block],
+        env={**os.environ, "HOME": str(tmp_path)},
+        cwd=root,
+        check=True,
+        timeout=60,
+    )
+    for shell, written in (
+        ("bash", ".local/share/bash-completion/completions/twinserve"),
+        ("zsh", "functions/_twinserve"),
+        ("fish", ".config/fish/completions/twinserve.fish"),
+    ):
+        assert (tmp_path / written).read_text() == f"completion {shell}\n"
 
 
 def test_a_part_that_is_not_installed_leaves_the_other_verbs(tmp_path: Path) -> None:

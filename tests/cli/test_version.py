@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,7 +50,11 @@ def test_a_clone_knows_its_commit_and_anything_else_says_that_it_does_not(
 ) -> None:
     root = Path(twinserve.__file__).parents[1]
     if (root / ".git").exists():
-        assert re.fullmatch(r"[0-9a-f]{12}", version.facts()["commit"])
+        assert re.fullmatch(r"[0-9a-f]{40}", version.facts()["commit"])
+        monkeypatch.setitem(sys.modules, "twinserve._build", SimpleNamespace(COMMIT="abc-dirty"))
+        monkeypatch.setattr(twinserve, "_build", sys.modules["twinserve._build"], raising=False)
+        assert version.facts()["commit"] == "abc-dirty", "a build's goes before the clone's"
+        monkeypatch.undo()
     monkeypatch.setattr(version, "__file__", str(tmp_path / "twinserve" / "cli" / "version.py"))
     assert version.facts()["commit"] is None
 

@@ -62,15 +62,6 @@ def test_every_form_of_data_is_checked_as_its_page_shows(root: Path, tmp_path: P
                 reading.run(block)
 
 
-@pytest.mark.parametrize("page", ["command-line.md", "settings.md"])
-def test_the_pages_on_the_command_line_run_as_they_show(
-    root: Path, tmp_path: Path, page: str
-) -> None:
-    with Reading(f"docs/{page}", tmp_path) as reading:
-        for block in blocks((root / "docs" / page).read_text()):
-            reading.run(block)
-
-
 def test_every_block_of_the_gallery_walkthrough_is_run_or_shown_as_output(root: Path) -> None:
     text = (root / "docs" / "gallery-walkthrough.md").read_text()
     found = blocks(text)
