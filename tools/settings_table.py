@@ -25,7 +25,11 @@ def table() -> str:
     rows.append("|---|---|---|---|---|")
     for name, action in settings.options(parser).items():
         flag = f"--{name.replace('_', '-')}"
-        value = "" if action.nargs == 0 else f" {action.metavar or 'VALUE'}"
+        value = (
+            ""
+            if action.nargs == 0
+            else f" {action.metavar or '|'.join(action.choices or ['VALUE'])}"
+        )
         what = (action.help or "").removesuffix(" (%(default)s)")  # has a column of its own
         cells = (
             f"`{flag}{value}`",
