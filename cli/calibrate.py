@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from twinserve.cli.exit_codes import OK
@@ -93,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             out=arguments.out,
             wishes=wishes,
             threads=arguments.threads,
-            stage=lambda stage: print(f"{stage} …", file=sys.stderr),
+            stage=lambda stage: progress.say(f"{stage} …"),
             advance=progress.reach,
         )
     if arguments.json:

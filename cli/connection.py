@@ -18,13 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser, *, json: bool = True) -> None
     group = parser.add_argument_group("server")
     group.add_argument(
         "--target",
-        default=os.environ.get("TWINSERVE_TARGET", DEFAULT_TARGET),
+        default=os.environ.get("TWINSERVE_TARGET") or DEFAULT_TARGET,
         metavar="HOST:PORT",
         help="the server's gRPC address (%(default)s)",
     )
     group.add_argument(
         "--api-key",
-        default=os.environ.get("TWINSERVE_API_KEY"),
+        default=os.environ.get("TWINSERVE_API_KEY") or None,
         metavar="KEY",
         help="better given as TWINSERVE_API_KEY: other users can read a command's arguments",
     )
@@ -48,10 +48,16 @@ def connect(arguments: argparse.Namespace) -> Client:
     """Return a client of the server that was named.
 
     Raises:
-        ConfigError: a timeout of nothing.
+        ConfigError: a timeout of nothing, or a target without a port.
     """
     if not arguments.timeout > 0:
         raise ConfigError(f"--timeout is {arguments.timeout}; give a number of seconds above 0")
+    if ":" not in arguments.target:
+        # gRPC would take 443, where a server of ours hardly is.
+        raise ConfigError(
+            f"--target is {arguments.target!r}, without a port; give HOST:PORT, such as "
+            f"{DEFAULT_TARGET}"
+        )
     return Client(
         arguments.target,
         api_key=arguments.api_key,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from twinserve.cli.exit_codes import NO, OK
 from twinserve.cli.output import print_fields, print_json
+from twinserve.cli.progress import Working
+from twinserve.cli.terminal import painted
 from twinserve.errors import DataError
 
 if TYPE_CHECKING:
@@ -52,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, and tell by the exit code whether a training may begin."""
     from twinserve.train.check import examine
 
-    checked = examine(_config(arguments))
+    config = _config(arguments)
+    with Working(f"reading {arguments.data}"):
+        checked = examine(config)
     if arguments.json:
         print_json(checked.to_dict())
     else:
@@ -81,7 +85,8 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
 def _show(checked: Checked) -> None:
     print_fields(list(_fields(checked.facts)))
     for finding in checked.findings:
-        print(f"\n{'STOPS' if finding.stops else 'note'}  {finding.message}")
+        word = painted("STOPS", "red") if finding.stops else "note"
+        print(f"\n{word}  {finding.message}")
         for item in finding.items[:_SHOWN_ITEMS]:
             print(f"       {item:.160}")
         if len(finding.items) > _SHOWN_ITEMS:

@@ -7,12 +7,15 @@ import argparse
 from twinserve.cli import inputs
 from twinserve.cli.exit_codes import NO, NOT_CALIBRATED, OK
 from twinserve.cli.output import print_fields
+from twinserve.cli.terminal import painted
 from twinserve.decision import Outcome
 from twinserve.messages import Comparison
 
 EXIT_CODES = "0 match; 1 no match; 3 not calibrated (distance only); 2 wrong usage or an error"
 
 _CODES = {Outcome.MATCH: OK, Outcome.NO_MATCH: NO, Outcome.NOT_CALIBRATED: NOT_CALIBRATED}
+
+COLOURS = {Outcome.MATCH: "green", Outcome.NO_MATCH: "red", Outcome.NOT_CALIBRATED: "yellow"}
 
 _NO_EVIDENCE = "no evidence for this rate: a larger --far may have some, or give a --threshold"
 
@@ -78,7 +81,7 @@ def print_comparison(
     if comparison.probability is not None:
         probability = f"{comparison.probability:.4f} (prior {0.5 if prior is None else prior:g})"
     ratio = comparison.log_likelihood_ratio
-    print(comparison.outcome.value.upper())
+    print(painted(comparison.outcome.value.upper(), COLOURS[comparison.outcome]))
     print_fields(
         [
             ("distance", comparison.distance),

@@ -15,15 +15,16 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinserve.cli import demo_questions
 from twinserve.cli.demo_questions import CLIENTS, GALLERY, TRIALS, WAYS, Drawings
 from twinserve.cli.exit_codes import FAULT, OK
-from twinserve.cli.output import plain
+from twinserve.cli.output import plain, print_json
 from twinserve.cli.server_process import ServerProcess
+from twinserve.cli.terminal import warn
 from twinserve.client import Client
 from twinserve.errors import ConfigError, DataError
 
@@ -38,6 +39,7 @@ DESCRIPTION = (
 EXAMPLES = """
   twinserve demo
   twinserve demo --out runs/quick --seconds 30
+  twinserve demo --json | jq .one_shot
 """
 EXIT_CODES = "0 all stages done; 2 wrong usage, or a stage that failed"
 
@@ -68,10 +70,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"of training at most, up to {MOST_SECONDS:.0f}; default: the omniglot preset's",
     )
+    parser.add_argument("--json", action="store_true", help="print summary.json when all is done")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do all stages; each prints what it found and how long it took."""
+    if arguments.json:
+        # One document on standard output; what a person reads goes where messages go.
+        with redirect_stdout(sys.stderr):
+            code, summary = _demo(arguments)
+        print_json(summary)
+    else:
+        code, _ = _demo(arguments)
+    return code
+
+
+def _demo(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if arguments.seconds is not None and not 0 < arguments.seconds <= MOST_SECONDS:
         raise ConfigError(
             f"--seconds is {arguments.seconds:g}; give a number above 0 and up to "
@@ -132,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
         json.dumps(plain(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
     _farewell(out, summary)
-    return _verdict(summary["one_shot"])
+    return _verdict(summary["one_shot"]), summary
 
 
 def _verdict(one_shot: dict[str, Any]) -> int:
@@ -143,7 +157,7 @@ def _verdict(one_shot: dict[str, Any]) -> int:
         what = "the twin is no better than the nearest neighbour on pixels; train for longer"
     else:
         return OK
-    print(f"twinserve: {what}", file=sys.stderr)
+    warn(what)
     return FAULT
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from twinserve.cli.exit_codes import NO, OK
 from twinserve.cli.output import plain, print_fields, print_json, print_table
+from twinserve.cli.progress import Working
+from twinserve.cli.terminal import painted
 
 if TYPE_CHECKING:
     from twinserve.server.runtime.diagnosis import Diagnosis
@@ -66,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     from twinserve.server.runtime.planning import Asked, spinning_asked
 
     asked = Asked(arguments.runners, arguments.threads, spinning_asked(arguments.spinning))
-    found = examine(arguments.device, arguments.model, arguments.data_dir, asked)
+    with Working("timing the twins" if arguments.model else "looking at this machine"):
+        found = examine(arguments.device, arguments.model, arguments.data_dir, asked)
     if arguments.json:
         print_json(_document(found))
     else:
@@ -126,7 +129,7 @@ def _print(found: Diagnosis) -> None:
             header = ("setting", "tried against", "rows/s", "the other's", "one row, ms", "")
             print_table(header, rows, indent="  ")
     for fault in found.faults:
-        print(f"\nfault: {fault}")
+        print(f"\n{painted('fault:', 'red')} {fault}")
     if found.advice:
         print("\nfor more:")
     for advice in found.advice:

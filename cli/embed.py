@@ -16,20 +16,30 @@ from twinserve.cli.progress import Progress
 from twinserve.errors import ConfigError, FailedPrecondition, TwinserveError
 from twinserve.messages import ENCODINGS, Embeddings, Vector
 
-DESCRIPTION = "Turn pictures (or texts) into vectors. A folder stands for all pictures below it."
+DESCRIPTION = (
+    "Turn pictures (or texts) into vectors. A folder stands for all pictures below it, a pattern "
+    "in quotes for the files named like it, and - for a list on standard input."
+)
 # Batches from which on they go over one stream, several at a time.
 _MANY = 4
 EXAMPLES = """
   twinserve embed face.jpg --json
   twinserve embed photos/ --out vectors.npy
   twinserve embed photos/ --out bits.npy --encoding binary
+  twinserve embed 'photos/**/*.jpg' --out vectors.npy
+  twinserve embed --csv faces.csv --column file --out vectors.npy
+  find photos -name '*.jpg' -print0 | twinserve embed -0 - --out vectors.npy
   twinserve embed --text "where is my card?" --prompt query
+  twinserve embed --text - --out vectors.npy < questions.txt
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, or text")
+    parser.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="picture, folder, pattern, text, or -"
+    )
+    inputs.add_source_flags(parser)
     inputs.add_text_flag(parser)
     inputs.add_prompt_flag(parser)
     parser.add_argument(
@@ -64,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None and arguments.out.suffix != ".npy":
         raise ConfigError(f"--out is {arguments.out}; give a name that ends in .npy")
     inputs.check_prompt(arguments)
-    named = inputs.several(arguments.inputs, text=arguments.text)
+    named = inputs.gathered(arguments, arguments.inputs)
     found: list[Vector | TwinserveError] = []
     versions: set[str] = set()
     cut: list[Path | str] = []

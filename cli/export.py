@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinserve.cli.exit_codes import FAULT, NO, OK
 from twinserve.cli.output import print_json
+from twinserve.cli.progress import Working
+from twinserve.cli.terminal import warn
 from twinserve.errors import ConfigError
 
 if TYPE_CHECKING:  # brings onnxruntime, which `--help` need not wait for
@@ -73,15 +74,16 @@ def run(arguments: argparse.Namespace) -> int:
 
         own.ask(arguments.import_twin)
     precisions = tuple(word.strip() for word in arguments.precision.split(",") if word.strip())
-    outcome = export_precisions(
-        arguments.run,
-        arguments.out,
-        arguments.name,
-        arguments.version,
-        precisions=precisions,
-        optimize=arguments.optimize,
-        progress=lambda step: print(f"{step} …", file=sys.stderr),
-    )
+    with Working("exporting") as working:
+        outcome = export_precisions(
+            arguments.run,
+            arguments.out,
+            arguments.name,
+            arguments.version,
+            precisions=precisions,
+            optimize=arguments.optimize,
+            progress=working.stage,
+        )
     return finish(outcome, arguments.out, as_json=arguments.json)
 
 
@@ -112,7 +114,7 @@ def finish(outcome: Outcome, out: Path, *, as_json: bool) -> int:
             first = paths[outcome.twins[0].precision]
             print(f"next: twinserve serve --model {first} --data-dir data")
     for precision, error in outcome.refused.items():
-        print(f"twinserve: {precision} was not written: {error.message}", file=sys.stderr)
+        warn(f"{precision} was not written: {error.message}")
     if not outcome.refused:
         return OK
     return NO if outcome.twins else FAULT

@@ -161,6 +161,8 @@ def _list(galleries: Sequence[Gallery], as_json: bool) -> None:
     if as_json:
         print_json(list(galleries))
         return
+    if not galleries:
+        print("no galleries yet; `twinserve gallery create NAME` makes one", file=sys.stderr)
     print_table(
         ("name", "items", "subjects", "dimension", "metric", "index debt", "model"),
         [

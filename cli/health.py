@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from twinserve.cli import connection
 from twinserve.cli.exit_codes import NO, OK
 from twinserve.cli.output import print_json
+from twinserve.cli.terminal import painted, warn
 from twinserve.errors import NotFound, TwinserveError
 from twinserve.messages import Health
 
@@ -38,10 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
         except NotFound:
             answer = Health.UNKNOWN
         except TwinserveError as error:
-            print(f"twinserve: {error.message}", file=sys.stderr)
+            warn(error.message)
             return NO
     if arguments.json:
         print_json({"target": arguments.target, "service": arguments.service, "status": answer})
     else:
-        print(answer.value)
+        print(painted(answer.value, "green" if answer is Health.SERVING else "red"))
     return OK if answer is Health.SERVING else NO

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 from twinserve.cli.exit_codes import FAULT, NO, OK
 from twinserve.cli.inputs import positive
 from twinserve.cli.output import print_json
+from twinserve.cli.progress import Working
+from twinserve.cli.terminal import warn
 from twinserve.distance import Metric
 
 if TYPE_CHECKING:
@@ -130,22 +131,24 @@ def run(arguments: argparse.Namespace) -> int:
     from twinserve.export.inspect import describe
 
     precisions = tuple(word.strip() for word in arguments.precision.split(",") if word.strip())
-    done = import_model(
-        arguments.path,
-        arguments.out,
-        name=arguments.name,
-        version=arguments.version,
-        precisions=precisions,
-        settings=_settings(arguments),
-        measure=Measure(
-            data=arguments.data,
-            pairs=arguments.pairs,
-            same_above=arguments.same_above,
-            samples=arguments.samples,
-        ),
-        progress=lambda step: print(f"{step} …", file=sys.stderr),
-        tell=_show,
+    measure = Measure(
+        data=arguments.data,
+        pairs=arguments.pairs,
+        same_above=arguments.same_above,
+        samples=arguments.samples,
     )
+    with Working("importing") as working:
+        done = import_model(
+            arguments.path,
+            arguments.out,
+            name=arguments.name,
+            version=arguments.version,
+            precisions=precisions,
+            settings=_settings(arguments),
+            measure=measure,
+            progress=working.stage,
+            tell=lambda answers: _show(answers, working),
+        )
     twins = done.outcome.twins
     if arguments.json:
         documents = [json.loads(twin.manifest.to_json()) for twin in twins]
@@ -160,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"no thresholds yet: twinserve calibrate {first} --pairs pairs.csv")
             print(f"next: twinserve serve --model {first} --data-dir data")
     for precision, error in done.outcome.refused.items():
-        print(f"{precision} was not written: {error.message}", file=sys.stderr)
+        warn(f"{precision} was not written: {error.message}")
     if not done.outcome.refused:
         return OK
     return NO if twins else FAULT
@@ -193,7 +196,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def _show(answers: Sequence[Answer]) -> None:
+def _show(answers: Sequence[Answer], working: Working) -> None:
     """Print what was taken for each question, guesses marked, on standard error."""
     if not answers:
         return
@@ -210,7 +213,7 @@ def _show(answers: Sequence[Answer]) -> None:
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(3)]
     for row in (header, *rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[3]]), file=sys.stderr)
+        working.say("  ".join([*cells, row[3]]))
 
 
 def _metric(text: str) -> Metric:

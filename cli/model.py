@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from twinserve.cli import connection
 from twinserve.cli.exit_codes import OK
 from twinserve.cli.output import plain, print_fields, print_json, print_table
+from twinserve.cli.progress import Working
 from twinserve.client import LOAD_SECONDS, Client, Model, Shadow
 from twinserve.errors import ConfigError
 
@@ -78,18 +78,23 @@ def run(arguments: argparse.Namespace) -> int:
             case "show":
                 _show(client, arguments.name, arguments.json)
             case "load":
-                loaded = client.load_model(
-                    arguments.file,
-                    arguments.name,
-                    aliases=arguments.alias,
-                    force=arguments.force,
-                    timeout=arguments.timeout,
-                )
+                with Working(f"loading {arguments.file}"):
+                    loaded = client.load_model(
+                        arguments.file,
+                        arguments.name,
+                        aliases=arguments.alias,
+                        force=arguments.force,
+                        timeout=arguments.timeout,
+                    )
                 _changed(loaded, arguments.json)
             case "unload":
                 name, _, version = arguments.name.partition("@")
-                client.unload_model(name, version, force=arguments.force)
-                _said(f"{arguments.name} is served no more", arguments.json)
+                with Working(f"waiting for the calls of {arguments.name}"):
+                    client.unload_model(name, version, force=arguments.force)
+                if arguments.json:
+                    print_json({"unloaded": arguments.name})
+                else:
+                    print(f"{arguments.name} is served no more")
             case "alias":
                 _alias(client, arguments)
             case "shadow":
@@ -102,7 +107,10 @@ def _alias(client: Client, arguments: argparse.Namespace) -> None:
         raise ConfigError("name either the model that the alias is to point at, or --delete")
     if arguments.delete:
         client.delete_alias(arguments.alias, force=arguments.force)
-        _said(f"{arguments.alias} is no alias any more", arguments.json)
+        if arguments.json:
+            print_json({"deleted": arguments.alias})
+        else:
+            print(f"{arguments.alias} is no alias any more")
         return
     name, _, version = arguments.name.partition("@")
     moved = client.set_alias(arguments.alias, name, version, force=arguments.force)
@@ -176,13 +184,6 @@ def _changed(model: Model, as_json: bool) -> None:
         return
     aliases = f", aliases {', '.join(model.aliases)}" if model.aliases else ""
     print(f"{model.name}@{model.version} is served in {model.precision}{aliases}")
-
-
-def _said(sentence: str, as_json: bool) -> None:
-    # One document on standard output, for programs that read it.
-    print(sentence, file=sys.stderr if as_json else sys.stdout)
-    if as_json:
-        print_json({})
 
 
 def _list(client: Client, as_json: bool) -> None:

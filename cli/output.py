@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from twinserve.cli.terminal import painted, warn
 from twinserve.errors import TwinserveError
 
 
@@ -62,14 +63,12 @@ def print_table(
         bool(rows) and all(isinstance(row[i], int | float | None) for row in rows)
         for i in range(len(header))
     ]
-    for line in ([name.upper() for name in header], *cells):
-        print(
-            indent
-            + "  ".join(
-                text.rjust(width) if lean else text.ljust(width)
-                for text, width, lean in zip(line, widths, right, strict=True)
-            ).rstrip()
-        )
+    for number, line in enumerate(([name.upper() for name in header], *cells)):
+        text = "  ".join(
+            text.rjust(width) if lean else text.ljust(width)
+            for text, width, lean in zip(line, widths, right, strict=True)
+        ).rstrip()
+        print(indent + (text if number else painted(text, "bold")))
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
@@ -82,7 +81,7 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
 
 def complain(what: object, error: TwinserveError) -> None:
     """Say on standard error which item failed, and why."""
-    print(f"twinserve: {what or repr(what)}: {error.message}", file=sys.stderr)
+    warn(f"{what or repr(what)}: {error.message}")
 
 
 def _cell(value: object) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinserve.cli.exit_codes import OK
 from twinserve.cli.output import plain, print_json
+from twinserve.cli.progress import Working
 from twinserve.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Say how good trained twins are on their report classes: of one run its figures with 95 % "
-    "intervals, of several (other seeds, or folds of one data set) also the mean, the standard "
-    "deviation and the pooled figure. A run of an earlier version is measured first, which takes "
-    "its data."
+    "intervals, of several beside each other. Several seeds or folds of one training also have a "
+    "mean, a standard deviation and a pooled figure; runs of different trainings have none. "
+    "A run of an earlier version is measured first, which takes its data."
 )
 EXAMPLES = """
   twinserve report runs/faces
@@ -29,6 +30,13 @@ EXAMPLES = """
   twinserve report runs/faces --again
 """
 EXIT_CODES = "0 done; 2 wrong usage, or an error"
+
+# Settings in which the folds and seeds of one training differ (folds may be files or named groups),
+# and those that only say where and for how long it ran.
+_SPLITS = ("data", "items", "labels", "split_column", "fold", "seed")
+_GROUPS = ("train_groups", "calibrate_groups", "report_groups")
+_PLACES = ("out", "device", "mini_batch", "max_seconds", "save_seconds", "tensorboard")
+_OF_ONE = frozenset((*_SPLITS, *_GROUPS, *_PLACES))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,15 +70,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise DataError(f"{twice[0]} is named twice; name each run once")
     folds = [_measured(folder, arguments.again) for folder in folders]
     rows, changes = pool(folds), pool_changes(folds)
-    summary = _summary(folders, folds, rows, changes)
+    differ = _differing(folders)
+    summary = _summary(folders, folds, rows, changes, differ)
     if arguments.out is not None:
         text = json.dumps(plain(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         arguments.out.write_text(text, encoding="utf-8")
     if arguments.json:
         print_json(summary)
     else:
-        _print(folders, folds, rows)
-        _print_changes(folders, changes)
+        _print(folders, folds, rows, differ)
+        _print_changes(folders, changes, differ)
         if len(folders) == 1:
             print(f"\nopen {folders[0]}/report.html in a browser for curves and the hardest pairs")
     return OK
@@ -88,8 +97,9 @@ def _measured(folder: Path, again: bool) -> HeldOut:
     finished = checkpoint.load(folder)
     if "report" not in finished.results:
         raise DataError(f"the training in {folder} has not ended; wait for it, or train again")
-    print(f"measuring {folder} …", file=sys.stderr)
-    return measure_again(finished)
+    with Working("measuring") as working:
+        working.stage(f"measuring {folder}")
+        return measure_again(finished)
 
 
 def _summary(
@@ -97,18 +107,45 @@ def _summary(
     folds: list[HeldOut],
     rows: tuple[Pooled, ...],
     changes: tuple[PooledChange, ...],
+    differ: list[str],
 ) -> dict[str, Any]:
+    figures: list[dict[str, Any]] = [plain(row) for row in rows]
+    changed: list[dict[str, Any]] = [plain(row) for row in changes]
+    if differ:
+        for row in figures:
+            row.update(dict.fromkeys(("mean", "standard_deviation", "pooled", "low", "high")))
+        for row in changed:
+            row.update(dict.fromkeys(("before", "after", "difference", "standard_deviation")))
     return {
         "runs": [
             {"run": folder, "classes": fold.classes, "items": fold.items, "metric": fold.metric}
             for folder, fold in zip(folders, folds, strict=True)
         ],
-        "figures": rows,
-        "changes": changes,
+        "settings_that_differ": differ,
+        "figures": figures,
+        "changes": changed,
     }
 
 
-def _print(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) -> None:
+def _differing(folders: list[Path]) -> list[str]:
+    """Name the settings in which runs differ, beside those that folds and seeds differ in.
+
+    A run of an earlier version, which kept no settings, counts as one of the others.
+    """
+    configs = []
+    for folder in folders:
+        try:
+            content = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        configs.append({key: value for key, value in content.items() if key not in _OF_ONE})
+    keys = {key for config in configs for key in config}
+    return sorted(k for k in keys if any(one.get(k) != configs[0].get(k) for one in configs))
+
+
+def _print(
+    folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...], differ: list[str]
+) -> None:
     from twinserve.train.folds import estimates
 
     if len(folds) == 1:
@@ -130,8 +167,19 @@ def _print(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) 
             ],
         )
         return
+    names = tuple(folder.name for folder in folders)
+    if differ:
+        print(
+            f"{len(folds)} runs of different trainings, which no mean joins: they differ in "
+            f"{', '.join(differ)}\n"
+        )
+        _columns(
+            ("FIGURE", *names),
+            [(row.figure, *(_figure(row.figure, value) for value in row.values)) for row in rows],
+        )
+        return
     print(f"{len(folds)} runs, {sum(fold.items for fold in folds):,} items\n")
-    head = ("FIGURE", "MEAN", "SD", "POOLED", *(folder.name for folder in folders))
+    head = ("FIGURE", "MEAN", "SD", "POOLED", *names)
     _columns(
         head,
         [
@@ -147,13 +195,17 @@ def _print(folders: list[Path], folds: list[HeldOut], rows: tuple[Pooled, ...]) 
     )
 
 
-def _print_changes(folders: list[Path], changes: tuple[PooledChange, ...]) -> None:
+def _print_changes(
+    folders: list[Path], changes: tuple[PooledChange, ...], differ: list[str]
+) -> None:
     """Show the twin as it came beside the trained one, where it was made elsewhere."""
     if not changes:
         return
     print()
     if len(folders) == 1:
         head: tuple[str, ...] = ("FIGURE", "AS IT CAME", "TRAINED", "DIFFERENCE", "95 % INTERVAL")
+    elif differ:
+        head = ("TRAINED AGAINST AS IT CAME", *(folder.name for folder in folders))
     else:
         head = ("FIGURE", "AS IT CAME", "TRAINED", "DIFFERENCE", "SD")
         head += tuple(folder.name for folder in folders)
@@ -167,9 +219,12 @@ def _print_changes(folders: list[Path], changes: tuple[PooledChange, ...]) -> No
             known = one.low is not None and one.high is not None
             between = f"{_signed(name, one.low)} to {_signed(name, one.high)}" if known else "-"
             rows.append((name, *means, between))
+            continue
+        each = tuple(_signed(name, None if one is None else one.value) for one in row.values)
+        if differ:
+            rows.append((name, *each))
         else:
             spread = _signed(name, row.standard_deviation).removeprefix("+")
-            each = (_signed(name, None if one is None else one.value) for one in row.values)
             rows.append((name, *means, spread, *each))
     _columns(head, rows)
 

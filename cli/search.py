@@ -9,6 +9,7 @@ from pathlib import Path
 from twinserve.cli import connection, decisions, inputs, metadata
 from twinserve.cli.output import complain, plain, print_json, print_table
 from twinserve.cli.progress import Progress
+from twinserve.cli.terminal import painted
 from twinserve.decision import Outcome
 from twinserve.errors import TwinserveError
 from twinserve.messages import Hits, Results
@@ -17,6 +18,9 @@ DESCRIPTION = "Find the subjects of a gallery that are nearest to each probe, an
 EXAMPLES = """
   twinserve search people probe.jpg
   twinserve search people inbox/ --top-k 3 --fpir 0.01
+  twinserve search people 'inbox/*.jpg' --json
+  ls inbox/*.jpg | twinserve search people -
+  twinserve search questions --csv asked.csv --column question --text
   twinserve search people probe.jpg --filter site=north --filter 'age>=18'
   twinserve search questions --text "where is my card?" --json
 """
@@ -25,7 +29,10 @@ EXAMPLES = """
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("gallery", metavar="GALLERY")
-    parser.add_argument("probes", nargs="+", metavar="PROBE", help="picture, folder, or text")
+    parser.add_argument(
+        "probes", nargs="*", metavar="PROBE", help="picture, folder, pattern, text, or -"
+    )
+    inputs.add_source_flags(parser)
     inputs.add_text_flag(parser)
     inputs.add_prompt_flag(parser)
     parser.add_argument(
@@ -50,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Search for every probe, batch by batch."""
     inputs.check_prompt(arguments)
-    named = inputs.several(arguments.probes, text=arguments.text)
+    named = inputs.gathered(arguments, arguments.probes)
     found: list[Hits | TwinserveError] = []
     with connection.connect(arguments) as client, Progress(len(named), "probes") as progress:
         wanted = metadata.filter_of(client, arguments.gallery, arguments.filter)
@@ -89,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_hits(name: str, hits: Hits, *, full: bool) -> None:
-    facts = [hits.outcome.value]
+    facts = [painted(hits.outcome.value, decisions.COLOURS[hits.outcome])]
     if hits.threshold is not None:
         source = f" (by the {hits.evidence})" if hits.evidence else ""
         facts.append(f"threshold {hits.threshold:.4f}{source}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from twinserve.cli.exit_codes import OK
 from twinserve.cli.output import print_json
+from twinserve.cli.progress import Working
 from twinserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,7 +90,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--data {config.data} does not exist; give a folder, a zip, a CSV, or vectors"
         )
-    finished = train(config, resume=arguments.resume is not None)
+    finished = train(
+        config,
+        resume=arguments.resume is not None,
+        reporting=Working("measuring the twin on what it never saw"),
+    )
     if arguments.json:
         print_json({"run": config.out, "results": finished.results})
     else:

@@ -24,6 +24,7 @@ import threadpoolctl
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from twinserve import settings
 from twinserve.errors import ConfigError, InvalidInput, TwinserveError
 from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
@@ -293,11 +294,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the flags of `twinserve serve` and run it."""
     parser = argparse.ArgumentParser(prog="twinserve serve", description=__doc__)
     configs.add_arguments(parser)
+    settings.add_arguments(parser)
     try:
-        config = configs.from_arguments(parser.parse_args(arguments))
+        parsed = settings.parse(parser, arguments, needed=configs.NEEDED)
+        for warning in parsed.settings_warnings:
+            print(f"twinserve: {warning}", file=sys.stderr)
+        config = configs.from_arguments(parsed)
     except ConfigError as error:
         print(f"twinserve: {error}", file=sys.stderr)
         return 2
+    if parsed.print_config:
+        print(settings.as_toml(parsed.settings), end="")
+        return 0
     return run(config)
 
 

@@ -21,6 +21,7 @@ from twinserve.server.watching.logs import FORMATS, LEVELS, checked_level
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16_384
 
 _MOST_MESSAGE_BYTES = (1 << 31) - 1  # gRPC takes its limit as an int
+NEEDED = ("model", "data_dir")  # settings without which there is no server
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -143,13 +144,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         action="append",
-        required=True,
         metavar="[NAME=]twin.onnx",
         help="a twin to serve, under its own name or NAME; repeat for several",
     )
-    parser.add_argument(
-        "--data-dir", type=Path, required=True, metavar="DIR", help="where galleries are kept"
-    )
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where galleries are kept")
     parser.add_argument(
         "--model-dir", type=Path, metavar="DIR", help="the only folder that LoadModel may load from"
     )

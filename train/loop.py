@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 from tqdm import tqdm
 
@@ -32,7 +33,12 @@ from twinserve.train.session import Session, open_session
 _COMPLETE = ("max_steps", "patience")
 
 
-def train(config: TrainConfig, progress: bool = True, resume: bool = False) -> Run:
+def train(
+    config: TrainConfig,
+    progress: bool = True,
+    resume: bool = False,
+    reporting: AbstractContextManager[object] | None = None,
+) -> Run:
     """Train a twin, and return its run as loaded from the folder `config.out`.
 
     Equal configs on equal data, machine and thread count give equal weights, as long as
@@ -44,6 +50,7 @@ def train(config: TrainConfig, progress: bool = True, resume: bool = False) -> R
         config: everything that shapes the run.
         progress: show a bar on standard error.
         resume: go on from the state.pt in `config.out`.
+        reporting: entered while the report is measured and written, after the last step.
 
     Raises:
         ConfigError: no data or no run folder named, a loss that does not take such data, a device
@@ -58,7 +65,8 @@ def train(config: TrainConfig, progress: bool = True, resume: bool = False) -> R
         stopped = _steps(session, config, interrupts, progress)
         if processes.leads:
             taken = session.keeper.steps
-            write_report(session.folder, session.material, stopped, taken, session.seconds)
+            with reporting or nullcontext():
+                write_report(session.folder, session.material, stopped, taken, session.seconds)
             if stopped in _COMPLETE:
                 state.remove(session.folder)
         processes.agree((True,))  # the others wait for the report

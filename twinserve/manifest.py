@@ -25,10 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from twinserve import formats
 from twinserve.distance import Metric
 from twinserve.errors import ManifestError
 
-SCHEMA = (1, 1)
+SCHEMA = formats.MANIFEST
 KEY = "twinserve"
 TOKENIZER_KEY = "tokenizer.json"
 OUTPUT = "embedding"

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinserve import parquet
+from twinserve import formats, parquet
 from twinserve.arrow import arrow
 from twinserve.client import Client
 from twinserve.errors import DataError, GalleryNotFound, SpaceMismatch, TwinserveError
@@ -43,7 +43,7 @@ UNDER_WAY = 3
 # A server that is behind with its index makes an import wait this long before it gives up.
 ENROLL_SECONDS = 600.0
 ABOUT = "gallery.json"
-_VERSION = 1
+_VERSION = formats.EXPORT
 _NOTE_SECONDS = 1.0
 _PART = re.compile(r"part-(\d{5})\.parquet")
 

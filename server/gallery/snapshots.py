@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinserve import formats
 from twinserve.errors import InternalFault, TwinserveError
 from twinserve.server.gallery import array_file, child_process, fail_points
 from twinserve.server.gallery.array_file import NotAsWritten, Stretches, Written
@@ -40,7 +41,7 @@ from twinserve.server.gallery.search import View
 from twinserve.server.gallery.segments import Graph, Segment, keys_of, stitched
 from twinserve.server.gallery.types import GallerySettings
 
-VERSION = 1
+VERSION = formats.SNAPSHOT
 HNSWLIB = importlib.metadata.version("hnswlib")  # the format of its files is its own
 _ROWS_AT_A_TIME = 4_096
 

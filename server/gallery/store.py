@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from twinserve import formats
 from twinserve.errors import GalleryNotFound, StoreDamaged, TwinserveError
 from twinserve.server.storage import database
 from twinserve.server.storage.raw_file import RawFile
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = formats.GALLERY
 
 _SCHEMA = """
 CREATE TABLE items(

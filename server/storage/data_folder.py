@@ -18,10 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from twinserve import formats
 from twinserve.errors import ConfigError, FailedPrecondition
 from twinserve.server.storage import database
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = formats.CATALOG
 _ORPHAN_SECONDS = 10.0
 _GALLERIES = """
 CREATE TABLE galleries(

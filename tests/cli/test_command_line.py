@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +20,6 @@ from tests.fake_server import FakeServer, status
 from twinserve.cli import __main__ as command_line
 from twinserve.cli.enroll import item_id
 from twinserve.cli.output import print_table
-from twinserve.cli.progress import Progress
 from twinserve.v1 import (
     embedding_service_pb2,
     gallery_pb2,
@@ -31,40 +32,12 @@ from twinserve.v1 import (
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    server = FakeServer()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def run(
-    fake: FakeServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Run:
-    """Run one command against the fake server: exit code, standard output, standard error."""
-    monkeypatch.setenv("TWINSERVE_TARGET", fake.target)
-    monkeypatch.delenv("TWINSERVE_DEBUG", raising=False)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = command_line.main([str(argument) for argument in arguments])
-        except SystemExit as error:  # argparse, for --help and wrong usage
-            code = int(error.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder of two subjects and one picture without any; the content is the fake's concern."""
-    for name in ("alice/1.png", "alice/2.JPG", "bob/1.png", "stray.png", "alice/notes.txt"):
-        path = tmp_path / "photos" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
-    return tmp_path / "photos"
+def _commands(examples: str) -> Iterator[str]:
+    """Yield what stands behind `twinserve` in each line, up to a pipe or redirection."""
+    for line in examples.splitlines():
+        found = re.search(r"(?:^|\s|\()(?:twinserve|-m twinserve\.cli) (\w.*)", line)
+        if found:
+            yield re.split(r"\s[|><]|\s>|;|\)$", found[1])[0]
 
 
 def compared(outcome: int, distance: float = 0.25) -> embedding_service_pb2.CompareResponse:
@@ -106,21 +79,94 @@ class TestHelp:
         code, out, _ = run("--help")
         assert code == 0
         for verb in command_line.VERBS:
-            assert f"\n  {verb} " in out
+            assert out.count(f"\n  {verb} ") == 1
 
-    def test_no_arguments_show_the_overview(self, run: Run) -> None:
-        assert run()[1] == run("--help")[1]
+    def test_no_arguments_show_a_short_overview_with_where_to_begin(self, run: Run) -> None:
+        code, out, err = run()
+        assert (code, err) == (0, "")
+        assert run("--help")[1].startswith(out.rstrip())
+        assert "twinserve demo" in out.splitlines()[-2]
+        assert max(map(len, out.splitlines())) <= 100
 
-    def test_the_version_is_the_packages(self, run: Run) -> None:
-        import twinserve
+    @pytest.mark.parametrize("verb", command_line.VERBS)
+    def test_the_examples_of_every_verb_parse(self, verb: str) -> None:
+        parser = command_line.parser_of(verb)
+        examples = parser.epilog.partition("exit codes:")[0].replace("\\\n", " ")
+        found = [shlex.split(line, comments=True) for line in _commands(examples)]
+        assert found
+        for name, *words in found:
+            assert name == verb
+            parse = getattr(command_line._verb(verb), "parse", None)
+            if parse is not None and "--config" not in words:
+                parse(parser, words)
+            elif parse is None:
+                parser.parse_args(words)
 
-        assert run("--version")[1] == f"twinserve {twinserve.__version__}\n"
+    @pytest.mark.parametrize("verb", command_line.VERBS)
+    def test_every_verb_that_prints_results_prints_json_too(self, verb: str) -> None:
+        def flags(parser: argparse.ArgumentParser) -> Iterator[set[str]]:
+            inner = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+            for action in inner:
+                for one in action.choices.values():
+                    yield from flags(one)
+            if not inner:
+                yield {text for action in parser._actions for text in action.option_strings}
+
+        without = {"serve", "completion"}  # a server, and a script for a shell
+        for found in flags(command_line.parser_of(verb)):
+            assert ("--json" in found) is (verb not in without)
 
     def test_an_unknown_verb_is_wrong_usage_and_names_the_known_ones(self, run: Run) -> None:
         code, out, err = run("compair", "a", "b")
         assert (code, out) == (2, "")
-        assert "'compair'" in err
-        assert "compare" in err
+        assert "'compair'; did you mean compare?" in err
+
+    @pytest.mark.parametrize(
+        ("words", "meant"),
+        [
+            (("embed", "a.png", "--jsno"), "--json"),
+            (("gallery", "lst"), "list"),
+            (("gallery", "export", "a", "b", "--row=5"), "--rows"),
+            (("search", "g", "a.png", "--by", "subjekt"), "subject"),
+            (("serve", "--gprc-port", "5"), "--grpc-port"),
+            (("--verison",), "--version"),
+        ],
+    )
+    def test_a_mistyped_word_is_answered_with_the_nearest(
+        self, run: Run, words: tuple[str, ...], meant: str
+    ) -> None:
+        code, out, err = run(*words)
+        assert (code, out) == (2, "")
+        assert f"; did you mean {meant}?" in err
+        assert err.count("\n") == 1
+        assert "--help" in err
+
+    @pytest.mark.parametrize(
+        ("words", "name", "value"),
+        [
+            (("embed", "--model", "m", "a", "b"), "inputs", ["a", "b"]),
+            (("embed", "a", "--json", "b"), "inputs", ["a", "b"]),
+            (("enroll", "people", "--text", "card lost"), "inputs", ["card lost"]),
+            (("search", "people", "--json", "a", "--top-k", "2", "b"), "probes", ["a", "b"]),
+            (("gallery", "remove", "people", "--json", "a1", "a2"), "ids", ["a1", "a2"]),
+            (("compare", "a", "--json", "b"), "second", "b"),
+            (("embed", "--json", "--", "-a.png"), "inputs", ["-a.png"]),
+        ],
+    )
+    def test_inputs_may_stand_on_both_sides_of_flags(
+        self, words: tuple[str, ...], name: str, value: object
+    ) -> None:
+        parsed = command_line.parser_of(words[0]).parse_args(words[1:])
+        assert getattr(parsed, name) == value
+
+    def test_help_may_be_asked_for_as_a_verb(self, run: Run) -> None:
+        assert run("help") == run("--help")
+        assert run("help", "verify") == run("verify", "--help")
+        assert "did you mean verify?" in run("help", "verfy")[2]
+
+    def test_what_is_like_nothing_gets_no_guess(self, run: Run) -> None:
+        assert "did you mean" not in run("xyzzy")[2]
+        assert "did you mean" not in run("embed", "a", "--qqqqqq")[2]
 
     @pytest.mark.parametrize(
         "arguments",
@@ -249,6 +295,11 @@ class TestErrors:
         code, _, err = run("compare", "a", "b", "--far", "0.1", "--threshold", "0.2")
         assert code == 2
         assert "not allowed with" in err
+
+    def test_a_target_without_a_port_is_refused(self, run: Run) -> None:
+        code, _, err = run("health", "--target", "localhost")
+        assert code == 2
+        assert "give HOST:PORT, such as 127.0.0.1:50051" in err
 
     def test_a_timeout_of_nothing_is_refused(self, run: Run) -> None:
         code, _, err = run("health", "--timeout", "0")
@@ -699,16 +750,48 @@ class TestEnroll:
         missing = status(grpc.StatusCode.NOT_FOUND, "no gallery", reason="GALLERY_NOT_FOUND")
         fake.on("EnrollStream", missing)
         code, out, err = run("enroll", "people", pictures, "--batch", "1")
-        assert (code, out, err) == (2, "", "twinserve: no gallery\n")
+        assert (code, out) == (2, "")
+        assert err == "twinserve: no gallery; --create makes it at once\n"
         assert len(fake.asked("EnrollStream")) == 1, "the stream has ended"
 
-    def test_two_files_of_one_name_are_refused_before_one_replaces_the_other(
+    def test_files_of_one_name_from_two_folders_are_two_items(
+        self, run: Run, fake: FakeServer, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake.on("EnrollStream", enrol_all)
+        monkeypatch.chdir(pictures)
+        run("enroll", "people", pictures / "alice/1.png", "bob/1.png", "stray.png", "./alice/2.JPG")
+        ids = [item.item.id for item in fake.asked("EnrollStream")[0].items]
+        assert ids == ["alice:1.png", "bob:1.png", "stray.png", "alice:2.JPG"]
+        run("enroll", "people", pictures)
+        assert {item.item.id for item in fake.asked("EnrollStream")[1].items} == set(ids)
+
+    def test_two_files_of_one_id_are_refused_before_one_replaces_the_other(
         self, run: Run, fake: FakeServer, pictures: Path
     ) -> None:
-        code, _, err = run("enroll", "people", pictures / "alice/1.png", pictures / "bob/1.png")
+        again = pictures / "more" / "alice" / "1.png"
+        again.parent.mkdir(parents=True)
+        again.write_bytes(b"another")
+        code, _, err = run("enroll", "people", pictures / "alice/1.png", again)
         assert code == 2
-        assert "'1.png'" in err
+        assert "'alice:1.png'" in err
         assert fake.requests == []
+
+    def test_what_was_replaced_is_named(self, run: Run, fake: FakeServer, pictures: Path) -> None:
+        def replace(
+            request: gallery_service_pb2.EnrollRequest,
+        ) -> gallery_service_pb2.EnrollResponse:
+            response = enrol_all(request)
+            for result in response.results:
+                result.enrolled.change = gallery_service_pb2.CHANGE_REPLACED
+            return response
+
+        fake.on("EnrollStream", replace)
+        _, out, err = run("enroll", "people", pictures)
+        assert out == "people: 4 replaced (alice:1.png, alice:2.JPG, bob:1.png, …)\n"
+        assert "subjects of their own now" in err, "stray.png has no subject"
+        assert run("enroll", "people", pictures / "bob/1.png", "--subject", "bob")[2] == ""
+        _, out, _ = run("enroll", "people", pictures / "bob", "--json")
+        assert json.loads(out)["replaced_ids"] == ["1.png"]
 
     @pytest.mark.parametrize(
         ("one", "other"),
@@ -946,41 +1029,6 @@ class TestOutput:
     def test_a_table_without_rows_is_its_header(self, capsys: pytest.CaptureFixture[str]) -> None:
         print_table(("name", "n"), [])
         assert capsys.readouterr().out == "NAME  N\n"
-
-    def test_progress_writes_nothing_unless_to_a_terminal(self) -> None:
-        stream = io.StringIO()
-        with Progress(10, "items", stream) as progress:
-            progress._start -= 60.0
-            progress.advance(5)
-        assert stream.getvalue() == ""
-
-    def test_progress_appears_on_a_terminal_after_two_seconds_and_leaves_no_trace(self) -> None:
-        class Terminal(io.StringIO):
-            def isatty(self) -> bool:
-                return True
-
-        stream = Terminal()
-        with Progress(10, "items", stream) as progress:
-            progress.advance(1)
-            assert stream.getvalue() == ""
-            progress._start -= 60.0
-            progress.advance(4)
-            assert "5/10 items" in stream.getvalue()
-        assert stream.getvalue().endswith("\r\x1b[K")
-
-    def test_a_total_that_is_learnt_late_is_shown(self) -> None:
-        class Terminal(io.StringIO):
-            def isatty(self) -> bool:
-                return True
-
-        stream = Terminal()
-        with Progress(0, "items", stream) as progress:
-            progress._start -= 60.0
-            progress.reach(3, 8)
-            assert "3/8 items" in stream.getvalue()
-            progress._drawn = 0.0
-            progress.reach(8, 8)
-            assert "8/8 items" in stream.getvalue()
 
 
 class TestPrompts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,26 @@ def test_several_runs_are_joined(
     eer = next(row for row in summary["figures"] if row["figure"] == "EER")
     assert eer["mean"] == pytest.approx(np.mean(eer["values"]))
     assert eer["standard_deviation"] == pytest.approx(np.std(eer["values"], ddof=1))
+
+
+def test_runs_of_different_trainings_have_no_mean(
+    folds: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    other = tmp_path / "wider"
+    shutil.copytree(folds[1], other)
+    settings = (other / "config.toml").read_text()
+    (other / "config.toml").write_text(settings.replace("dimension = 4", "dimension = 8"))
+    code, out, _ = report(capsys, folds[0], other)
+    assert code == 0
+    first, _, head, *_ = out.splitlines()
+    assert first.endswith("different trainings, which no mean joins: they differ in dimension")
+    assert head.split() == ["FIGURE", "fold0", "wider"]
+    summary = json.loads(report(capsys, folds[0], other, "--json")[1])
+    assert summary["settings_that_differ"] == ["dimension"]
+    eer = next(row for row in summary["figures"] if row["figure"] == "EER")
+    assert (eer["mean"], eer["pooled"], len(eer["values"])) == (None, None, 2)
+    (other / "config.toml").write_text(settings.replace("set.npz", "second.npz"))
+    assert "MEAN" in report(capsys, folds[0], other)[1], "folds may be files"
 
 
 @pytest.mark.parametrize("again", [True, False])
