@@ -32,7 +32,7 @@ released := protos/released.binpb
 pins := pyproject.toml constraints.txt tools/environment.py
 environment = $(PYTHON) tools/environment.py --goal $(or $(firstword $(MAKECMDGOALS)),demo) --torch-index "$(TORCH_INDEX)" --cuda "$(CUDA)"
 
-.PHONY: help demo serve test test-long tutorials triton check buf contract-released stubs pins wheel container-dry-run clean python
+.PHONY: help demo serve test test-long tutorials triton node check buf contract-released stubs pins wheel container-dry-run clean python
 
 help: ## list these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [TORCH_INDEX=<address>] [CUDA=yes]"
@@ -59,6 +59,8 @@ tutorials: python ## run docs/tutorials as written, in a fresh environment (PUT=
 	.venv-tutorials/bin/python tools/run_tutorial.py $(filter-out %/README.md,$(wildcard docs/tutorials/*.md)) --skip-missing $(if $(PUT),--put $(PUT))
 
 triton: triton-installed ## install tritonclient aside: the tests with it run from then on
+
+node: node-installed ## install the packages of examples/node: the tests with it run from then on
 
 check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract, buf
 	@status=0
@@ -96,16 +98,17 @@ pins: python ## write constraints.txt anew from what the package index offers to
 	@tools/pins "$(PYTHON)"
 
 clean: ## remove environments, caches and builds (runs/ stays)
-	rm -rf .venv .venv-stubs .venv-triton .venv-tutorials .venv-pins tools/buf/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-stubs .venv-triton .venv-tutorials .venv-pins tools/buf/node_modules examples/node/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments ----------------------------------------------------------------------------------
 
-.PHONY: all-installed dev-installed stubs-installed triton-installed buf-installed
+.PHONY: all-installed dev-installed stubs-installed triton-installed buf-installed node-installed
 all-installed: $(venv)/.all
 dev-installed: $(venv)/.dev
 stubs-installed: .venv-stubs/.stamp
 triton-installed: .venv-triton/.stamp
+node-installed: examples/node/node_modules/.stamp
 buf-installed: tools/buf/node_modules/.stamp build/googleapis/.stamp
 
 python:
