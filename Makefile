@@ -32,7 +32,7 @@ released := protos/released.binpb
 pins := pyproject.toml constraints.txt tools/environment.py
 environment = $(PYTHON) tools/environment.py --goal $(or $(firstword $(MAKECMDGOALS)),demo) --torch-index "$(TORCH_INDEX)" --cuda "$(CUDA)"
 
-.PHONY: help demo serve test test-long tutorials triton node check buf contract-released stubs pins wheel container-dry-run clean python
+.PHONY: help demo serve test test-long tutorials triton node googleapis check buf contract-released stubs pins wheel container-dry-run clean python
 
 help: ## list these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [TORCH_INDEX=<address>] [CUDA=yes]"
@@ -61,6 +61,8 @@ tutorials: python ## run docs/tutorials as written, in a fresh environment (PUT=
 triton: triton-installed ## install tritonclient aside: the tests with it run from then on
 
 node: node-installed ## install the packages of examples/node: the tests with it run from then on
+
+googleapis: build/googleapis/.stamp ## lay google/rpc/*.proto, which the contract imports, in build/googleapis
 
 check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract, buf
 	@status=0
