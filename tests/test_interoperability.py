@@ -48,7 +48,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("twins")
     (folder / "small.onnx").write_bytes(twins.small_image_twin())
     (folder / "texts.onnx").write_bytes(twins.small_text_twin())
-    models = [flag for name in ("small", "texts") for flag in ("--model", folder / f"{name}.onnx")]
+    models: list[str | Path] = [
+        flag for name in ("small", "texts") for flag in ("--model", folder / f"{name}.onnx")
+    ]
+    models += ["--runners", "1", "--threads", "1"]  # no trials: it starts in a second
     running = conftest.start(*models, "--data-dir", tmp_path_factory.mktemp("data"))
     yield running
     if running.process.poll() is None:

@@ -1,4 +1,4 @@
-"""The commands of docs/clients.md run as they stand, each where its program is at hand.
+"""The commands of docs/clients.md, and the README's for Node, run where their program is at hand.
 
 A block is marked with the program that it needs. Those that compile take half a minute each, and
 need Debian's packages that the page names; they are among the long tests, and skipped elsewhere.
@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import subprocess
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import google.rpc
@@ -22,20 +24,53 @@ from twinserve.client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "clients.md"
-BLOCK = re.compile(
+PROGRAMS = ROOT / "tools" / "buf" / "node_modules" / ".bin"
+PACKAGES = ROOT / "examples" / "node" / "node_modules"
+COMPILERS = ["protoc-gen-go-grpc", "grpc_java_plugin", "grpc_cpp_plugin"]
+MARKED = re.compile(
     r"^<!-- run by tests/clients/test_documents\.py: (?P<program>[\w-]+) -->\n"
     r"```(?P<language>bash|js)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-BLOCKS = [
-    (one["program"], one["language"], one["text"]) for one in BLOCK.finditer(PAGE.read_text())
-]
-COMPILERS = ["protoc-gen-go-grpc", "grpc_java_plugin", "grpc_cpp_plugin"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A marked block of a page."""
+
+    program: str
+    language: str
+    text: str
+
+    def run(self, folder: Path, server: RunningServer) -> str:
+        """Run it against this server; return what it said."""
+        assert "127.0.0.1:50051" in self.text
+        script = self.text.replace("127.0.0.1:50051", server.target)
+        starters = {
+            "bash": ["bash", "-euo", "pipefail", "-c"],
+            "js": ["node", "--input-type=module", "-e"],
+        }
+        done = subprocess.run(
+            [*starters[self.language], script],
+            cwd=folder,
+            env={**os.environ, "PATH": os.pathsep.join([str(PROGRAMS), os.environ["PATH"]])},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def blocks(page: Path, program: str = "") -> list[Block]:
+    """Return the marked blocks of a page, or those of one program."""
+    found = [Block(**one.groupdict()) for one in MARKED.finditer(page.read_text())]
+    return [block for block in found if program in ("", block.program)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like the repository's root after `make googleapis node`, with three pictures."""
+    """A folder like the repository's root after `make googleapis node`, with some pictures."""
     made = tmp_path_factory.mktemp("root")
     (made / "protos").symlink_to(ROOT / "protos")
     (made / "examples").symlink_to(ROOT / "examples")
@@ -49,35 +84,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def run(program: str, folder: Path, server: RunningServer) -> list[str]:
-    """Run all blocks of a program; return what each said."""
-    said = []
-    path = os.pathsep.join(
-        [str(ROOT / "tools" / "buf" / "node_modules" / ".bin"), os.environ["PATH"]]
-    )
-    found = [(language, text) for needed, language, text in BLOCKS if needed == program]
-    assert found, f"no block of {PAGE.name} is marked with {program}"
-    for language, text in found:
-        assert "127.0.0.1:50051" in text
-        script = text.replace("127.0.0.1:50051", server.target)
-        starter = (
-            ["bash", "-euo", "pipefail", "-c", script]
-            if language == "bash"
-            else ["node", "--input-type=module", "-e", script]
-        )
-        done = subprocess.run(
-            starter,
-            cwd=folder,
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout)
-    return said
-
-
 def distance(folder: Path, server: RunningServer) -> float:
     """The distance that the Python client is told of one.png and two.png."""
     with Client(server.target) as client:
@@ -85,26 +91,34 @@ def distance(folder: Path, server: RunningServer) -> float:
     return one.distance
 
 
-def test_every_block_is_run_but_what_was_shown_by_hand() -> None:
+def test_every_block_of_the_page_is_marked_but_what_was_shown_by_hand() -> None:
     fences = re.findall(r"^```(\w+)$", PAGE.read_text(), re.MULTILINE)
-    assert fences.count("bash") + fences.count("js") == len(BLOCKS)
-    assert {program for program, _, _ in BLOCKS} == {"node", "buf", *COMPILERS}
+    assert fences.count("bash") + fences.count("js") == len(blocks(PAGE))
+    assert {block.program for block in blocks(PAGE)} == {"node", "buf", *COMPILERS}
 
 
 def test_the_blocks_of_node_say_what_the_page_says(folder: Path, server: RunningServer) -> None:
-    packages = ROOT / "examples" / "node" / "node_modules"
-    conftest.require(
-        packages.is_dir(), "the packages of examples/node are not there: run make node"
-    )
-    demo, snippet = run("node", folder, server)
+    conftest.require(PACKAGES.is_dir(), "examples/node lacks its packages: run make node")
+    demo, snippet = (block.run(folder, server) for block in blocks(PAGE, "node"))
     assert f"at {distance(folder, server):.4f}" in demo
     assert snippet == "nobody is enrolled yet\n"
 
 
+def test_the_readmes_block_of_node_runs(
+    folder: Path, server: RunningServer, drawings: Path
+) -> None:
+    conftest.require(PACKAGES.is_dir(), "examples/node lacks its packages: run make node")
+    with zipfile.ZipFile(drawings) as archive:
+        names = [name for name in archive.namelist() if "/Latin/character01/" in name]
+        archive.extractall(folder / "drawings", names)
+    (block,) = blocks(ROOT / "README.md", "node")
+    assert "enrolled 2 of 2\nfound 0683_0" in block.run(folder, server)
+
+
 def test_the_block_of_buf_runs(folder: Path, server: RunningServer) -> None:
-    buf = ROOT / "tools" / "buf" / "node_modules" / ".bin" / "buf"
-    conftest.require(buf.exists(), "buf is not installed: run make buf")
-    (said,) = run("buf", folder, server)
+    conftest.require((PROGRAMS / "buf").exists(), "buf is not installed: run make buf")
+    (block,) = blocks(PAGE, "buf")
+    said = block.run(folder, server)
     assert "twinserve.v1.GalleryService/Search" in said
     assert '"outcome": "OUTCOME_NO_MATCH"' in said
 
@@ -116,9 +130,8 @@ def test_the_client_of_a_compiled_language_is_built_and_compares(
 ) -> None:
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed; docs/clients.md names Debian's packages")
-    (said,) = run(program, folder, server)
-    outcome, told, _ = said.split()
+    (block,) = blocks(PAGE, program)
+    outcome, told, _ = block.run(folder, server).split()
     assert outcome == "OUTCOME_NO_MATCH"
-    assert float(told.removeprefix("distance=")) == pytest.approx(
-        distance(folder, server), abs=1e-4
-    )
+    expected = pytest.approx(distance(folder, server), abs=1e-4)
+    assert float(told.removeprefix("distance=")) == expected

@@ -74,28 +74,17 @@ def test_an_addition_breaks_nobody(contract: Contract) -> None:
     assert contract.breaking() == ""
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "found"),
-    [
-        ("shared.proto", "double distance = 1;", "double length = 1;", '"distance" to "length"'),
-        ("shared.proto", "uint32 queue_us = 1;", "uint32 queue_us = 99;", '"queue_us"'),
-        ("shared.proto", "double distance = 1;", "float distance = 1;", '"double" to "float"'),
-        (
-            "embedding_service.proto",
-            "rpc Compare(CompareRequest)",
-            "rpc Match(CompareRequest)",
-            '"Compare"',
-        ),
-    ],
-    ids=["a renamed field", "a changed number", "a changed type", "a renamed call"],
-)
-def test_what_would_break_a_client_is_found(
-    contract: Contract, file: str, old: str, new: str, found: str
-) -> None:
-    contract.replace(file, old, new)
+def test_what_would_break_a_client_is_found(contract: Contract) -> None:
+    contract.replace("shared.proto", "double distance = 1;", "double length = 1;")
+    contract.replace("shared.proto", "uint32 queue_us = 1;", "uint32 queue_us = 99;")
+    contract.replace("gallery.proto", "int64 max_items = 8;", "int32 max_items = 8;")
+    contract.replace("embedding_service.proto", "rpc Compare(", "rpc Match(")
     said = contract.breaking()
-    assert file in said
-    assert found in said
+    assert 'changed name from "distance" to "length"' in said
+    assert 'field "1" with name "queue_us"' in said
+    assert '"max_items"' in said
+    assert 'changed type from "int64" to "int32"' in said
+    assert 'RPC "Compare"' in said
 
 
 def test_a_name_against_the_convention_is_found(contract: Contract) -> None:

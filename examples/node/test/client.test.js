@@ -34,7 +34,7 @@ function refusal(code, reason, seconds) {
   return { code, details: 'refused', metadata };
 }
 
-describe('the client', () => {
+describe('the client', { timeout: 30_000 }, () => {
   let server;
   let client;
   let calls; // every Embed that came: its request, and its metadata
