@@ -26,12 +26,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "clients.md"
 PROGRAMS = ROOT / "tools" / "buf" / "node_modules" / ".bin"
 PACKAGES = ROOT / "examples" / "node" / "node_modules"
-COMPILERS = ["protoc-gen-go-grpc", "grpc_java_plugin", "grpc_cpp_plugin"]
 MARKED = re.compile(
     r"^<!-- run by tests/clients/test_documents\.py: (?P<program>[\w-]+) -->\n"
     r"```(?P<language>bash|js)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+
+# A line of the page's table that makes stubs, by the language's name.
+LINES = re.compile(r"^\| (?P<language>[\w+]+) \| `(?P<command>protoc .*?)` \|", re.MULTILINE)
+PLUGINS = {"Go": "protoc-gen-go-grpc", "Java": "grpc_java_plugin", "C++": "grpc_cpp_plugin"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def distance(folder: Path, server: RunningServer) -> float:
 def test_every_block_of_the_page_is_marked_but_what_was_shown_by_hand() -> None:
     fences = re.findall(r"^```(\w+)$", PAGE.read_text(), re.MULTILINE)
     assert fences.count("bash") + fences.count("js") == len(blocks(PAGE))
-    assert {block.program for block in blocks(PAGE)} == {"node", "buf", *COMPILERS}
+    assert {block.program for block in blocks(PAGE)} == {"node", "buf", *PLUGINS.values()}
 
 
 def test_the_blocks_of_node_say_what_the_page_says(folder: Path, server: RunningServer) -> None:
@@ -123,8 +126,19 @@ def test_the_block_of_buf_runs(folder: Path, server: RunningServer) -> None:
     assert '"outcome": "OUTCOME_NO_MATCH"' in said
 
 
+@pytest.mark.parametrize("language", PLUGINS)
+def test_the_pages_line_of_a_language_makes_its_stubs(language: str, folder: Path) -> None:
+    commands = {one["language"]: one["command"] for one in LINES.finditer(PAGE.read_text())}
+    if shutil.which("protoc") is None or shutil.which(PLUGINS[language]) is None:
+        pytest.skip(f"protoc or {PLUGINS[language]} is not installed")
+    script = f"rm -rf build/stubs; mkdir build/stubs; {commands[language]}"
+    subprocess.run(["bash", "-euc", script], cwd=folder, check=True, timeout=60)
+    made = {path.name.lower().replace("_", "")[:16] for path in folder.glob("build/stubs/*/v1/*")}
+    assert "embeddingservice" in made
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("program", COMPILERS)
+@pytest.mark.parametrize("program", PLUGINS.values())
 def test_the_client_of_a_compiled_language_is_built_and_compares(
     program: str, folder: Path, server: RunningServer
 ) -> None:
