@@ -34,7 +34,7 @@ def node(*arguments: str | Path, **environment: str) -> subprocess.CompletedProc
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
     )
 
 

@@ -13,7 +13,7 @@ const target = process.env.TWINSERVE_TARGET;
 const small = { image: square(6) };
 const large = { image: square(22) };
 
-const options = { timeout: 60_000, skip: target ? false : 'TWINSERVE_TARGET names none' };
+const options = { timeout: 100_000, skip: target ? false : 'TWINSERVE_TARGET names none' };
 
 describe('a server', options, () => {
   const gallery = `node-${randomUUID()}`;
