@@ -2,7 +2,7 @@
 # Everything is installed into .venv (the project), .venv-stubs (the pinned stub generator) and
 # .venv-triton (tritonclient, whose pins and descriptors collide with ours) inside this folder; a
 # stamp in each says that it is up to date, so that a second call costs nothing. The tutorials get
-# a fresh .venv-tutorials each time.
+# a fresh .venv-tutorials each time. What comes from npm lies in node_modules beside its package.json.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -27,10 +27,12 @@ PUT ?=
 
 venv := .venv
 bin := $(venv)/bin
+buf := tools/buf/node_modules/.bin/buf
+released := protos/released.binpb
 pins := pyproject.toml constraints.txt tools/environment.py
 environment = $(PYTHON) tools/environment.py --goal $(or $(firstword $(MAKECMDGOALS)),demo) --torch-index "$(TORCH_INDEX)" --cuda "$(CUDA)"
 
-.PHONY: help demo serve test test-long tutorials triton check stubs pins wheel container-dry-run clean python
+.PHONY: help demo serve test test-long tutorials triton node googleapis check buf contract-released stubs pins wheel container-dry-run clean python
 
 help: ## list these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [TORCH_INDEX=<address>] [CUDA=yes]"
@@ -58,14 +60,32 @@ tutorials: python ## run docs/tutorials as written, in a fresh environment (PUT=
 
 triton: triton-installed ## install tritonclient aside: the tests with it run from then on
 
-check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract
+node: node-installed ## install the packages of examples/node: the tests with it run from then on
+
+googleapis: build/googleapis/.stamp ## lay google/rpc/*.proto, which the contract imports, in build/googleapis
+
+check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract, buf
 	@status=0
 	$(bin)/ruff check || status=1
 	$(bin)/ruff format --check || status=1
 	$(bin)/mypy || status=1
 	$(bin)/lint-imports || status=1
 	STUBS_PYTHON=.venv-stubs/bin/python tools/stubs --check || status=1
+	if command -v npm >/dev/null || [ "$${CI:-}" = true ]; then
+		$(MAKE) --no-print-directory buf || status=1
+	else
+		echo "buf was left out, for npm is not here" >&2
+	fi
 	exit $$status
+
+buf: buf-installed ## lint the contract, and find what would break clients of the released one
+	@status=0
+	$(buf) lint || status=1
+	$(buf) breaking protos --against $(released) || status=1
+	exit $$status
+
+contract-released: buf-installed ## keep today's contract as the released one; part of a release
+	@$(buf) build protos --exclude-source-info --output $(released)
 
 stubs: stubs-installed ## generate twinserve/v1 and twinserve/oip from protos/
 	@STUBS_PYTHON=.venv-stubs/bin/python tools/stubs
@@ -80,16 +100,18 @@ pins: python ## write constraints.txt anew from what the package index offers to
 	@tools/pins "$(PYTHON)"
 
 clean: ## remove environments, caches and builds (runs/ stays)
-	rm -rf .venv .venv-stubs .venv-triton .venv-tutorials .venv-pins dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-stubs .venv-triton .venv-tutorials .venv-pins tools/buf/node_modules examples/node/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments ----------------------------------------------------------------------------------
 
-.PHONY: all-installed dev-installed stubs-installed triton-installed
+.PHONY: all-installed dev-installed stubs-installed triton-installed buf-installed node-installed
 all-installed: $(venv)/.all
 dev-installed: $(venv)/.dev
 stubs-installed: .venv-stubs/.stamp
 triton-installed: .venv-triton/.stamp
+node-installed: examples/node/node_modules/.stamp
+buf-installed: tools/buf/node_modules/.stamp build/googleapis/.stamp
 
 python:
 	@if [ -z "$(PYTHON)" ]; then
@@ -112,4 +134,17 @@ $(venv)/.dev: $(pins) | python
 
 .venv-triton/.stamp: tools/triton-requirements.txt tools/environment.py | python
 	@$(environment) --requirements tools/triton-requirements.txt .venv-triton
+	touch $@
+
+%/node_modules/.stamp: %/package.json %/package-lock.json %/.npmrc
+	@if ! command -v npm >/dev/null; then
+		echo "twinserve: npm is not here: install Node.js 20 or newer with npm" >&2; exit 1
+	fi
+	npm ci --prefix $*
+	touch $@
+
+# google/rpc/*.proto, which the contract imports.
+build/googleapis/.stamp: $(venv)/.dev
+	@mkdir -p $(@D)/google/rpc
+	cp "$$($(bin)/python -c 'import google.rpc; print(google.rpc.__path__[0])')"/*.proto $(@D)/google/rpc
 	touch $@

@@ -17,7 +17,10 @@ COMMANDS = {
     "test-long",
     "tutorials",
     "triton",
+    "node",
     "check",
+    "buf",
+    "contract-released",
     "stubs",
     "wheel",
     "clean",
@@ -68,10 +71,11 @@ def test_make_without_a_fitting_python_says_which_ones_fit(clone: Path) -> None:
     assert "twinserve: no Python 3.11 or 3.12 here" in done.stderr
 
 
-def test_ci_runs_the_two_commands_of_the_readme_with_tritonclient_at_hand(root: Path) -> None:
+def test_ci_runs_the_two_commands_of_the_readme_with_what_its_tests_use_at_hand(root: Path) -> None:
     lines = (root / ".ci" / "run").read_text().splitlines()
     assert [line.split()[:2] for line in lines if line.startswith("make ")] == [
         ["make", "triton"],
+        ["make", "node"],
         ["make", "test"],
         ["make", "check"],
     ]
@@ -83,7 +87,7 @@ def test_no_committed_file_names_a_registry_or_a_place_of_the_development_machin
     """Written with brackets, so that this file is not its own finding."""
     if not (root / ".git").exists():
         pytest.skip("not a clone, so what is committed cannot be told")
-    hosts = r"pypi[.]org|pythonhosted[.]org|download[.]pytorch|ghcr[.]io|docker[.]io"
+    hosts = r"npmjs[.]|pypi[.]org|pythonhosted[.]org|download[.]pytorch|ghcr[.]io|docker[.]io"
     places = r"/work[/]|/root[/]|/tmp/v[/]|/opt/(wheels|pypi)|[.][.]/shared"
     unwanted = re.compile(f"{hosts}|{places}".encode())
     tracked = subprocess.run(

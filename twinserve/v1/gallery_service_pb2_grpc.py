@@ -163,6 +163,8 @@ class GalleryServiceServicer(object):
 
     def Enroll(self, request, context):
         """Enroll adds or replaces items; each is acknowledged only once it is on disk.
+        EnrollStream takes and gives the same messages.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

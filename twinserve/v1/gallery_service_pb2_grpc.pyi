@@ -483,7 +483,10 @@ class GalleryServiceStub(typing.Generic[_GalleryServiceCreateGalleryType, _Galle
     """DeleteGallery removes a gallery with all its items, for good."""
 
     Enroll: _GalleryServiceEnrollType
-    """Enroll adds or replaces items; each is acknowledged only once it is on disk."""
+    """Enroll adds or replaces items; each is acknowledged only once it is on disk.
+    EnrollStream takes and gives the same messages.
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
 
     SetGalleryAlias: _GalleryServiceSetGalleryAliasType
     """SetGalleryAlias lets a name stand for a gallery, from the next call on; calls that are inside go
@@ -655,7 +658,10 @@ class GalleryServiceServicer(metaclass=abc.ABCMeta):
         request: twinserve.v1.gallery_service_pb2.EnrollRequest,
         context: _ServicerContext,
     ) -> typing.Union[twinserve.v1.gallery_service_pb2.EnrollResponse, collections.abc.Awaitable[twinserve.v1.gallery_service_pb2.EnrollResponse]]:
-        """Enroll adds or replaces items; each is acknowledged only once it is on disk."""
+        """Enroll adds or replaces items; each is acknowledged only once it is on disk.
+        EnrollStream takes and gives the same messages.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
 
     @abc.abstractmethod
     def SetGalleryAlias(

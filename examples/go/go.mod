@@ -1,0 +1,3 @@
+module twinserve.example/client
+
+go 1.19
