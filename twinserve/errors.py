@@ -15,7 +15,8 @@
     │   ├── ModelNotFound · GalleryNotFound · ItemNotFound · SubjectNotFound
     ├── AlreadyExists            ALREADY_EXISTS
     ├── FailedPrecondition       FAILED_PRECONDITION
-    │   └── SpaceMismatch
+    │   ├── SpaceMismatch
+    │   └── ClientClosed         raised by a client, never sent
     ├── Exhausted                RESOURCE_EXHAUSTED, always with a retry delay
     │   ├── QueueFull · ClientOverShare · IndexDebtTooHigh · DiskFull
     │   └── GalleryFull
@@ -180,6 +181,12 @@ class FailedPrecondition(TwinserveError):
 
 class SpaceMismatch(FailedPrecondition):
     reason = "SPACE_MISMATCH"
+
+
+class ClientClosed(FailedPrecondition):
+    """A call of a client that was closed, or that was closed during the call."""
+
+    reason = "CLIENT_CLOSED"
 
 
 class Exhausted(TwinserveError):
