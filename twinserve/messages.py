@@ -9,6 +9,7 @@ its place as the exception it is, neither raised nor dropped.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -954,6 +955,7 @@ def _metric(value: int) -> Metric | None:
     return next((metric for metric, number in _METRICS.items() if number == value), None)
 
 
+@functools.lru_cache(maxsize=256)  # asked for several times a reply
 def _word(kind: Any, value: int) -> str:
     """Return an enum value as a lower-case word: CHANGE_CREATED -> created; "" if unspecified."""
     full: str = kind.Name(value) if value in kind.values() else f"UNKNOWN_{value}"

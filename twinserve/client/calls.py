@@ -16,7 +16,7 @@ import inspect
 import uuid
 from collections.abc import AsyncIterable, Callable, Iterable, Sized
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from grpc_health.v1 import health_pb2_grpc
 
@@ -53,9 +53,8 @@ class Stubs:
 Method = Callable[[Stubs], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One request and its one reply.
+class Call(NamedTuple, Generic[T]):
+    """One request and its one reply; a tuple, which is the cheapest to make.
 
     `timeout` is None for the client's own. `retried` is False where the first answer is the answer.
     """
