@@ -184,7 +184,10 @@ class SpaceMismatch(FailedPrecondition):
 
 
 class ClientClosed(FailedPrecondition):
-    """A call of a client that was closed, or that was closed during the call."""
+    """The client was closed before the call, or during it.
+
+    Do: Make a new client, or make the calls inside its `with` block.
+    """
 
     reason = "CLIENT_CLOSED"
 

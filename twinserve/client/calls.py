@@ -11,7 +11,6 @@ and `AsyncClient` carry them out, each in its own way of waiting. There are four
 
 from __future__ import annotations
 
-import functools
 import inspect
 import uuid
 from collections.abc import AsyncIterable, Callable, Iterable, Sized
@@ -171,7 +170,8 @@ def describe(method: Callable[..., Any], build: Callable[..., Any], returns: str
         build: the function that says what is sent.
         returns: the method's own result, with {} for what the kind of call is of.
     """
-    functools.update_wrapper(method, build)
+    # Without __wrapped__, by which tools that document a method would show the function instead.
+    method.__name__, method.__doc__ = build.__name__, build.__doc__
     # Annotations are text: of Call[Embeddings] a caller sees what he gets, Embeddings.
     inner = build.__annotations__["return"].partition("[")[2].removesuffix("]")
     result = returns.format(inner)
