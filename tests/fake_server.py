@@ -44,6 +44,7 @@ class FakeServer(grpc.GenericRpcHandler):
         self.ended: list[
             str
         ] = []  # methods of calls that are over, also while their answer is made
+        self.finished: list[str] = []  # streams whose client said that it had sent all
         self._answers: dict[str, list[Any]] = {}
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         self._server.add_generic_rpc_handlers((self,))
@@ -61,7 +62,7 @@ class FakeServer(grpc.GenericRpcHandler):
 
     def forget(self) -> None:
         """Be as new, for the next test."""
-        for kept in (self.requests, self.metadata, self.ended, self._answers):
+        for kept in (self.requests, self.metadata, self.ended, self.finished, self._answers):
             kept.clear()
 
     @contextlib.contextmanager
@@ -96,9 +97,13 @@ class FakeServer(grpc.GenericRpcHandler):
             )
         if not method.client_streaming:
             return grpc.unary_unary_rpc_method_handler(answer, **codecs)
-        return grpc.stream_stream_rpc_method_handler(
-            lambda requests, context: (answer(request, context) for request in requests), **codecs
-        )
+
+        def answers(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            for request in requests:
+                yield answer(request, context)
+            self.finished.append(method.name)
+
+        return grpc.stream_stream_rpc_method_handler(answers, **codecs)
 
     @staticmethod
     def _each(answers: list[Any], context: grpc.ServicerContext) -> Iterator[Any]:

@@ -326,6 +326,7 @@ class TestUploads:
                 ]
                 assert found == [float(n) for n in range(7)]
                 assert told == [(3, total), (6, total), (7, total)]
+        assert server.finished == ["EmbedStream"] * 2, "an orderly end, and not a cancelled one"
 
     @in_a_loop
     async def test_of_an_endless_source_only_a_windows_worth_is_taken(

@@ -732,6 +732,7 @@ class TestGalleryChanges:
             for part in client.enroll_stream("people", items, batch=3)
         ]
         assert found == [["i0", "i1", "i2"], ["i3", "i4", "i5"], ["i6"]]
+        assert server.finished == ["EnrollStream"], "an orderly end, and not a cancelled one"
         ids = [request.request_id for request in server.asked("EnrollStream")]
         assert len(set(ids)) == 3
         assert all(ids)

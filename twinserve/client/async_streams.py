@@ -11,7 +11,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from contextlib import AbstractContextManager, aclosing
+from contextlib import AbstractContextManager, aclosing, suppress
 from typing import Any, TypeVar
 
 from twinserve.client.calls import Download, Source, Upload
@@ -57,6 +57,11 @@ async def upload_answers(
                             reply = asyncio.create_task(_reply(replies, attempts.seconds, reading))
                         waited = [task for task in (pull, reply) if task is not None]
                         if not waited:
+                            # All is answered: however the call ends, an orderly end is not a
+                            # cancelled one.
+                            outbox.put_nowait(None)
+                            with suppress(TwinserveError):
+                                await _reply(replies, attempts.seconds, reading)
                             return
                         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                         if pull is not None and pull.done():
@@ -135,8 +140,8 @@ async def _reply(replies: AsyncIterator[Any], patience: float, reading: Reading)
 
 
 async def _sent(outbox: asyncio.Queue[Any]) -> AsyncIterator[Any]:
-    while True:
-        yield await outbox.get()
+    while (request := await outbox.get()) is not None:
+        yield request
 
 
 async def _next(requests: AsyncIterator[Any]) -> Any:

@@ -36,22 +36,6 @@ _OPTIONS = (
 class Connection:
     """One connection to a server, opened with the first call and used by all.
 
-    Args:
-        target: host:port, or any name that gRPC resolves, such as `dns:///twins:50051`. Of several
-            addresses, `ipv4:10.0.0.1:50051,10.0.0.2:50051`, the first that answers is used.
-        api_key: sent as a bearer token with every call; None is the environment's
-            TWINSERVE_API_KEY, if any, and "" sends none.
-        timeout: seconds that a call may take, its retries included.
-        tls: encrypts the connection; None connects in plain text.
-        credentials: of gRPC, in place of `tls`, for whoever has some.
-        unavailable_for: seconds for which a server that cannot be reached is tried again; None
-            means as long as the call's deadline.
-        priority: of every call: "high", "normal" or "low"; None is the server's default, normal.
-        options: further arguments of the gRPC channel, which go before ours.
-
-    Raises:
-        ConfigError: `tls` and `credentials` together, or a file of `tls` that cannot be read.
-
     Every call raises the classes of `twinserve.errors`.
     """
 
@@ -67,6 +51,26 @@ class Connection:
         priority: Literal["high", "normal", "low"] | None = None,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
+        """Say where the server is; nothing is sent before the first call.
+
+        Args:
+            target: host:port, or any name that gRPC resolves, such as `dns:///twins:50051`. Of
+                several addresses, `ipv4:10.0.0.1:50051,10.0.0.2:50051`, the first that answers is
+                used.
+            api_key: sent as a bearer token with every call; None is the environment's
+                TWINSERVE_API_KEY, if any, and "" sends none.
+            timeout: seconds that a call may take, its retries included.
+            tls: encrypts the connection; None connects in plain text.
+            credentials: of gRPC, in place of `tls`, for whoever has some.
+            unavailable_for: seconds for which a server that cannot be reached is tried again; None
+                means as long as the call's deadline.
+            priority: of every call: "high", "normal" or "low"; None is the server's default,
+                normal.
+            options: further arguments of the gRPC channel, which go before ours.
+
+        Raises:
+            ConfigError: `tls` and `credentials` together, or a file of `tls` that cannot be read.
+        """
         self.target = target
         self._timeout = timeout
         self._retries = RetryPolicy(timeout if unavailable_for is None else unavailable_for)

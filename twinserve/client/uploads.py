@@ -8,6 +8,7 @@ carries a request_id by which the server knows it again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import time
@@ -90,6 +91,10 @@ def answers(
                     unanswered.append(following)
                     outbox.put(following)
                 if not unanswered:
+                    # All is answered: however the call ends, an orderly end is not a cancelled one.
+                    outbox.put(None)
+                    with contextlib.suppress(grpc.RpcError):
+                        stream.receive()
                     return
                 try:
                     found = read(unanswered[0], replied(stream.receive()))
