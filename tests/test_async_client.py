@@ -349,6 +349,13 @@ class TestUploads:
                 await anext(parts)
                 await asyncio.sleep(0.01)
                 assert taken <= 2 * (answered + 3)
+            taken = 0
+            with server.held("EmbedStream"):
+                first = asyncio.create_task(anext(client.embed_stream(texts(), batch=2, window=3)))
+                await until(lambda: taken == 2 * 3)
+                await asyncio.sleep(0.02)
+                assert taken == 2 * 3, "three batches are under way, and no more"
+                first.cancel()
         await until(lambda: len(server.ended) == len(server.requests))
 
     @in_a_loop
