@@ -9,6 +9,7 @@ make one call after the other; of the others, `--flight` are under way at once, 
 or tasks. The least of the rounds is the one that other work disturbed least.
 
     stub, aio-stub        the generated stubs over grpc and grpc.aio, with the message ready
+    array, aio-array      the stubs, from a numpy array to a numpy array, as the clients do
     client, async-client  Client and AsyncClient
     before                Client of the checkout in FOLDER
 """
@@ -35,7 +36,7 @@ from twinserve import messages
 from twinserve.v1 import embedding_service_pb2, embedding_service_pb2_grpc, shared_pb2
 
 DIMENSION = 128
-WAYS = ("stub", "client", "aio-stub", "async-client")
+WAYS = ("stub", "array", "client", "aio-stub", "aio-array", "async-client")
 
 
 def _serve() -> None:
@@ -112,32 +113,38 @@ def _call(way: str, target: str) -> None:
     from twinserve import client
 
     vector = messages.Vector(np.linspace(-1, 1, DIMENSION, dtype=np.float32), "space")
-    request = embedding_service_pb2.EmbedRequest(inputs=[messages.to_input(vector)])
+
+    def made() -> embedding_service_pb2.EmbedRequest:
+        return embedding_service_pb2.EmbedRequest(inputs=[messages.to_input(vector)])
+
+    request = made()
     if way.startswith(("aio", "async")):
 
         async def answer() -> None:
-            if way == "aio-stub":
-                channel = grpc.aio.insecure_channel(target)
-                stub: Any = embedding_service_pb2_grpc.EmbeddingServiceStub(channel)
+            channel = grpc.aio.insecure_channel(target)
+            stub: Any = embedding_service_pb2_grpc.EmbeddingServiceStub(channel)
+            caller = client.AsyncClient(target)
 
-                async def bare() -> object:
-                    return await stub.Embed(request, timeout=30.0)
+            async def bare() -> object:
+                return await stub.Embed(request, timeout=30.0)
 
-                measure = _tasks(bare)
-            else:
-                caller = client.AsyncClient(target)
-                measure = _tasks(lambda: caller.embed([vector]))
+            async def array() -> object:
+                return messages.from_embed_response(await stub.Embed(made(), timeout=30.0))
+
+            calls = {"aio-stub": bare, "aio-array": array}
+            measure = _tasks(calls.get(way, lambda: caller.embed([vector])))
             while line := await asyncio.to_thread(sys.stdin.readline):
                 print(json.dumps(await measure(*json.loads(line))), flush=True)
 
         asyncio.run(answer())
         return
-    if way == "stub":
-        stub = embedding_service_pb2_grpc.EmbeddingServiceStub(grpc.insecure_channel(target))
-        measure = _threads(lambda: stub.Embed(request, timeout=30.0))
-    else:
-        blocking = client.Client(target)
-        measure = _threads(lambda: blocking.embed([vector]))
+    stub = embedding_service_pb2_grpc.EmbeddingServiceStub(grpc.insecure_channel(target))
+    blocking = client.Client(target)
+    calls: dict[str, Callable[[], object]] = {
+        "stub": lambda: stub.Embed(request, timeout=30.0),
+        "array": lambda: messages.from_embed_response(stub.Embed(made(), timeout=30.0)),
+    }
+    measure = _threads(calls.get(way, lambda: blocking.embed([vector])))
     for line in sys.stdin:
         print(json.dumps(measure(*json.loads(line))), flush=True)
 
@@ -184,6 +191,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--be", nargs=2, metavar=("WAY", "TARGET"), help=argparse.SUPPRESS)
+    parser.add_argument("--ways", default=",".join(WAYS), help="which to measure (%(default)s)")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--calls", type=int, default=600, help="a round (%(default)s)")
     parser.add_argument("--flight", type=int, default=32, help="calls at a time (%(default)s)")
@@ -197,7 +205,7 @@ def main() -> None:
         else:
             _call(way, target)
         return
-    ways: dict[str, Path | None] = dict.fromkeys(WAYS)
+    ways: dict[str, Path | None] = dict.fromkeys(arguments.ways.split(","))
     if arguments.against:
         ways["before"] = arguments.against.resolve()
     began = os.getloadavg()[0]
