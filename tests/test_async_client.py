@@ -368,11 +368,11 @@ class TestUploads:
             await more.wait()
             yield "2"
 
-        async with made(server, timeout=0.5) as client:
+        async with made(server, timeout=1.0) as client:
             parts = client.embed_stream(texts(), batch=1)
             assert (await anext(parts)).vectors.tolist() == [[1.0]]
             # The source may be silent for longer than a reply may take.
-            asyncio.get_running_loop().call_later(0.6, more.set)
+            asyncio.get_running_loop().call_later(1.1, more.set)
             assert (await anext(parts)).vectors.tolist() == [[2.0]]
             assert await anext(parts, None) is None
 
@@ -398,6 +398,21 @@ class TestUploads:
         assert len(set(others)) == 2
         assert first not in others
         assert others[0] == others[1]
+
+    @in_a_loop
+    async def test_a_stream_whose_end_grpc_did_not_keep_the_reason_of_is_taken_for_a_lost_one(
+        self,
+    ) -> None:
+        """It does so now and then, where a message was being sent (grpc issue 36066)."""
+        async with AsyncClient() as client:
+            for details, kind in (
+                ("Internal error from Core", errors.Unavailable),
+                ("Embed failed inside the server", errors.InternalFault),
+            ):
+                none = grpc.aio.Metadata()
+                failure = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, none, none, details)
+                with pytest.raises(kind), client._reading():
+                    raise failure
 
     @in_a_loop
     async def test_errors_of_the_source_and_of_a_whole_batch_are_raised(

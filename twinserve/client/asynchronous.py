@@ -20,18 +20,21 @@ from twinserve.client import (
 )
 from twinserve.client.calls import Call, Download, Pages, Stubs, Upload, describe
 from twinserve.client.connection import Connection
-from twinserve.errors import FailedPrecondition, InternalFault, TwinserveError
+from twinserve.errors import FailedPrecondition, InternalFault, TwinserveError, Unavailable
 
 T = TypeVar("T")
 P = ParamSpec("P")
 Method = Callable[Concatenate["AsyncClient", P], T]
+# What grpc.aio says in place of the server's status, where a message was just being sent when the
+# server ended the stream (grpc issue 36066, open in 1.85).
+_STATUS_LOST = "Internal error from Core"
 
 
 def _call(build: Callable[P, Call[T]]) -> Method[P, Coroutine[Any, Any, T]]:
     async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._make(build(*args, **kwargs))
 
-    describe(method, build, "{}")
+    describe(method, build, "AsyncClient", "{}")
     return method
 
 
@@ -39,7 +42,7 @@ def _pages(build: Callable[P, Pages[T]]) -> Method[P, AsyncGenerator[T, None]]:
     def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[T, None]:
         return self._turn(build(*args, **kwargs))
 
-    describe(method, build, "AsyncGenerator[{}, None]")
+    describe(method, build, "AsyncClient", "AsyncGenerator[{}, None]")
     return method
 
 
@@ -47,7 +50,7 @@ def _upload(build: Callable[P, Upload[T]]) -> Method[P, AsyncGenerator[T, None]]
     def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[T, None]:
         return self._send(build(*args, **kwargs))
 
-    describe(method, build, "AsyncGenerator[{}, None]")
+    describe(method, build, "AsyncClient", "AsyncGenerator[{}, None]")
     return method
 
 
@@ -55,7 +58,7 @@ def _download(build: Callable[P, Download[T]]) -> Method[P, AsyncGenerator[T, No
     def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[T, None]:
         return self._receive(build(*args, **kwargs))
 
-    describe(method, build, "AsyncGenerator[{}, None]")
+    describe(method, build, "AsyncClient", "AsyncGenerator[{}, None]")
     return method
 
 
@@ -66,7 +69,7 @@ def _outcome(build: Callable[P, Download[T]]) -> Method[P, Coroutine[Any, Any, T
                 return outcome
         raise InternalFault(f"the server ended {build.__name__} without its outcome; look there")
 
-    describe(method, build, "{}")
+    describe(method, build, "AsyncClient", "{}")
     return method
 
 
@@ -159,6 +162,14 @@ class AsyncClient(Connection):
                 "first call; make one client per loop"
             )
         return self._stubs
+
+    def _error(self, failure: grpc.RpcError) -> TwinserveError:
+        if failure.code() is grpc.StatusCode.INTERNAL and failure.details() == _STATUS_LOST:
+            # The next attempt works, or is told why not.
+            return Unavailable(
+                f"{self.target} ended the stream, and gRPC did not keep its reason; try again"
+            )
+        return super()._error(failure)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

@@ -30,7 +30,7 @@ def _call(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._make(build(*args, **kwargs))
 
-    describe(method, build, "{}")
+    describe(method, build, "Client", "{}")
     return method
 
 
@@ -38,7 +38,7 @@ def _pages(build: Callable[P, Pages[T]]) -> Callable[Concatenate[Client, P], Ite
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         return self._turn(build(*args, **kwargs))
 
-    describe(method, build, "Iterator[{}]")
+    describe(method, build, "Client", "Iterator[{}]")
     return method
 
 
@@ -46,7 +46,7 @@ def _upload(build: Callable[P, Upload[T]]) -> Callable[Concatenate[Client, P], I
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         return self._send(build(*args, **kwargs))
 
-    describe(method, build, "Iterator[{}]")
+    describe(method, build, "Client", "Iterator[{}]")
     return method
 
 
@@ -54,7 +54,7 @@ def _download(build: Callable[P, Download[T]]) -> Callable[Concatenate[Client, P
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         return self._receive(build(*args, **kwargs))
 
-    describe(method, build, "Iterator[{}]")
+    describe(method, build, "Client", "Iterator[{}]")
     return method
 
 
@@ -64,7 +64,7 @@ def _outcome(build: Callable[P, Download[T]]) -> Callable[Concatenate[Client, P]
             return outcome
         raise InternalFault(f"the server ended {build.__name__} without its outcome; look there")
 
-    describe(method, build, "{}")
+    describe(method, build, "Client", "{}")
     return method
 
 

@@ -162,16 +162,20 @@ def length(items: Source[Any]) -> int | None:
     return len(items) if isinstance(items, Sized) else None
 
 
-def describe(method: Callable[..., Any], build: Callable[..., Any], returns: str) -> None:
+def describe(
+    method: Callable[..., Any], build: Callable[..., Any], client: str, returns: str
+) -> None:
     """Give a client's method the name, the text and the parameters of the function it stands for.
 
     Args:
         method: of a client.
         build: the function that says what is sent.
+        client: the class that the method is of.
         returns: the method's own result, with {} for what the kind of call is of.
     """
     # Without __wrapped__, by which tools that document a method would show the function instead.
     method.__name__, method.__doc__ = build.__name__, build.__doc__
+    method.__qualname__ = f"{client}.{build.__name__}"
     # Annotations are text: of Call[Embeddings] a caller sees what he gets, Embeddings.
     inner = build.__annotations__["return"].partition("[")[2].removesuffix("]")
     result = returns.format(inner)
