@@ -256,9 +256,11 @@ class TestLife:
             client = made(server)
             call = asyncio.create_task(client.get_gallery("g"))
             stream = asyncio.create_task(anext(client.embed_stream(["1"])))
-            await until(lambda: len(server.requests) == 2)
+            server.on("GetItem", UNAVAILABLE)
+            pausing = asyncio.create_task(client.get_item("g", "i"))
+            await until(lambda: len(server.ended) > 2)
             await client.close()
-            for task in (call, stream):
+            for task in (call, stream, pausing):
                 with pytest.raises(errors.ClientClosed):
                     await task
 

@@ -64,14 +64,6 @@ async def upload_answers(
                                 await _reply(replies, attempts.seconds, reading)
                             return
                         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-                        if pull is not None and pull.done():
-                            request, pull = pull.result(), None
-                            ended = request is None
-                            if not ended:
-                                if not unanswered:
-                                    attempts.restart()
-                                unanswered.append(request)
-                                outbox.put_nowait(request)
                         if reply is not None and reply.done():
                             came, reply = reply, None
                             try:
@@ -83,6 +75,14 @@ async def upload_answers(
                             unanswered.popleft()
                             yield found
                             attempts.restart()
+                        if pull is not None and pull.done():
+                            request, pull = pull.result(), None
+                            ended = request is None
+                            if not ended:
+                                if not unanswered:
+                                    attempts.restart()
+                                unanswered.append(request)
+                                outbox.put_nowait(request)
                 finally:
                     stream.cancel()
                 pause = attempts.pause_after(error)

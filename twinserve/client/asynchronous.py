@@ -185,9 +185,9 @@ class AsyncClient(Connection):
             raise
 
     async def _make(self, call: Call[T]) -> T:
-        method = call.method(self._open())
         attempts = self._attempts(call.timeout)
         while True:
+            method = call.method(self._open())
             try:
                 with self._reading():
                     reply = await method(
@@ -211,19 +211,19 @@ class AsyncClient(Connection):
                 return
 
     def _send(self, upload: Upload[T]) -> AsyncGenerator[T, None]:
-        method = upload.method(self._open())
+        self._open()
         return async_streams.upload_answers(
             upload,
-            lambda sent: method(sent, metadata=self._metadata),
+            lambda sent: upload.method(self._open())(sent, metadata=self._metadata),
             self._attempts(upload.timeout, upload.at_least),
             self._reading,
         )
 
     def _receive(self, download: Download[T]) -> AsyncGenerator[T, None]:
-        method = download.method(self._open())
+        self._open()
         return async_streams.download_answers(
             download,
-            lambda request: method(request, metadata=self._metadata),
+            lambda request: download.method(self._open())(request, metadata=self._metadata),
             self._attempts(download.timeout),
             self._reading,
         )

@@ -138,9 +138,9 @@ class Client(Connection):
         return self._stubs
 
     def _make(self, call: Call[T]) -> T:
-        method = call.method(self._open())
         attempts = self._attempts(call.timeout)
         while True:
+            method = call.method(self._open())
             try:
                 reply = method(call.request, timeout=attempts.remaining(), metadata=self._metadata)
                 break
@@ -161,9 +161,9 @@ class Client(Connection):
                 return
 
     def _send(self, upload: Upload[T]) -> Iterator[T]:
-        method = upload.method(self._open())
+        self._open()
         return uploads.answers(
-            lambda sent: method(sent, metadata=self._metadata),
+            lambda sent: upload.method(self._open())(sent, metadata=self._metadata),
             uploads.requests(upload),
             upload.read,
             self._attempts(upload.timeout, upload.at_least).seconds,
@@ -173,10 +173,10 @@ class Client(Connection):
         )
 
     def _receive(self, download: Download[T]) -> Iterator[T]:
-        method = download.method(self._open())
+        self._open()
         return downloads.answers(
             download,
-            lambda request: method(request, metadata=self._metadata),
+            lambda request: download.method(self._open())(request, metadata=self._metadata),
             self._attempts(download.timeout).seconds,
             self._error,
             self._retries.pause,
