@@ -2,12 +2,15 @@
 
 It speaks the real contract over a real port; only the thinking is left out. `on` gives a method the
 answers of its coming calls, the last of which is repeated; an answer is a message, an error status,
-or a function of the request.
+or a function of the request. Of a method that gives many messages for one request, an answer is a
+list of them, in which a status ends the stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
@@ -31,18 +34,46 @@ _METHODS = {
 class FakeServer(grpc.GenericRpcHandler):
     """Answers calls from a script, and each message of a stream like a call."""
 
-    def __init__(self, address: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self,
+        address: str = "127.0.0.1:0",
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         self.requests: list[tuple[str, Any]] = []
         self.metadata: list[dict[str, str]] = []
+        self.ended: list[
+            str
+        ] = []  # methods of calls that are over, also while their answer is made
+        self.finished: list[str] = []  # streams whose client said that it had sent all
         self._answers: dict[str, list[Any]] = {}
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         self._server.add_generic_rpc_handlers((self,))
-        self.target = f"127.0.0.1:{self._server.add_insecure_port(address)}"
+        port = (
+            self._server.add_insecure_port(address)
+            if credentials is None
+            else self._server.add_secure_port(address, credentials)
+        )
+        self.target = f"127.0.0.1:{port}"
         self._server.start()
 
     def on(self, method: str, *answers: Any) -> None:
         """Give a method, such as "Embed", its coming answers."""
         self._answers[method] = list(answers)
+
+    def forget(self) -> None:
+        """Be as new, for the next test."""
+        for kept in (self.requests, self.metadata, self.ended, self.finished, self._answers):
+            kept.clear()
+
+    @contextlib.contextmanager
+    def held(self, method: str) -> Iterator[None]:
+        """Let a method's calls wait for as long as the block takes."""
+        over = threading.Event()
+        self.on(method, lambda request: over.wait(30) and None)
+        try:
+            yield
+        finally:
+            over.set()
 
     def asked(self, method: str) -> list[Any]:
         """Return the requests that a method received, in order."""
@@ -60,16 +91,32 @@ class FakeServer(grpc.GenericRpcHandler):
             "response_serializer": lambda message: message.SerializeToString(),
         }
         answer = self._answer(method.name)
+        if method.server_streaming and not method.client_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                lambda request, context: self._each(answer(request, context), context), **codecs
+            )
         if not method.client_streaming:
             return grpc.unary_unary_rpc_method_handler(answer, **codecs)
-        return grpc.stream_stream_rpc_method_handler(
-            lambda requests, context: (answer(request, context) for request in requests), **codecs
-        )
+
+        def answers(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            for request in requests:
+                yield answer(request, context)
+            self.finished.append(method.name)
+
+        return grpc.stream_stream_rpc_method_handler(answers, **codecs)
+
+    @staticmethod
+    def _each(answers: list[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        for answer in answers:
+            if isinstance(answer, status_pb2.Status):
+                context.abort_with_status(rpc_status.to_status(answer))
+            yield answer
 
     def _answer(self, name: str) -> Callable[[Any, grpc.ServicerContext], Any]:
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
             self.requests.append((name, request))
             self.metadata.append(dict(context.invocation_metadata()))
+            context.add_callback(lambda: self.ended.append(name))
             waiting = self._answers.get(name)
             if not waiting:
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, f"the test gave {name} no answer")

@@ -12,7 +12,9 @@ import pytest
 from google.rpc import status_pb2
 
 from tests.fake_server import status
-from twinserve import bulk, messages
+from twinserve import messages
+from twinserve.client import uploads
+from twinserve.client.embedding import read_stream_reply
 from twinserve.errors import (
     DeadlineExceeded,
     DiskFull,
@@ -67,6 +69,12 @@ def requests(count: int, size: int = 1) -> Iterator[pb.EmbedRequest]:
         yield pb.EmbedRequest(inputs=texts)
 
 
+def numbered(source: Iterator[pb.EmbedRequest]) -> Iterator[pb.EmbedStreamRequest]:
+    for number, request in enumerate(source):
+        request.request_id = str(number)
+        yield pb.EmbedStreamRequest(request=request)
+
+
 def run(
     open_stream: Callable[[Iterator[pb.EmbedStreamRequest]], Any],
     source: Iterator[pb.EmbedRequest],
@@ -79,8 +87,14 @@ def run(
             return pauses.pop(0)
         return 0.0 if isinstance(error, Unavailable) else None
 
-    return bulk.embed_stream(
-        open_stream, source, patience, lambda failure: Unavailable("lost"), pause, window
+    return uploads.answers(
+        open_stream,
+        numbered(source),
+        read_stream_reply,
+        patience,
+        lambda failure: Unavailable("lost"),
+        pause,
+        window,
     )
 
 
@@ -240,7 +254,7 @@ class Enrolments:
 
 def test_enrolments_without_an_answer_are_sent_again_under_their_own_request_id() -> None:
     server = Enrolments()
-    found = bulk.answers(
+    found = uploads.answers(
         server.open,
         enrolments(8),
         lambda sent, reply: (sent.request_id, reply.results[0].enrolled.id),
@@ -260,9 +274,10 @@ def test_a_server_that_stays_full_is_waited_for_only_so_long() -> None:
 
     def run_out() -> None:
         list(
-            bulk.embed_stream(
+            uploads.answers(
                 lambda sent: FakeStream(sent, answer),
-                requests(1),
+                numbered(requests(1)),
+                read_stream_reply,
                 0.3,
                 lambda failure: DiskFull("no room on the disk", retry_after=0.1),
                 lambda error, attempt, elapsed: error.retry_after,
@@ -271,3 +286,13 @@ def test_a_server_that_stays_full_is_waited_for_only_so_long() -> None:
 
     with pytest.raises(DiskFull):
         run_out()
+
+
+def test_an_error_of_the_source_itself_is_raised_and_never_taken_for_the_servers() -> None:
+    def source() -> Iterator[pb.EmbedRequest]:
+        yield from requests(1)
+        raise Unavailable("the gallery that is copied from is away")
+
+    found = run(lambda sent: FakeStream(sent, value_of), source())
+    with pytest.raises(Unavailable, match="copied from"):
+        list(found)

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from twinserve import downloads
+from twinserve.client import downloads, items
 from twinserve.errors import (
     DeadlineExceeded,
     GalleryNotFound,
@@ -17,6 +17,7 @@ from twinserve.errors import (
     TwinserveError,
     Unavailable,
 )
+from twinserve.messages import Exported
 from twinserve.v1 import gallery_service_pb2 as pb
 from twinserve.v1 import shared_pb2
 
@@ -58,6 +59,11 @@ def message(*ids: str) -> pb.ExportItemsResponse:
     )
 
 
+def export(begin: Callable[[pb.ExportItemsRequest], Stream], after: str = "") -> list[Exported]:
+    download = items.export_items("g", after=after)
+    return list(downloads.answers(download, begin, 30.0, read_error, once_more))
+
+
 def opened(
     streams: Iterator[Stream], asked: list[str]
 ) -> Callable[[pb.ExportItemsRequest], Stream]:
@@ -86,10 +92,7 @@ def test_a_broken_export_goes_on_after_the_last_item() -> None:
         Stream([message("d")], None),
     ]
     asked: list[str] = []
-    request = pb.ExportItemsRequest(gallery="g", after="0")
-    found = list(
-        downloads.export(opened(iter(streams), asked), request, 30.0, read_error, once_more)
-    )
+    found = export(opened(iter(streams), asked), "0")
     assert [[item.id for item in part.items] for part in found] == [["a", "b"], ["c"], ["d"]]
     assert asked == ["0", "b", "b", "c"]
     assert found[0].embeddings.tolist() == [[0.0, 1.0], [2.0, 3.0]]
@@ -109,7 +112,7 @@ def test_what_no_retry_helps_against_is_raised(
     asked: list[str] = []
     begin = opened(iter(streams), asked)
     with pytest.raises(kind):
-        list(downloads.export(begin, pb.ExportItemsRequest(), 30.0, read_error, once_more))
+        export(begin)
     assert len(asked) == tries
 
 
@@ -118,7 +121,7 @@ def test_embeddings_that_do_not_fit_their_items_are_refused() -> None:
     wrong.items.add(id="b")
     begin = opened(iter([Stream([wrong], None)]), [])
     with pytest.raises(InternalFault, match="2 items"):
-        list(downloads.export(begin, pb.ExportItemsRequest(), 30.0, read_error, once_more))
+        export(begin)
 
 
 def test_a_stream_without_news_is_given_up() -> None:

@@ -15,7 +15,8 @@
     │   ├── ModelNotFound · GalleryNotFound · ItemNotFound · SubjectNotFound
     ├── AlreadyExists            ALREADY_EXISTS
     ├── FailedPrecondition       FAILED_PRECONDITION
-    │   └── SpaceMismatch
+    │   ├── SpaceMismatch
+    │   └── ClientClosed         raised by a client, never sent
     ├── Exhausted                RESOURCE_EXHAUSTED, always with a retry delay
     │   ├── QueueFull · ClientOverShare · IndexDebtTooHigh · DiskFull
     │   └── GalleryFull
@@ -180,6 +181,15 @@ class FailedPrecondition(TwinserveError):
 
 class SpaceMismatch(FailedPrecondition):
     reason = "SPACE_MISMATCH"
+
+
+class ClientClosed(FailedPrecondition):
+    """The client was closed before the call, or during it.
+
+    Do: Make a new client, or make the calls inside its `with` block.
+    """
+
+    reason = "CLIENT_CLOSED"
 
 
 class Exhausted(TwinserveError):

@@ -2,13 +2,14 @@
 
 In: what a caller has at hand (bytes of a picture, a path, a text, perhaps with a prompt's name, an
 array, a ready vector). Out: frozen dataclasses with numpy arrays. No channel is opened here, so
-that a client of any kind (blocking today, asyncio later) shares every conversion. An item that
-failed stands in its place as the exception it is, neither raised nor dropped.
+that the blocking client and that of asyncio share every conversion. An item that failed stands in
+its place as the exception it is, neither raised nor dropped.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -37,6 +38,8 @@ from twinserve.v1 import (
 T = TypeVar("T")
 
 MetadataValue = str | int | float | bool | datetime
+# By key the value that is asked for, or several of which one; or the contract's own, for the rest.
+Filter = Mapping[str, MetadataValue | Sequence[MetadataValue]] | shared_pb2.Filter
 # How vectors travel: whole, in half the bytes, in a quarter, or by their signs in a 32nd.
 Encoding = Literal["float32", "float16", "int8", "binary"]
 
@@ -262,9 +265,7 @@ def to_metadata_value(value: MetadataValue) -> shared_pb2.MetadataValue:
     )
 
 
-def to_filter(
-    conditions: Mapping[str, MetadataValue | Sequence[MetadataValue]] | shared_pb2.Filter | None,
-) -> shared_pb2.Filter | None:
+def to_filter(conditions: Filter | None) -> shared_pb2.Filter | None:
     """Return a filter that asks for every key's value, or for one of several where a list is given.
 
     A ready `twinserve.v1` Filter passes through, for ranges, negations and alternatives.
@@ -282,6 +283,11 @@ def to_filter(
     if not clauses:
         return None
     return shared_pb2.Filter(all=shared_pb2.FilterList(filters=clauses))
+
+
+def to_view(full: bool) -> gallery_service_pb2.ItemView.ValueType:
+    """Return how much of an item is wanted: with metadata and times, or without."""
+    return gallery_service_pb2.ITEM_VIEW_FULL if full else gallery_service_pb2.ITEM_VIEW_BASIC
 
 
 def to_enroll_item(item: EnrollItem, prompt: str | None = None) -> gallery_service_pb2.EnrollItem:
@@ -408,6 +414,17 @@ class Embeddings:
 
     def __iter__(self) -> Iterator[Vector]:
         return (self[i] for i in range(len(self)))
+
+    def checked(self) -> Embeddings:
+        """Return itself where every input went well.
+
+        Raises:
+            TwinserveError: the first input's error, if any failed.
+        """
+        for error in self.errors:
+            if error is not None:
+                raise error
+        return self
 
 
 @dataclass(frozen=True)
@@ -938,6 +955,7 @@ def _metric(value: int) -> Metric | None:
     return next((metric for metric, number in _METRICS.items() if number == value), None)
 
 
+@functools.lru_cache(maxsize=256)  # asked for several times a reply
 def _word(kind: Any, value: int) -> str:
     """Return an enum value as a lower-case word: CHANGE_CREATED -> created; "" if unspecified."""
     full: str = kind.Name(value) if value in kind.values() else f"UNKNOWN_{value}"
