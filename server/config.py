@@ -58,6 +58,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     grpc_port: int = 50051
     http_port: int = 9090
+    http_cors: tuple[str, ...] = ()  # origins whose pages may call from browsers
     device: str = "auto"
     insecure: bool = False
     max_batch: int = 64
@@ -163,7 +164,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="PORT",
         default=9090,
-        help="port of /metrics, /healthz and /readyz; 0 picks a free one (%(default)s)",
+        help="port of /metrics, /healthz, /readyz, and of calls with JSON: /v1/embeddings as "
+        "OpenAI's, and every unary RPC; 0 picks a free one (%(default)s)",
+    )
+    parser.add_argument(
+        "--http-cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="an origin whose web pages may call the HTTP port, such as https://app.example.com; "
+        "repeat for several; * is any; without it none may",
     )
     parser.add_argument(
         "--device",
@@ -396,6 +406,7 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         host=arguments.host,
         grpc_port=arguments.grpc_port,
         http_port=arguments.http_port,
+        http_cors=tuple(arguments.http_cors),
         device=arguments.device,
         insecure=arguments.insecure,
         max_batch=arguments.max_batch,
