@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from twinserve.errors import ConfigError
 from twinserve.server.gateway import cors
+
+log = logging.getLogger(__name__)
 
 # Seconds that an idle connection is kept, and that the last replies have when the server stops.
 _KEEP_IDLE, _LAST_BYTES = 75.0, 2.0
@@ -78,6 +82,7 @@ async def start(
     runner = web.AppRunner(
         app,
         access_log=None,
+        logger=log,
         keepalive_timeout=_KEEP_IDLE,
         shutdown_timeout=_LAST_BYTES,
         handler_cancellation=True,  # a call whose client has gone is dropped
@@ -95,6 +100,15 @@ async def start(
         ) from error
     bound: int = runner.addresses[0][1]
     return runner, bound
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Say whether a line of the log is not about what is no HTTP: anyone may send that for ever."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
+log.addFilter(_is_ours)
 
 
 def exposition(registry: CollectorRegistry, accept: str, packed: bool) -> tuple[bytes, str]:
