@@ -19,6 +19,7 @@ from twinserve.server.runtime.providers import memory_size, provider_options
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16_384
 
 _MOST_MESSAGE_BYTES = (1 << 31) - 1  # gRPC takes its limit as an int
+_ORIGIN = re.compile(r"\*|[a-z]+://[^/\s]+")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -98,6 +99,12 @@ class ServerConfig:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; "
                     "a port is 0 (any free one) to 65535"
+                )
+        for origin in self.http_cors:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"--http-cors {origin!r:.80} is no origin as browsers name it; give scheme, "
+                    "host and port alone, such as https://app.example.com, or *"
                 )
         if self.backup_dir is not None and self.backup_dir.resolve().is_relative_to(
             self.data_dir.resolve()

@@ -11,7 +11,6 @@ API reference, platform.openai.com/docs/api-reference/embeddings.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -199,8 +198,8 @@ def _input(text: str, field: str, prompt: str | None) -> shared.Input:
                 f"{field} is a data: URL in another form than data:image/png;base64,…", field=field
             )
         try:
-            return shared.Input(image=base64.b64decode(text[head.end() :], validate=True))
-        except binascii.Error as error:
+            return shared.Input(image=json_form.bytes_of(text[head.end() :]))
+        except ValueError as error:
             raise InvalidInput(
                 f"{field} is a data: URL whose base64 is damaged: {error}", field=field
             ) from None

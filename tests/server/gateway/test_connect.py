@@ -275,6 +275,7 @@ def test_pages_of_the_origin_that_was_named_may_call_and_others_may_not(
     reply = ask(both, "/v1/models", None, "GET", Origin="https://app.example")
     assert reply.headers["access-control-allow-origin"] == "https://app.example"
     assert reply.headers["vary"] == "Origin"
+    assert reply.headers["server"] == "twinserve"
 
 
 def test_metrics_count_calls_by_http_with_those_by_grpc(both: RunningServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import numpy as np
@@ -66,6 +67,17 @@ def test_metadata_in_maps_and_times_are_read() -> None:
     assert read == json_format.Parse(body, gallery.EnrollRequest())
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 196_607, 196_608, 196_609, 400_000])
+def test_bytes_are_read_in_each_alphabet_of_base64_padded_or_not(
+    size: int, rng: np.random.Generator
+) -> None:
+    data = rng.bytes(size)
+    standard, urls = base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()
+    for text in (standard, urls, standard.rstrip("="), urls.rstrip("=")):
+        body = json.dumps({"image": text}).encode()
+        assert json_form.read(body, shared.Input) == shared.Input(image=data)
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -78,6 +90,9 @@ def test_metadata_in_maps_and_times_are_read() -> None:
         (b'{"pairs": [{"first": {"embedding": {"values": 1}}}]}', "values"),
         (b'{"pairs": [{"first": {"embedding": {"values": [1' + b"0" * 400 + b"]}}}]}", ""),
         (b'{"pairs": [{"first": {"image": 1}}]}', "image"),
+        (b'{"pairs": [{"first": {"image": "*"}}]}', "image is no base64"),
+        (b'{"pairs": [{"first": {"image": "a\\nbc="}}]}', "image is no base64"),
+        (b'{"pairs": [{"first": {"image": "\xc3\xa9"}}]}', "image is no base64"),
         (b'{"pairs": [{"first": {"text": "a", "image": "aa=="}}]}', "oneof"),
         (b'{"prior": "much"}', "prior"),
         (b'{"model": "\xff"}', "no JSON"),
