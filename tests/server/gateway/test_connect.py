@@ -80,6 +80,17 @@ def test_every_unary_rpc_says_the_same_of_an_empty_request(
     assert by_http.status in (400, 404, 501), by_http.body
 
 
+def test_a_call_whose_items_all_failed_tells_of_each_as_by_grpc(
+    both: RunningServer, stubs: Stubs
+) -> None:
+    request = EmbedRequest(model="pictures", inputs=[Input(), Input(text="a"), Input(image=b"no")])
+    by_http = call(both, EMBED, request)
+    with wire.Refused(grpc.StatusCode.INVALID_ARGUMENT) as refusal:
+        stubs.embedding.Embed(request)
+    assert len(refusal.status.details) > 3
+    assert by_http.error() == refusal.status
+
+
 @pytest.mark.parametrize("method", STREAMS, ids=lambda one: one.name)
 def test_streams_are_for_grpc(both: RunningServer, method: MethodDescriptor) -> None:
     answer = ask(both, f"/{method.containing_service.full_name}/{method.name}", "{}")

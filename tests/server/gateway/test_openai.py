@@ -128,6 +128,15 @@ def test_what_openai_has_beside_is_answered_in_its_form(client: Any) -> None:
         client.chat.completions.create(model="texts", messages=[])
 
 
+def test_what_a_form_of_any_web_page_could_send_is_not_taken(both: RunningServer) -> None:
+    body = {"model": "texts", "input": "a"}
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        answer = ask(both, "/v1/embeddings", body, kind=kind)
+        assert answer.status == 415
+        assert "application/json" in answer.tree["error"]["message"]
+    assert ask(both, "/v1/embeddings", None, "GET").status == 404
+
+
 def test_the_package_comes_again_after_the_time_that_a_full_server_names() -> None:
     door = Keys()
 
