@@ -136,7 +136,7 @@ async def serving(door: Any = None, limits: Limits = LIMITS) -> AsyncIterator[Se
 
 def run(test: Callable[[Served], Awaitable[None]], **settings: Any) -> None:
     async def ran() -> None:
-        async with serving(**settings) as served, asyncio.timeout(20):
+        async with serving(**settings) as served, asyncio.timeout(60):
             await test(served)
 
     asyncio.run(ran())
