@@ -110,7 +110,7 @@ class Calls:
         form: Callable[[Refused], Reply],
     ) -> web.StreamResponse:
         try:
-            context = HttpContext(request, self._threads)
+            context = HttpContext(request, path, self._threads)
             context.access = self._door.admit(path, context.invocation_metadata(), context.peer())
         except TwinserveError as error:
             return await body.send(request, form(self._counted(refused(error))))
@@ -170,6 +170,7 @@ class Call:
             Refused: see `body.read`.
         """
         data = await body.read(self.request, self._limit, self._inside)
+        self.context.message_bytes = len(data)
         return await self.away(len(data), lambda: read(data))
 
     async def away(self, size: int, work: Callable[[], Value]) -> Value:

@@ -28,13 +28,18 @@ class HttpContext(grpc.aio.ServicerContext[Any, Any]):
 
     Args:
         request: with its headers; the body need not have come.
+        method: full name of the RPC that it stands for.
         threads: where long work goes on.
 
     Raises:
         InvalidInput: a timeout that is none.
     """
 
-    def __init__(self, request: web.Request, threads: Executor) -> None:
+    def __init__(self, request: web.Request, method: str, threads: Executor) -> None:
+        self.method = method
+        # As OpenTelemetry names what carries a call, where it has a name for it.
+        self.rpc_system = "connect_rpc" if request.path == method else "http"
+        self.message_bytes = 0  # of the body, once it was read
         self._threads = threads
         self._metadata = tuple((key.lower(), value) for key, value in request.headers.items())
         self._peer = _address(request.transport)

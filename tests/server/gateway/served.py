@@ -43,11 +43,13 @@ class Waiting(rpc.EmbeddingServiceServicer):
         self.given_up = threading.Event()
         self.release: Completion[None] = Completion(self.given_up.set)
         self.callers: list[Any] = []
+        self.ways: list[tuple[str, str, int]] = []
         self.threads: list[str] = []
 
     @unary
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         self.callers.append((caller_of(context).client, access_of(context)))
+        self.ways.append((context.method, context.rpc_system, context.message_bytes))
         if request.model == "fault":
             raise ZeroDivisionError
         reply = pb.EmbedResponse(request_id=request.request_id, results=[pb.EmbedResult()])

@@ -44,6 +44,15 @@ def test_without_keys_it_is_the_clients_address_that_shares() -> None:
     run(test)
 
 
+def test_a_method_learns_by_what_way_its_call_came() -> None:
+    async def test(served: Served) -> None:
+        await served.ask(EMBED, b'{"model": "m"}')
+        await served.ask("/v1/embeddings", b'{"model": "m", "input": "a"}')
+        assert served.servicer.ways == [(EMBED, "connect_rpc", 14), (EMBED, "http", 28)]
+
+    run(test)
+
+
 def test_calls_by_http_and_by_grpc_share_one_bound() -> None:
     async def test(served: Served) -> None:
         served.front.calls = 1

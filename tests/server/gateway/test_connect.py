@@ -40,6 +40,9 @@ METHODS: list[MethodDescriptor] = [
 UNARY = [one for one in METHODS if not (one.client_streaming or one.server_streaming)]
 STREAMS = [one for one in METHODS if one not in UNARY]
 PIXELS, _ = twins.classes_of_pixels(3, 2)
+# Errors tell the id of their call, where they tell one.
+ID = "the-same"
+METADATA = (("x-request-id", ID),)
 COMPARE = "EmbeddingService/Compare"
 EMBED = "EmbeddingService/Embed"
 
@@ -63,14 +66,14 @@ def test_every_unary_rpc_says_the_same_of_an_empty_request(
     request = message_factory.GetMessageClass(method.input_type)
     reply = message_factory.GetMessageClass(method.output_type)
     name = f"{method.containing_service.full_name}/{method.name}"
-    by_http = ask(both, f"/{name}", "{}")
+    by_http = ask(both, f"/{name}", "{}", X_Request_Id=ID)
     by_grpc = stubs.channel.unary_unary(
         f"/{name}",
         request_serializer=request.SerializeToString,
         response_deserializer=reply.FromString,
     )
     try:
-        wanted = by_grpc(request())
+        wanted = by_grpc(request(), metadata=METADATA)
     except grpc.RpcError as error:
         refusal = rpc_status.from_call(error)
     else:
@@ -84,9 +87,9 @@ def test_a_call_whose_items_all_failed_tells_of_each_as_by_grpc(
     both: RunningServer, stubs: Stubs
 ) -> None:
     request = EmbedRequest(model="pictures", inputs=[Input(), Input(text="a"), Input(image=b"no")])
-    by_http = call(both, EMBED, request)
+    by_http = call(both, EMBED, request, X_Request_Id=ID)
     with wire.Refused(grpc.StatusCode.INVALID_ARGUMENT) as refusal:
-        stubs.embedding.Embed(request)
+        stubs.embedding.Embed(request, metadata=METADATA)
     assert len(refusal.status.details) > 3
     assert by_http.error() == refusal.status
 
