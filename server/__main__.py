@@ -178,11 +178,11 @@ async def serve(config: ServerConfig) -> None:
             config.http_port,
             metrics.registry,
             lambda: serving,
-            [
+            routes=[
                 *gateway.Connect(calls, methods).routes(),
                 *gateway.OpenAI(calls, methods).routes(),
             ],
-            config.http_cors,
+            origins=config.http_cors,
         )
         stack.push_async_callback(web.cleanup)
         grpc_port = _bind(server, config)

@@ -31,6 +31,7 @@ async def start(
     port: int,
     registry: CollectorRegistry,
     is_ready: Callable[[], bool],
+    *,
     routes: Iterable[web.RouteDef] = (),
     origins: Sequence[str] = (),
 ) -> tuple[web.AppRunner, int]:

@@ -114,6 +114,10 @@ class Calls:
             context.access = self._door.admit(path, context.invocation_metadata(), context.peer())
         except TwinserveError as error:
             return await body.send(request, form(self._counted(refused(error))))
+        except Exception:
+            log.exception("the door failed at %s", path)
+            closed = InternalFault("the server cannot check keys; its log says why")
+            return await body.send(request, form(self._counted(refused(closed))))
         with Bytes(self._budget, context.access.client or context.peer()) as inside:
             call = Call(request, context, inside, self._limits.max_message_bytes, self._threads)
             return await body.send(request, await self._worked(call, path, work, form))

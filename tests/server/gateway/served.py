@@ -79,6 +79,8 @@ class Keys:
             return Access(client="tenant")
         if key == "Bearer busy":
             raise ClientOverShare("the key's rate is used up; come back later", retry_after=0.3)
+        if key == "Bearer broken":
+            raise ZeroDivisionError
         if key == "Bearer low":
             raise PermissionDenied("the key may read only; ask for one that may write")
         raise Unauthenticated("no key was sent that is known; send authorization: Bearer KEY")
@@ -126,7 +128,7 @@ async def serving(door: Any = None, limits: Limits = LIMITS) -> AsyncIterator[Se
             *gateway.OpenAI(calls, methods).routes(),
         ]
         registry = servicer.metrics.registry
-        runner, port = await http.start("127.0.0.1", 0, registry, lambda: True, routes)
+        runner, port = await http.start("127.0.0.1", 0, registry, lambda: True, routes=routes)
         try:
             async with aiohttp.ClientSession() as session:
                 yield Served(servicer, front, budget, f"http://127.0.0.1:{port}", session)

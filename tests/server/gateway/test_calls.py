@@ -23,6 +23,8 @@ def test_the_door_is_asked_before_anything_is_read_and_its_word_is_told() -> Non
         assert wire.reason(none.error()) == "UNAUTHENTICATED"
         low = await served.ask(EMBED, Authorization="Bearer low")
         assert (low.status, wire.reason(low.error())) == (403, "PERMISSION_DENIED")
+        broken = await served.ask(EMBED, Authorization="Bearer broken")
+        assert (broken.status, served.servicer.callers) == (500, [])
         busy = await served.ask(EMBED, Authorization="Bearer busy")
         assert (busy.status, busy.headers["retry-after"]) == (429, "1")
         assert busy.headers["retry-after-ms"] == "300"
@@ -31,7 +33,7 @@ def test_the_door_is_asked_before_anything_is_read_and_its_word_is_told() -> Non
         # Whatever stands for Embed asks as Embed does; OpenAI's errors are in OpenAI's form.
         other = await served.ask("/v1/embeddings", b"no JSON")
         assert (other.status, other.tree["error"]["type"]) == (401, "authentication_error")
-        assert door.asked == [(EMBED, "ipv4:127.0.0.1")] * 5
+        assert door.asked == [(EMBED, "ipv4:127.0.0.1")] * 6
 
     run(test, door=door)
 
