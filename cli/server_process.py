@@ -79,6 +79,11 @@ class ServerProcess:
             self._process.kill()
         self._process.communicate()
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
     def metrics(self) -> str:
         """Return what /metrics says."""
         with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=10) as reply:

@@ -28,7 +28,7 @@ from twinserve import settings
 from twinserve.errors import ConfigError, InvalidInput, TwinserveError
 from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
-from twinserve.server import http
+from twinserve.server import gateway, http
 from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.admission import Admission
 from twinserve.server.batching.byte_budget import ByteBudget, fitting
@@ -43,6 +43,7 @@ from twinserve.server.models.loading import Loader
 from twinserve.server.models.records import ModelRecords
 from twinserve.server.models.table import Bound
 from twinserve.server.runtime import machine
+from twinserve.server.security.access import OpenDoor
 from twinserve.server.services.calls import priority_in
 from twinserve.server.services.embedding import EmbeddingService
 from twinserve.server.services.gallery import GalleryService
@@ -144,26 +145,22 @@ async def serve(config: ServerConfig) -> None:
         for name in names:
             await checks.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(
-            EmbeddingService(models, metrics, gate, config.limits), server
+        embedding_service = EmbeddingService(models, metrics, gate, config.limits)
+        gallery_service = GalleryService(
+            galleries,
+            models,
+            metrics,
+            gate,
+            config.limits,
+            admission,
+            readers,
+            config.backup_dir,
+            afterwards,
         )
-        gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(
-            GalleryService(
-                galleries,
-                models,
-                metrics,
-                gate,
-                config.limits,
-                admission,
-                readers,
-                config.backup_dir,
-                afterwards,
-            ),
-            server,
-        )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(models, changes, metrics, gate, loads, readers), server
-        )
+        model_service = ModelService(models, changes, metrics, gate, loads, readers)
+        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding_service, server)
+        gallery_service_pb2_grpc.add_GalleryServiceServicer_to_server(gallery_service, server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(model_service, server)
         serving = False
         inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             InferenceService(models, metrics, gate, config.limits, lambda: serving), server
@@ -171,8 +168,28 @@ async def serve(config: ServerConfig) -> None:
         reflection.enable_server_reflection(
             (*_SERVICES, _INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
+        calls = gateway.Calls(
+            server,
+            OpenDoor(),
+            LargeMessages(budget, metrics),
+            config.limits,
+            refusals(metrics, config.limits.max_calls).overloaded,
+            metrics,
+            readers,
+        )
+        methods = gateway.Methods(
+            dict(zip(_SERVICES, (embedding_service, gallery_service, model_service), strict=True))
+        )
         web, http_port = await http.start(
-            config.host, config.http_port, metrics.registry, lambda: serving
+            config.host,
+            config.http_port,
+            metrics.registry,
+            lambda: serving,
+            routes=[
+                *gateway.Connect(calls, methods).routes(),
+                *gateway.OpenAI(calls, methods).routes(),
+            ],
+            origins=config.http_cors,
         )
         stack.push_async_callback(web.cleanup)
         grpc_port = _bind(server, config)

@@ -136,6 +136,26 @@ class Completion(Generic[Value]):
             callback()
 
 
+class Elsewhere(Completion[None]):
+    """Complete in another thread, once somebody waits: before, it might be too soon.
+
+    Args:
+        in_thread: has work done in a thread of its own.
+    """
+
+    __slots__ = ("_in_thread",)
+
+    def __init__(self, in_thread: Callable[[Callable[[], None]], object]) -> None:
+        super().__init__()
+        self._in_thread = in_thread
+
+    def when_done(self, callback: Callable[[], None]) -> bool:
+        waits = super().when_done(callback)
+        if waits:
+            self._in_thread(lambda: self.set_result(None))
+        return waits
+
+
 class Driven(Generic[Value]):
     """A coroutine that goes on in whichever thread ends what it waits for; see `drive`."""
 

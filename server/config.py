@@ -22,6 +22,7 @@ CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16_384
 
 _MOST_MESSAGE_BYTES = (1 << 31) - 1  # gRPC takes its limit as an int
 NEEDED = ("model", "data_dir")  # settings without which there is no server
+_ORIGIN = re.compile(r"\*|[a-z]+://[^/\s]+")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -70,6 +71,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     grpc_port: int = 50051
     http_port: int = 9090
+    http_cors: tuple[str, ...] = ()  # origins whose pages may call from browsers
     device: str = "auto"
     insecure: bool = False
     max_batch: int = 64
@@ -113,6 +115,12 @@ class ServerConfig:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; "
                     "a port is 0 (any free one) to 65535"
+                )
+        for origin in self.http_cors:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"--http-cors {origin!r:.80} is no origin as browsers name it; give scheme, "
+                    "host and port alone, such as https://app.example.com, or *"
                 )
         if self.backup_dir is not None and self.backup_dir.resolve().is_relative_to(
             self.data_dir.resolve()
@@ -176,7 +184,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="PORT",
         default=9090,
-        help="port of /metrics, /healthz and /readyz; 0 picks a free one (%(default)s)",
+        help="port of /metrics, /healthz, /readyz, and of calls with JSON: /v1/embeddings as "
+        "OpenAI's, and every unary RPC; 0 picks a free one (%(default)s)",
+    )
+    parser.add_argument(
+        "--http-cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="an origin whose web pages may call the HTTP port, such as https://app.example.com; "
+        "repeat for several; * is any; without it none may",
     )
     parser.add_argument(
         "--device",
@@ -457,6 +474,7 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         host=arguments.host,
         grpc_port=arguments.grpc_port,
         http_port=arguments.http_port,
+        http_cors=tuple(arguments.http_cors),
         device=arguments.device,
         insecure=arguments.insecure,
         max_batch=arguments.max_batch,

@@ -1,26 +1,49 @@
 """The HTTP port, on the same loop: /metrics for Prometheus, /healthz and /readyz for probes.
 
-What /metrics says is gathered in a thread: it asks the galleries' stores, and a few hundred series
-take milliseconds to write, which the loop has better uses for.
+What is called by HTTP with JSON is the gateway's, whose routes are served beside them. What
+/metrics says is gathered in a thread: it asks the galleries' stores, and a few hundred series take
+milliseconds to write, which the loop has better uses for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from twinserve.errors import ConfigError
+from twinserve.server.gateway import cors
+
+log = logging.getLogger(__name__)
+
+# Seconds that an idle connection is kept, and that the last replies have when the server stops.
+_KEEP_IDLE, _LAST_BYTES = 75.0, 2.0
 
 
 async def start(
-    host: str, port: int, registry: CollectorRegistry, is_ready: Callable[[], bool]
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    is_ready: Callable[[], bool],
+    *,
+    routes: Iterable[web.RouteDef] = (),
+    origins: Sequence[str] = (),
 ) -> tuple[web.AppRunner, int]:
     """Listen, and return what to clean up with the port that was bound.
+
+    Args:
+        host: to listen on.
+        port: to listen on; 0 is any free one.
+        registry: what /metrics tells of.
+        is_ready: what /readyz tells.
+        routes: served beside these three.
+        origins: whose pages may call from browsers; see `gateway.cors`.
 
     Raises:
         ConfigError: the port is taken, or not allowed.
@@ -46,11 +69,26 @@ async def start(
             return web.Response(text="ready\n")
         return web.Response(text="not serving: warming up or draining\n", status=503)
 
+    async def signed(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = "twinserve"  # versions are nobody's business
+
     app = web.Application()
+    app.on_response_prepare.append(signed)
     app.add_routes(
         [web.get("/metrics", metrics), web.get("/healthz", alive), web.get("/readyz", ready)]
     )
-    runner = web.AppRunner(app, access_log=None)
+    app.add_routes(routes)
+    if origins:
+        cors.allow(app, origins)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        logger=log,
+        keepalive_timeout=_KEEP_IDLE,
+        shutdown_timeout=_LAST_BYTES,
+        handler_cancellation=True,  # a call whose client has gone is dropped
+        auto_decompress=False,  # a few bytes could become gigabytes
+    )
     await runner.setup()
     site = web.TCPSite(runner, host, port)
     try:
@@ -63,6 +101,15 @@ async def start(
         ) from error
     bound: int = runner.addresses[0][1]
     return runner, bound
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Say whether a line of the log is not about what is no HTTP: anyone may send that for ever."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
+log.addFilter(_is_ours)
 
 
 def exposition(registry: CollectorRegistry, accept: str, packed: bool) -> tuple[bytes, str]:

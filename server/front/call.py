@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 
-from twinserve.server.completion import Completion, Driven, drive
+from twinserve.server.completion import Completion, Driven, Elsewhere, drive
 from twinserve.server.front import core
 from twinserve.server.front.budget import LARGE, UNBOUNDED, Budget, StreamBytes
 from twinserve.server.front.intake import Expected
@@ -488,7 +488,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         For driven methods with work of more than a millisecond or so before they wait, during which
         the front would read nothing.
         """
-        return _Elsewhere(self._owner)
+        return Elsewhere(self._owner.in_thread)
 
     def pause(self, seconds: float) -> Completion[None]:
         """Return what is complete in so many seconds; who waits goes on in a thread of its own."""
@@ -662,19 +662,3 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     def done(self) -> bool:
         """Say whether the method has ended, or the client has gone."""
         return self._ended or self._cancelled
-
-
-class _Elsewhere(Completion[None]):
-    """Complete in a thread of the owner's, once somebody waits: before, it might be too soon."""
-
-    __slots__ = ("_owner",)
-
-    def __init__(self, owner: Owner) -> None:
-        super().__init__()
-        self._owner = owner
-
-    def when_done(self, callback: Callable[[], None]) -> bool:
-        waits = super().when_done(callback)
-        if waits:
-            self._owner.in_thread(lambda: self.set_result(None))
-        return waits

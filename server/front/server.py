@@ -129,6 +129,7 @@ class Front(grpc.aio.Server):
         self._unwatched: deque[tuple[float, Call]] = deque()
         self.loop: asyncio.AbstractEventLoop
         self.calls = 0  # begun and not over; belongs to the front's thread
+        self.beside = 0  # inside by another transport, which counts them: they share the bound
         self.refused = 0
 
     # Before it starts.
@@ -312,8 +313,9 @@ class Front(grpc.aio.Server):
             self._held.append(event)
             return
         name = event.call_details.method
-        if self.calls >= self._max_calls and (
-            not name.startswith(_HEALTH) or self.calls >= 2 * self._max_calls
+        inside = self.calls + self.beside
+        if inside >= self._max_calls and (
+            not name.startswith(_HEALTH) or inside >= 2 * self._max_calls
         ):
             self._refuse(event, self._refusals.overloaded())
             return

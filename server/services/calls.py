@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from twinserve.errors import Code, InternalFault, InvalidInput, TwinserveError
 from twinserve.server.callers import Caller, Priority
-from twinserve.server.front import Call
+from twinserve.server.completion import Completion
 from twinserve.server.gate import Gate
 from twinserve.server.request_ids import request_id_of
 from twinserve.server.security.access import OPEN, Access
@@ -116,8 +116,11 @@ def priority_in(metadata: Iterable[tuple[str, str | bytes]]) -> Priority:
 
 async def leave_front(context: Context, inputs: int) -> None:
     """Go on in a thread of its own where reading so many inputs would keep the front."""
-    if inputs > MANY and isinstance(context, Call):
-        await context.elsewhere()
+    if inputs > MANY:
+        # Both transports' contexts offer it.
+        elsewhere: Callable[[], Completion[None]] | None = getattr(context, "elsewhere", None)
+        if elsewhere is not None:
+            await elsewhere()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ with these words:
              it takes minutes, or data that the repository does not hold
     serve    a command that serves until the document ends; free ports stand in for those it names
     server   runs against the server of the demo's twin, which the test starts (README)
-    curl, parquet   leave it out where that program, or pyarrow, is missing
+    curl, parquet, openai   leave it out where that program, pyarrow or openai is missing
 
 A `<!-- needs: orl_faces.zip -->` anywhere names what has to lie in the folder before.
 
@@ -40,7 +40,8 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _NEEDS = re.compile(r"^<!-- *needs: *(?P<name>\S+) *-->$", re.MULTILINE)
-KNOWN_WORDS = {"quick", "long", "serve", "server", "curl", "parquet"}
+KNOWN_WORDS = {"quick", "long", "serve", "server", "curl", "parquet", "openai"}
+PACKAGES = {"parquet": "pyarrow", "openai": "openai"}
 STARTERS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": ["python", "-c"]}
 QUICK_SECONDS, LONG_SECONDS = 120.0, 3600.0
 GRPC, HTTP = "127.0.0.1:50051", "127.0.0.1:9090"  # where a server is unless told otherwise
@@ -105,8 +106,8 @@ def blocks(markdown: str) -> list[Block]:
 
 def can_run(block: Block) -> bool:
     """Say whether all that the block needs is here."""
-    return ("curl" not in block.words or shutil.which("curl") is not None) and (
-        "parquet" not in block.words or importlib.util.find_spec("pyarrow") is not None
+    return ("curl" not in block.words or shutil.which("curl") is not None) and all(
+        importlib.util.find_spec(PACKAGES[word]) for word in block.words & PACKAGES.keys()
     )
 
 

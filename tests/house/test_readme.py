@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.documents import Reading, blocks, can_run
+from tests import twins
+from tests.house.documents import Reading, blocks, can_run, needs
 
 
 def clone_of(root: Path, folder: Path) -> Path:
@@ -58,6 +59,17 @@ def test_the_gallery_walkthrough_runs_as_written_and_says_what_it_shows(
 def test_every_form_of_data_is_checked_as_its_page_shows(root: Path, tmp_path: Path) -> None:
     with Reading("docs/data.md", tmp_path) as reading:
         for block in blocks((root / "docs" / "data.md").read_text()):
+            if can_run(block):
+                reading.run(block)
+
+
+def test_the_page_on_http_runs_as_written(root: Path, tmp_path: Path) -> None:
+    clone = clone_of(root, tmp_path)
+    text = (root / "docs" / "http.md").read_text()
+    assert needs(text) == ["texts.onnx"]
+    (clone / "texts.onnx").write_bytes(twins.small_text_twin())
+    with Reading("docs/http.md", clone) as reading:
+        for block in blocks(text):
             if can_run(block):
                 reading.run(block)
 

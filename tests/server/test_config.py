@@ -54,6 +54,8 @@ def test_what_a_run_may_hold_is_told_in_rows_and_in_tokens() -> None:
         ("--backup-dir", "data/backups", "--backup-dir data/backups lies in --data-dir data"),
         ("--backup-dir", "./data", "give a folder outside of it"),
         ("--max-bytes", "63M", "it must hold one message of 67108864 bytes"),
+        ("--http-cors", "https://app.example.com/", "scheme, host and port alone"),
+        ("--http-cors", "app.example.com", "scheme, host and port alone"),
     ],
 )
 def test_a_setting_outside_its_range_is_refused(flag: str, value: str, says: str) -> None:

@@ -286,6 +286,19 @@ def test_calls_above_the_limit_are_refused_with_what_to_do_and_health_is_not(
     assert channel.unary_unary("/s/Wait")(b"") == b"done"
 
 
+def test_calls_inside_by_another_transport_take_their_room(run_front: Start) -> None:
+    running = run_front({"Echo": ("uu", driven(echo))}, max_calls=3)
+    call = running.channel().unary_unary("/s/Echo")
+    running.front.beside = 2
+    assert call(b"last") == b"last"
+    running.front.beside = 3
+    with pytest.raises(grpc.RpcError) as refused:
+        call(b"one too many")
+    assert refused.value.code() is CODE.RESOURCE_EXHAUSTED
+    running.front.beside = 0
+    running.settle()
+
+
 def test_a_call_that_would_have_its_turn_too_late_is_refused_unread(run_front: Start) -> None:
     behind = [0.0]
     begun: list[bytes] = []

@@ -1,0 +1,211 @@
+"""What every call by HTTP passes through, whatever its form: bounds, door, deadline, method, end.
+
+The bounds are those of the gRPC front: one number of calls inside for both ports, one budget of
+bytes, the same limit of one message, and the gate that a stopping server closes, which the methods
+themselves enter. What a call is refused with becomes a google.rpc.Status, and its form says how
+that is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any, Protocol, TypeVar
+
+import grpc
+from aiohttp import web
+from google.protobuf.message import Message
+
+from twinserve.errors import DeadlineExceeded, InternalFault, TwinserveError
+from twinserve.server.completion import Completion, drive
+from twinserve.server.config import Limits
+from twinserve.server.front.budget import Budget
+from twinserve.server.gateway import body
+from twinserve.server.gateway.body import Bytes, Reply
+from twinserve.server.gateway.context import HttpContext
+from twinserve.server.gateway.methods import Method
+from twinserve.server.gateway.refused import Refused, refused, status_in
+from twinserve.server.security.access import Door
+from twinserve.server.services.calls import count_errors
+from twinserve.server.watching.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+# Bytes from which reading or writing JSON takes more than half a millisecond, which the loop has
+# better uses for.
+LONG = 32 * 1024
+
+
+class Front(Protocol):
+    """The gRPC front, as far as both ports share its bound."""
+
+    calls: int  # inside, by gRPC
+    beside: int  # inside, by HTTP; counted here
+
+
+class Calls:
+    """Takes calls in.
+
+    Args:
+        front: whose calls count with these.
+        door: that lets callers in.
+        budget: of the bytes of large messages.
+        limits: of one message, and of the calls inside.
+        overloaded: returns what a call is refused with where too many are inside.
+        metrics: that count refusals.
+        threads: where long messages are read and written.
+    """
+
+    def __init__(
+        self,
+        front: Front,
+        door: Door,
+        budget: Budget,
+        limits: Limits,
+        overloaded: Callable[[], grpc.Status],
+        metrics: Metrics,
+        threads: Executor,
+    ) -> None:
+        self._front = front
+        self._door = door
+        self._budget = budget
+        self._limits = limits
+        self._overloaded = overloaded
+        self._metrics = metrics
+        self._threads = threads
+
+    async def take(
+        self,
+        request: web.Request,
+        path: str,
+        work: Callable[[Call], Awaitable[Reply]],
+        form: Callable[[Refused], Reply],
+    ) -> web.StreamResponse:
+        """Take a call from its headers to the last byte of its reply.
+
+        Args:
+            request: its headers; its body is read by the work.
+            path: of the RPC that it stands for, which the door is asked about.
+            work: does it.
+            form: writes what it is refused with.
+        """
+        front = self._front
+        if front.calls + front.beside >= self._limits.max_calls:
+            return await body.send(request, form(Refused(status_in(self._overloaded()))))
+        front.beside += 1
+        try:
+            return await self._inside(request, path, work, form)
+        finally:
+            front.beside -= 1
+
+    async def _inside(
+        self,
+        request: web.Request,
+        path: str,
+        work: Callable[[Call], Awaitable[Reply]],
+        form: Callable[[Refused], Reply],
+    ) -> web.StreamResponse:
+        try:
+            context = HttpContext(request, path, self._threads)
+            context.access = self._door.admit(path, context.invocation_metadata(), context.peer())
+        except TwinserveError as error:
+            return await body.send(request, form(self._counted(refused(error))))
+        except Exception:
+            log.exception("the door failed at %s", path)
+            closed = InternalFault("the server cannot check keys; its log says why")
+            return await body.send(request, form(self._counted(refused(closed))))
+        with Bytes(self._budget, context.access.client or context.peer()) as inside:
+            call = Call(request, context, inside, self._limits.max_message_bytes, self._threads)
+            return await body.send(request, await self._worked(call, path, work, form))
+
+    async def _worked(
+        self,
+        call: Call,
+        path: str,
+        work: Callable[[Call], Awaitable[Reply]],
+        form: Callable[[Refused], Reply],
+    ) -> Reply:
+        try:
+            async with asyncio.timeout(call.context.time_remaining()):
+                return await work(call)
+        except Refused as refusal:
+            return form(self._counted(refusal))
+        except TwinserveError as error:
+            return form(self._counted(refused(error)))
+        except TimeoutError:
+            late = DeadlineExceeded("the deadline passed before the answer came; allow more time")
+            return form(self._counted(refused(late)))
+        except Exception:
+            log.exception("%s by HTTP failed", path)
+            fault = InternalFault(f"{path} failed inside the server; its log says why")
+            return form(self._counted(refused(fault)))
+
+    def _counted(self, refusal: Refused) -> Refused:
+        if refusal.error is not None:
+            count_errors(self._metrics, {0: refusal.error})
+        return refusal
+
+
+class Call:
+    """One call inside, as its form works on it."""
+
+    def __init__(
+        self,
+        request: web.Request,
+        context: HttpContext,
+        inside: Bytes,
+        limit: int,
+        threads: Executor,
+    ) -> None:
+        self.request = request
+        self.context = context
+        self._inside = inside
+        self._limit = limit
+        self._threads = threads
+
+    async def message(self, read: Callable[[bytes], Value]) -> Value:
+        """Read the request's body, and out of it what it says; the body itself is let go.
+
+        Raises:
+            Refused: see `body.read`.
+        """
+        data = await body.read(self.request, self._limit, self._inside)
+        self.context.message_bytes = len(data)
+        return await self.away(len(data), lambda: read(data))
+
+    async def away(self, size: int, work: Callable[[], Value]) -> Value:
+        """Do work on so many bytes: in a thread, where it takes long."""
+        if size < LONG:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def run(self, method: Method, message: Message) -> bytes:
+        """Run a method; return its reply as it would go on gRPC's wire.
+
+        Raises:
+            Refused: as the method ended.
+        """
+        if method.is_driven:
+            reply = await _driven(method, message, self.context)
+        else:
+            reply = await method.run(message, self.context)
+        return reply if isinstance(reply, bytes) else reply.SerializeToString()
+
+
+def _driven(method: Method, message: Message, context: HttpContext) -> Completion[Any]:
+    """Begin a driven method here; it goes on in whichever thread ends what it waits for."""
+    done: Completion[Any] = Completion(lambda: running.abandon())
+
+    def ended(value: Any, error: BaseException | None) -> None:
+        if error is not None:
+            done.set_error(error)
+        else:
+            done.set_result(value)
+
+    coroutine: Any = method.run(message, context)
+    running = drive(coroutine, ended)
+    return done
