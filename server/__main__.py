@@ -43,13 +43,16 @@ from twinserve.server.models.loading import Loader
 from twinserve.server.models.records import ModelRecords
 from twinserve.server.models.table import Bound
 from twinserve.server.runtime import machine
+from twinserve.server.security import key_file, watched_files
+from twinserve.server.security.access import Door
+from twinserve.server.security.watched_files import WatchedFiles
 from twinserve.server.services.calls import priority_in
 from twinserve.server.services.embedding import EmbeddingService
 from twinserve.server.services.gallery import GalleryService
 from twinserve.server.services.inference import InferenceService
 from twinserve.server.services.large_messages import LargeMessages
 from twinserve.server.services.model import ModelService
-from twinserve.server.services.refusals import refusals
+from twinserve.server.services.refusals import admission, refusals
 from twinserve.server.storage.data_folder import DataFolder
 from twinserve.server.watching import gauges
 from twinserve.server.watching.gallery_metrics import GalleryMetrics
@@ -90,6 +93,11 @@ async def serve(config: ServerConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     metrics, gate = Metrics(), Gate()
+    door: Door | None = None  # open to all
+    files: list[WatchedFiles] = []
+    if config.keys is not None:
+        door, keys = key_file.open_door(config.keys)
+        files.append(keys)
     count = machine.processors().usable
     async with contextlib.AsyncExitStack() as stack:
         workers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="prepare"))
@@ -131,7 +139,7 @@ async def serve(config: ServerConfig) -> None:
         gauges.watch_bytes(metrics, budget)
         gauges.watch_galleries(metrics, galleries)
 
-        server = _front(config, metrics, budget, readers, models, afterwards)
+        server = _front(config, metrics, budget, readers, models, afterwards, door)
         checks = health.aio.HealthServicer()
         names = ("", *_SERVICES, _INFERENCE)
         for name in names:
@@ -165,7 +173,7 @@ async def serve(config: ServerConfig) -> None:
             (*_SERVICES, _INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
         web, http_port = await http.start(
-            config.host, config.http_port, metrics.registry, lambda: serving
+            config.host, config.http_port, metrics.registry, lambda: serving, door
         )
         stack.push_async_callback(web.cleanup)
         grpc_port = _bind(server, config)
@@ -174,6 +182,10 @@ async def serve(config: ServerConfig) -> None:
         if stopping.is_set():
             log.info("stopped before serving")
             return
+        if files:
+            watching = loop.create_task(watched_files.watch(files))
+            stack.callback(watching.cancel)
+            loop.add_signal_handler(signal.SIGHUP, watched_files.check_all, files)
         await server.start()
         for name in names:
             await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -202,6 +214,7 @@ def _front(
     threads: ThreadPoolExecutor,
     models: Models,
     afterwards: Afterwards,
+    door: Door | None,
 ) -> Front:
     return Front(
         [
@@ -226,6 +239,7 @@ def _front(
         behind_of=functools.partial(_behind_of, models),
         afterwards=afterwards,
         budget=LargeMessages(budget, metrics),
+        admit=None if door is None else admission(door, metrics),
     )
 
 

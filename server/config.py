@@ -60,6 +60,7 @@ class ServerConfig:
     http_port: int = 9090
     device: str = "auto"
     insecure: bool = False
+    keys: Path | None = None  # the file of keys; None lets everybody in
     max_batch: int = 64
     max_batch_tokens: int = 0  # of one run of a text twin, padding included; 0: by the device
     ageing: float = 1.0  # seconds after which a waiting call goes before its turn
@@ -106,14 +107,16 @@ class ServerConfig:
                 f"--backup-dir {self.backup_dir} lies in --data-dir {self.data_dir}; give a folder "
                 "outside of it, best on another disk"
             )
-        if not self.insecure and not _is_loopback(self.host):
+        if not self.insecure and self.keys is None and not is_loopback(self.host):
             raise ConfigError(
                 f"--host {self.host} is reachable from other machines, and this server asks for no "
-                "key: give --insecure to accept that, or stay on 127.0.0.1"
+                "key: give --keys FILE (`twinserve key new` makes one), or give --insecure to "
+                "accept that, or stay on 127.0.0.1"
             )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:
@@ -191,7 +194,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="listen beyond this machine although there are no keys and no TLS",
+        help="listen beyond this machine although there are no keys",
+    )
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="let in only who has a key of this file, which `twinserve key` makes; it is read "
+        "again when it changes",
     )
     parser.add_argument(
         "--max-batch",
@@ -398,6 +408,7 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         http_port=arguments.http_port,
         device=arguments.device,
         insecure=arguments.insecure,
+        keys=arguments.keys,
         max_batch=arguments.max_batch,
         max_batch_tokens=arguments.max_batch_tokens,
         ageing=arguments.ageing,

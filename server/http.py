@@ -8,19 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import math
 from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
-from twinserve.errors import ConfigError
+from twinserve.errors import Code, ConfigError, TwinserveError, Unauthenticated
+from twinserve.server.security.access import Access, Door
+from twinserve.server.security.methods import METRICS
+
+_STATUSES = {Code.UNAUTHENTICATED: 401, Code.PERMISSION_DENIED: 403, Code.RESOURCE_EXHAUSTED: 429}
 
 
 async def start(
-    host: str, port: int, registry: CollectorRegistry, is_ready: Callable[[], bool]
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    is_ready: Callable[[], bool],
+    door: Door | None = None,
 ) -> tuple[web.AppRunner, int]:
     """Listen, and return what to clean up with the port that was bound.
+
+    Args:
+        host: to listen on.
+        port: to listen on.
+        registry: of the metrics.
+        is_ready: whether calls are answered.
+        door: asked before /metrics is answered; None lets everybody see it.
 
     Raises:
         ConfigError: the port is taken, or not allowed.
@@ -29,6 +45,11 @@ async def start(
     scraping = asyncio.Lock()
 
     async def metrics(request: web.Request) -> web.Response:
+        if door is not None:
+            try:
+                admit(door, METRICS, request)
+            except TwinserveError as error:
+                return refused(error)
         accept = ",".join(request.headers.getall("Accept", []))
         packed = gzip_accepted(",".join(request.headers.getall("Accept-Encoding", [])))
         async with scraping:
@@ -63,6 +84,23 @@ async def start(
         ) from error
     bound: int = runner.addresses[0][1]
     return runner, bound
+
+
+def admit(door: Door, method: str, request: web.Request) -> Access:
+    """Say what the caller of a method may do, as gRPC names it; raises as `Door.admit`."""
+    metadata = [("authorization", value) for value in request.headers.getall("Authorization", [])]
+    return door.admit(method, metadata, request.remote or "")
+
+
+def refused(error: TwinserveError) -> web.Response:
+    """Answer a request that the door refused."""
+    headers = {}
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    status = _STATUSES.get(error.code, 500)
+    return web.Response(text=f"{error.message}\n", status=status, headers=headers)
 
 
 def exposition(registry: CollectorRegistry, accept: str, packed: bool) -> tuple[bytes, str]:

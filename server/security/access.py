@@ -54,11 +54,15 @@ class Access:
             PermissionDenied: as said.
         """
         if not self.reaches(gallery):
-            raise PermissionDenied(
-                f"the key {self.client} does not reach the gallery {gallery!r:.80}; use one of "
-                "its own, or ask the operator for a key that does",
-                field=field,
-            )
+            raise self.out_of_reach(gallery, field)
+
+    def out_of_reach(self, gallery: str, field: str = "gallery") -> PermissionDenied:
+        """Return what a gallery that is out of reach is refused with."""
+        return PermissionDenied(
+            f"the key {self.client} does not reach the gallery {gallery!r:.80}; use one of its "
+            "own, or ask the operator for a key that does",
+            field=field,
+        )
 
 
 OPEN = Access()
