@@ -43,8 +43,10 @@ from twinserve.server.models.loading import Loader
 from twinserve.server.models.records import ModelRecords
 from twinserve.server.models.table import Bound
 from twinserve.server.runtime import machine
-from twinserve.server.security import key_file, watched_files
+from twinserve.server.security import audit, key_file, watched_files
 from twinserve.server.security.access import Door
+from twinserve.server.security.connections import grpc_options, most_connections
+from twinserve.server.security.tls import Tls
 from twinserve.server.security.watched_files import WatchedFiles
 from twinserve.server.services.calls import priority_in
 from twinserve.server.services.embedding import EmbeddingService
@@ -98,8 +100,20 @@ async def serve(config: ServerConfig) -> None:
     if config.keys is not None:
         door, keys = key_file.open_door(config.keys)
         files.append(keys)
+    tls = None
+    if config.tls is not None:
+        tls = Tls(config.tls)
+        files.append(tls.watched)
+    elif not configs.is_loopback(config.host):
+        log.warning(
+            "%s: keys and inputs travel in plain text, since there is no TLS; give --tls-cert and "
+            "--tls-key, or let nobody but a proxy with TLS reach these ports",
+            config.host,
+        )
+    most = most_connections(config.max_connections)
     count = machine.processors().usable
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(audit.written_to(config.audit_log))
         workers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="prepare"))
         readers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="read"))
         models, afterwards = Models(), Afterwards()
@@ -139,7 +153,7 @@ async def serve(config: ServerConfig) -> None:
         gauges.watch_bytes(metrics, budget)
         gauges.watch_galleries(metrics, galleries)
 
-        server = _front(config, metrics, budget, readers, models, afterwards, door)
+        server = _front(config, metrics, budget, readers, models, afterwards, door, most.grpc)
         checks = health.aio.HealthServicer()
         names = ("", *_SERVICES, _INFERENCE)
         for name in names:
@@ -173,10 +187,16 @@ async def serve(config: ServerConfig) -> None:
             (*_SERVICES, _INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
         web, http_port = await http.start(
-            config.host, config.http_port, metrics.registry, lambda: serving, door
+            config.host,
+            config.http_port,
+            metrics.registry,
+            lambda: serving,
+            door=None if config.metrics_without_key else door,
+            tls=tls,
+            connections=most.http,
         )
         stack.push_async_callback(web.cleanup)
-        grpc_port = _bind(server, config)
+        grpc_port = _bind(server, config, tls)
         machine.keep_for_good()
         machine.give_back_memory()  # what reading galleries and warming up left
         if stopping.is_set():
@@ -215,6 +235,7 @@ def _front(
     models: Models,
     afterwards: Afterwards,
     door: Door | None,
+    connections: int,
 ) -> Front:
     return Front(
         [
@@ -228,6 +249,7 @@ def _front(
             ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            *grpc_options(connections),
         ],
         threads,
         config.limits.max_calls,
@@ -268,10 +290,13 @@ def _behind_of(
     )
 
 
-def _bind(server: Front, config: ServerConfig) -> int:
+def _bind(server: Front, config: ServerConfig, tls: Tls | None) -> int:
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
-        return server.add_insecure_port(f"{host}:{config.grpc_port}")
+        address = f"{host}:{config.grpc_port}"
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, tls.grpc())
     except RuntimeError as error:
         raise ConfigError(
             f"port {config.grpc_port} of {config.host} cannot be bound: it is taken or not "

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import math
-from collections.abc import Callable
+import ssl
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -17,7 +18,11 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from twinserve.errors import Code, ConfigError, TwinserveError, Unauthenticated
 from twinserve.server.security.access import Access, Door
+from twinserve.server.security.connections import HANDSHAKE_SECONDS, HTTP_SECONDS
 from twinserve.server.security.methods import METRICS
+from twinserve.server.security.tls import Tls
+
+HEALTH_PATHS = ("/healthz", "/readyz")
 
 _STATUSES = {Code.UNAUTHENTICATED: 401, Code.PERMISSION_DENIED: 403, Code.RESOURCE_EXHAUSTED: 429}
 
@@ -27,7 +32,10 @@ async def start(
     port: int,
     registry: CollectorRegistry,
     is_ready: Callable[[], bool],
+    *,
     door: Door | None = None,
+    tls: Tls | None = None,
+    connections: int = 1024,
 ) -> tuple[web.AppRunner, int]:
     """Listen, and return what to clean up with the port that was bound.
 
@@ -37,6 +45,8 @@ async def start(
         registry: of the metrics.
         is_ready: whether calls are answered.
         door: asked before /metrics is answered; None lets everybody see it.
+        tls: of the port; None is plain text.
+        connections: taken at a time; more are closed at once.
 
     Raises:
         ConfigError: the port is taken, or not allowed.
@@ -68,12 +78,14 @@ async def start(
         return web.Response(text="not serving: warming up or draining\n", status=503)
 
     app = web.Application()
+    if tls is not None and tls.asks_clients:
+        app.middlewares.append(_with_certificate)
     app.add_routes(
         [web.get("/metrics", metrics), web.get("/healthz", alive), web.get("/readyz", ready)]
     )
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=HTTP_SECONDS)
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
+    site = _BoundedSite(runner, host, port, None if tls is None else tls.http, connections)
     try:
         await site.start()
     except OSError as error:
@@ -84,6 +96,68 @@ async def start(
         ) from error
     bound: int = runner.addresses[0][1]
     return runner, bound
+
+
+class _BoundedSite(web.TCPSite):
+    """A port that takes so many connections at a time."""
+
+    __slots__ = ("_most",)
+
+    def __init__(
+        self,
+        runner: web.AppRunner,
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None,
+        most: int,
+    ) -> None:
+        super().__init__(runner, host, port, ssl_context=context)
+        self._most = most
+
+    async def start(self) -> None:
+        """Listen."""
+        await web.BaseSite.start(self)
+        server = self._runner.server
+        assert server is not None
+
+        def connection() -> asyncio.Protocol:
+            return server() if len(server.connections) < self._most else _TooMany()
+
+        self._server = await asyncio.get_running_loop().create_server(
+            connection,
+            self._host,
+            self._port,
+            ssl=self._ssl_context,
+            ssl_handshake_timeout=None if self._ssl_context is None else HANDSHAKE_SECONDS,
+        )
+
+
+class _TooMany(asyncio.Protocol):
+    """A connection above the bound."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Close it."""
+        transport.close()
+
+
+@web.middleware
+async def _with_certificate(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Refuse who shows no certificate, except probes of health, which have none to show.
+
+    A certificate that the CA did not sign has ended the connection already.
+    """
+    transport = request.transport
+    if request.path not in HEALTH_PATHS and not (
+        transport is not None and transport.get_extra_info("peercert")
+    ):
+        return web.Response(
+            text="this server asks for a client certificate, and none came; connect with one that "
+            "its CA signed\n",
+            status=403,
+        )
+    return await handler(request)
 
 
 def admit(door: Door, method: str, request: web.Request) -> Access:

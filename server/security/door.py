@@ -7,15 +7,19 @@ time. That takes under 2 µs, so nothing is cached that a revoked key could come
 from __future__ import annotations
 
 import hmac
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from twinserve.errors import ClientOverShare, PermissionDenied, Unauthenticated
+from twinserve.server.security import audit
 from twinserve.server.security.access import Access, Metadata, Role
 from twinserve.server.security.keys import Key, digest_of, id_in
 from twinserve.server.security.methods import OF_ALL, ROLES, is_open
 from twinserve.server.security.rates import TokenBucket
+
+log = logging.getLogger(__name__)
 
 # Who calls what is open to all: may read, but no gallery.
 ANYONE = Access(role=Role.READ, galleries=())
@@ -29,6 +33,8 @@ _UNKNOWN = (
     "for one"
 )
 _NO_DIGEST = bytes(32)
+# Seconds in which a refusal that repeats itself is told of once.
+QUIET_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,9 @@ class KeyDoor:
         self._clock = clock
         # Never changed, only replaced: calls take no lock.
         self._known: Mapping[str, _Known] = {}
+        self._strangers = 0  # calls without a valid key that no line of the log tells of yet
+        self._tell_again = clock()  # from when on they may be told of
+        self._denied: dict[tuple[str, str], float] = {}  # the same of each key and method
         self.replace(keys)
 
     def replace(self, keys: Iterable[Key]) -> None:
@@ -76,7 +85,18 @@ class KeyDoor:
         """Say what the caller may do; see `Door`."""
         if is_open(method):
             return ANYONE
-        known = self._identify(metadata)
+        try:
+            known = self._identify(metadata)
+        except Unauthenticated:
+            self._tell_of_stranger(method, peer)
+            raise
+        try:
+            return self._allow(known, method)
+        except PermissionDenied as error:
+            self._tell_of_denial(known.key.id, method, peer, error)
+            raise
+
+    def _allow(self, known: _Known, method: str) -> Access:
         key, access = known.key, known.access
         if known.bucket is not None:
             seconds = known.bucket.take()
@@ -100,6 +120,31 @@ class KeyDoor:
                 "the operator for an admin key without galleries"
             )
         return access
+
+    def _tell_of_stranger(self, method: str, peer: str) -> None:
+        """Log calls without a valid key, many in one line: nobody may fill the disk with them."""
+        self._strangers += 1
+        now = self._clock()
+        if now < self._tell_again:
+            return
+        log.warning(
+            "%d calls without a valid key were refused since this was last said; the newest came "
+            "from %s and asked for %.120r",
+            self._strangers,
+            peer,
+            method,
+        )
+        self._strangers = 0
+        self._tell_again = now + QUIET_SECONDS
+
+    def _tell_of_denial(self, key: str, method: str, peer: str, error: PermissionDenied) -> None:
+        """Have the audit log tell what a key may not do; of each method once in a while."""
+        if ROLES.get(method, Role.READ) is Role.READ:
+            return
+        now = self._clock()
+        if now >= self._denied.get((key, method), now):
+            self._denied[key, method] = now + QUIET_SECONDS
+            audit.record(key=key, peer=peer, method=_short(method), code=error.code.name)
 
     def _identify(self, metadata: Metadata) -> _Known:
         key = _bearer(metadata)

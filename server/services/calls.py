@@ -22,6 +22,7 @@ from twinserve.server.callers import Caller, Priority
 from twinserve.server.front import Call
 from twinserve.server.gate import Gate
 from twinserve.server.security.access import OPEN, Access
+from twinserve.server.services import auditing
 from twinserve.server.services.status import status_of, status_of_items
 from twinserve.server.watching.metrics import Metrics
 
@@ -123,6 +124,7 @@ class Encoded:
 
     data: bytes
     model_name: str
+    failed: int = 0  # of the items that it answers
 
 
 def unary(
@@ -130,10 +132,16 @@ def unary(
 ) -> Callable[[Servicer, Request, Context], Awaitable[Response]]:
     """Wrap a servicer's method, which returns its response, or that as it goes on the wire."""
     name = method.__name__
+    is_audited = name in auditing.CHANGES
 
     @functools.wraps(method)
     async def call(self: Servicer, request: Request, context: Context) -> Response:
-        found = await answered(self, name, method(self, request, context), context)
+        found: Response | Encoded | status_pb2.Status | None = None
+        try:
+            found = await answered(self, name, method(self, request, context), context)
+        finally:
+            if is_audited:
+                auditing.record(name, request, context, found)
         if isinstance(found, status_pb2.Status):
             await abort(context, found)
         # The front takes bytes as they are.

@@ -326,7 +326,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         count_errors(self.metrics, errors)
         results = [errors.get(i) or answers[i] for i in range(len(request.items))]
         timing = codec.timing_message(embedded.ride, embedded.preprocess, seconds)
-        return Encoded(enroll_reply.response(results, outcome.token, timing), "")
+        return Encoded(enroll_reply.response(results, outcome.token, timing), "", len(errors))
 
     @unary
     async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveResponse:

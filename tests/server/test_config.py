@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from twinserve.errors import ConfigError
-from twinserve.server.config import Limits, ServerConfig, add_arguments, from_arguments
+from twinserve.server.config import Limits, ServerConfig, TlsFiles, add_arguments, from_arguments
 
 
 def parsed(*flags: str) -> ServerConfig:
@@ -57,6 +57,16 @@ def test_beyond_loopback_a_server_has_keys_or_says_that_it_is_insecure() -> None
     assert parsed("--host", "0.0.0.0", "--keys", "keys.toml").keys == Path("keys.toml")
     assert parsed("--host", "::", "--insecure").insecure
     assert parsed("--host", "::1").keys is None
+
+
+def test_tls_takes_both_of_its_files() -> None:
+    assert parsed().tls is None
+    both = ("--tls-cert", "a.pem", "--tls-key", "a.key")
+    assert parsed(*both).tls == TlsFiles(Path("a.pem"), Path("a.key"))
+    assert parsed(*both, "--tls-client-ca", "ca.pem").tls.client_ca == Path("ca.pem")
+    for flags in (both[:2], both[2:], ("--tls-client-ca", "ca.pem")):
+        with pytest.raises(ConfigError, match="--tls-cert and --tls-key together"):
+            parsed(*flags)
 
 
 def test_backups_have_a_folder_of_their_own_or_none() -> None:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
-import signal
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2 as details
-from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from grpc_status import rpc_status
 
 from tests import twins
-from tests.conftest import RunningServer, start
 from tests.server import wire
+from tests.server.security.guarded import Guarded, refusal
 from tests.server.wire import Stubs
 from twinserve.client import Client
 from twinserve.errors import ClientOverShare, PermissionDenied, Unauthenticated
@@ -36,80 +29,13 @@ from twinserve.v1 import embedding_service_pb2, gallery_pb2, model_service_pb2, 
 from twinserve.v1 import gallery_service_pb2 as pb
 
 PIXELS, _ = twins.classes_of_pixels(2, 2)
-PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 CODE = grpc.StatusCode
-
-
-@dataclass
-class Guarded:
-    """A server with keys, and the keys."""
-
-    server: RunningServer
-    path: Path
-    keys: dict[str, str] = field(default_factory=dict)
-
-    def make(self, name: str, role: Role, **wishes: Any) -> None:
-        self.keys[name] = keys.make(self.path, name, role, **wishes)
-
-    def metadata(self, name: str) -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {self.keys.get(name, name)}"),) if name else ()
-
-    def client(self, name: str) -> Client:
-        return Client(self.server.target, api_key=self.keys.get(name, name), timeout=20)
-
-    def reload(self) -> None:
-        """Have the file read again now, and wait until the server says that it was."""
-        seen = len(self.server.errors)
-        self.server.process.send_signal(signal.SIGHUP)
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
-            if any("keys" in line for line in self.server.errors[seen:]):
-                return
-            time.sleep(0.01)
-        raise AssertionError("the server did not read its keys again")
-
-
-@pytest.fixture(scope="module")
-def guarded(twin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    folder = tmp_path_factory.mktemp("keys")
-    made = Guarded(None, folder / "keys.toml")  # type: ignore[arg-type]
-    made.make("ops", Role.ADMIN)
-    made.make("reader", Role.READ)
-    made.make("writer", Role.WRITE)
-    made.make("north", Role.ADMIN, galleries=["north-*", "shared"])
-    made.make("south", Role.ADMIN, galleries=["south-*"])
-    made.make("old", Role.ADMIN, expires=PAST)
-    made.make("slow", Role.READ, rate=0.2, burst=2)
-    flags = ("--backup-dir", folder / "backups", "--keys", made.path)
-    made.server = start("--model", twin_file, "--data-dir", folder / "data", *flags)
-    with made.client("ops") as client:
-        for name in ("north-1", "south-1"):
-            client.create_gallery(name)
-            client.enroll(name, [twin_item(name)])
-        client.set_gallery_alias("shared", "south-1")
-        client.set_gallery_alias("north-live", "north-1")
-    yield made
-    assert made.server.stop() == 0
-
-
-def twin_item(subject: str) -> Any:
-    from twinserve.client import EnrollItem
-
-    return EnrollItem(PIXELS[0], subject=subject, id="first")
 
 
 @pytest.fixture(scope="module")
 def stubs(guarded: Guarded) -> Iterator[Stubs]:
     with guarded.server.channel() as channel:
         yield Stubs(channel)
-
-
-def refusal(call: Any, request: Any, metadata: Any) -> status_pb2.Status:
-    with pytest.raises(grpc.RpcError) as refused:
-        list(call(request, metadata=metadata))
-    status = rpc_status.from_call(refused.value)
-    assert status is not None, refused.value
-    return status
 
 
 def embed() -> embedding_service_pb2.EmbedRequest:
