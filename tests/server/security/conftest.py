@@ -10,9 +10,12 @@ import pytest
 
 from tests import twins
 from tests.conftest import start
+from tests.server.front.conftest import run_front
 from tests.server.security.guarded import Guarded
 from twinserve.client import EnrollItem
 from twinserve.server.security.access import Role
+
+__all__ = ["guarded", "run_front"]
 
 PIXELS, _ = twins.classes_of_pixels(2, 2)
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)

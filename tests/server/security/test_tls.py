@@ -18,6 +18,7 @@ import pytest
 from tests import twins
 from tests.conftest import RunningServer, start
 from tests.server.security.certificates import Certificates
+from twinserve.cli.__main__ import main
 from twinserve.client import Client
 from twinserve.errors import ConfigError, Unauthenticated, Unavailable
 from twinserve.server.config import TlsFiles
@@ -242,3 +243,21 @@ def test_files_that_cannot_be_used_stop_the_start(
     files = TlsFiles(folder / certificate, folder / key, None if ca is None else folder / ca)
     with pytest.raises(ConfigError, match=said):
         Tls(files)
+
+
+def test_the_command_line_connects_with_tls(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TWINSERVE_API_KEY", secured.key)
+    certificates = secured.certificates
+    target = ["--target", f"localhost:{secured.server.grpc_port}", "--timeout", "5"]
+    ca = ["--tls-ca", str(certificates.certificate("ca"))]
+    cert = ["--tls-cert", str(certificates.certificate("client"))]
+    key = ["--tls-key", str(certificates.key("client"))]
+    assert main(["gallery", "list", *target, *ca, *cert, *key]) == 0
+    monkeypatch.setenv("TWINSERVE_CLIENT_TLS_CA", ca[1])
+    assert main(["gallery", "list", *target, *cert, *key]) == 0
+    assert main(["gallery", "list", *target, *cert]) == 2
+    assert "--tls-cert and --tls-key together" in capsys.readouterr().err
+    assert main(["gallery", "list", *target, *cert, "--tls-key", "nothing.key"]) == 2
+    assert "nothing.key cannot be read" in capsys.readouterr().err
