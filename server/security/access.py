@@ -8,11 +8,11 @@ keys the door is open: everybody who can connect may do everything.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from twinserve.errors import PermissionDenied
+from twinserve.errors import PermissionDenied, Unauthenticated
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -34,11 +34,14 @@ class Access:
             the connection tells callers apart.
         role: the highest that it has.
         galleries: names, or beginnings of names that end with `*`; None means all.
+        still_valid: whether the door would let the caller in with the same again: a stream may be
+            open for days, and its key revoked meanwhile.
     """
 
     client: str = ""
     role: Role = Role.ADMIN
     galleries: tuple[str, ...] | None = None
+    still_valid: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
 
     def reaches(self, gallery: str) -> bool:
         """Say whether the caller may know of a gallery."""
@@ -55,6 +58,18 @@ class Access:
         """
         if not self.reaches(gallery):
             raise self.out_of_reach(gallery, field)
+
+    def check_still_valid(self) -> None:
+        """Refuse a further message of a stream whose key is no longer what it was let in with.
+
+        Raises:
+            Unauthenticated: as said.
+        """
+        if not self.still_valid():
+            raise Unauthenticated(
+                f"the key {self.client} was revoked, changed or has expired since this stream was "
+                "opened; open another, with a valid key"
+            )
 
     def out_of_reach(self, gallery: str, field: str = "gallery") -> PermissionDenied:
         """Return what a gallery that is out of reach is refused with."""

@@ -6,6 +6,7 @@ time. That takes under 2 µs, so nothing is cached that a revoked key could come
 
 from __future__ import annotations
 
+import functools
 import hmac
 import logging
 import time
@@ -79,7 +80,17 @@ class KeyDoor:
             bucket = before.bucket if before is not None else None
             if bucket is None or (bucket.rate, bucket.burst) != (key.rate, key.burst):
                 bucket = TokenBucket(key.rate, key.burst, self._clock)
-        return _Known(key, Access(key.id, key.role, key.galleries), bucket)
+        still_valid = functools.partial(self._is_still_valid, key)
+        return _Known(key, Access(key.id, key.role, key.galleries, still_valid), bucket)
+
+    def _is_still_valid(self, key: Key) -> bool:
+        known = self._known.get(key.id)
+        return (
+            known is not None
+            and key.expires > self._now()
+            and (known.key.digest, known.key.role, known.key.galleries)
+            == (key.digest, key.role, key.galleries)
+        )
 
     def admit(self, method: str, metadata: Metadata, peer: str) -> Access:
         """Say what the caller may do; see `Door`."""

@@ -245,6 +245,7 @@ class GalleryService(rpc.GalleryServiceServicer):
             place: in its stream, which waits for room and goes on where all items of a request
                 failed; None for a call of its own, which is refused.
         """
+        access.check_still_valid()
         codec.check_count(len(request.items), "items", self.limits)
         gallery = self._gallery(request.gallery, access)
         attempt = _once if place is None else place.attempt

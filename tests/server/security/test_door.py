@@ -144,6 +144,29 @@ def test_a_call_that_the_role_refuses_counts_against_the_rate() -> None:
     assert isinstance(refusal(door, DELETE), ClientOverShare)
 
 
+def test_what_was_let_in_is_valid_until_its_key_is_another() -> None:
+    now = 0.0
+    door = KeyDoor([dataclasses.replace(SHOP, expires=9.0)], now=lambda: now)
+    access = ask(door)
+    access.check_still_valid()
+    door.replace([dataclasses.replace(SHOP, expires=99.0, note="the same", rate=5.0, burst=5.0)])
+    access.check_still_valid()
+    for changed in (
+        [],
+        [dataclasses.replace(SHOP, digest=bytes(32))],
+        [dataclasses.replace(SHOP, role=Role.READ)],
+        [dataclasses.replace(SHOP, galleries=("other",))],
+    ):
+        door.replace(changed)
+        with pytest.raises(Unauthenticated, match="shop was revoked, changed or has expired"):
+            access.check_still_valid()
+    door.replace([SHOP])
+    access.check_still_valid()
+    now = 10.0
+    with pytest.raises(Unauthenticated):
+        access.check_still_valid()
+
+
 def test_a_key_that_is_gone_from_the_file_opens_nothing() -> None:
     door = KeyDoor([SHOP])
     ask(door)

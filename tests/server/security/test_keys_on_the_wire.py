@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -220,6 +221,25 @@ def test_keys_are_added_and_revoked_without_a_restart(guarded: Guarded, stubs: S
     guarded.reload()
     status = refusal(stubs.embedding.Embed, embed(), guarded.metadata("late"))
     assert wire.reason(status) == "UNAUTHENTICATED"
+
+
+def test_a_stream_that_is_open_ends_with_its_key(guarded: Guarded, stubs: Stubs) -> None:
+    guarded.make("brief", Role.WRITE)
+    guarded.reload()
+    asked: queue.Queue[Any] = queue.Queue()
+    messages = iter(asked.get, None)
+    enrolling = stubs.gallery.EnrollStream(messages, metadata=guarded.metadata("brief"))
+    item = pb.EnrollItem(item=shared_pb2.Item(id="brief"), input=wire.tensor(PIXELS[0]))
+    request = pb.EnrollRequest(gallery="south-1", items=[item])
+    asked.put(request)
+    assert next(enrolling).results[0].WhichOneof("result") == "enrolled"
+    keys.revoke(guarded.path, "brief")
+    guarded.reload()
+    asked.put(request)
+    with pytest.raises(grpc.RpcError) as refused:
+        next(enrolling)
+    asked.put(None)
+    assert refused.value.code() is CODE.UNAUTHENTICATED
 
 
 def test_a_bad_file_keeps_the_keys_and_is_logged(guarded: Guarded, stubs: Stubs) -> None:
