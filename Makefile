@@ -1,8 +1,8 @@
 # The commands of the house; `make` alone lists them.
-# Everything is installed into .venv (the project), .venv-stubs (the pinned stub generator) and
-# .venv-triton (tritonclient, whose pins and descriptors collide with ours) inside this folder; a
-# stamp in each says that it is up to date, so that a second call costs nothing. The tutorials get
-# a fresh .venv-tutorials each time.
+# Everything is installed into .venv (the project), .venv-stubs (the pinned stub generator),
+# .venv-triton (tritonclient, whose pins and descriptors collide with ours) and .venv-audit
+# (pip-audit) inside this folder; a stamp in each says that it is up to date, so that a second call
+# costs nothing. The tutorials get a fresh .venv-tutorials each time.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -30,7 +30,7 @@ bin := $(venv)/bin
 pins := pyproject.toml constraints.txt tools/environment.py
 environment = $(PYTHON) tools/environment.py --goal $(or $(firstword $(MAKECMDGOALS)),demo) --torch-index "$(TORCH_INDEX)" --cuda "$(CUDA)"
 
-.PHONY: help demo serve test test-long tutorials triton check stubs pins wheel container-dry-run clean python
+.PHONY: help demo serve test test-long tutorials triton check audit stubs pins wheel container-dry-run clean python
 
 help: ## list these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [TORCH_INDEX=<address>] [CUDA=yes]"
@@ -58,14 +58,18 @@ tutorials: python ## run docs/tutorials as written, in a fresh environment (PUT=
 
 triton: triton-installed ## install tritonclient aside: the tests with it run from then on
 
-check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract
+check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract, audit
 	@status=0
 	$(bin)/ruff check || status=1
 	$(bin)/ruff format --check || status=1
 	$(bin)/mypy || status=1
 	$(bin)/lint-imports || status=1
 	STUBS_PYTHON=.venv-stubs/bin/python tools/stubs --check || status=1
+	$(MAKE) --no-print-directory audit || status=1
 	exit $$status
+
+audit: | python ## look up known weaknesses of the pinned packages; says so where that cannot be
+	@$(PYTHON) tools/audit.py
 
 stubs: stubs-installed ## generate twinserve/v1 and twinserve/oip from protos/
 	@STUBS_PYTHON=.venv-stubs/bin/python tools/stubs
@@ -80,7 +84,7 @@ pins: python ## write constraints.txt anew from what the package index offers to
 	@tools/pins "$(PYTHON)"
 
 clean: ## remove environments, caches and builds (runs/ stays)
-	rm -rf .venv .venv-stubs .venv-triton .venv-tutorials .venv-pins dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-audit .venv-stubs .venv-triton .venv-tutorials .venv-pins dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments ----------------------------------------------------------------------------------
