@@ -44,16 +44,20 @@ def main() -> int:
     """Run pip-audit in an environment of its own; return the exit status."""
     program = VENV / "bin" / "pip-audit"
     if not program.exists():
-        make = (sys.executable, ROOT / "tools" / "environment.py", "--requirements")
+        make = [sys.executable, str(ROOT / "tools" / "environment.py"), "--requirements"]
         made = subprocess.run(
-            [*make, ROOT / "tools" / "audit-requirements.txt", VENV], capture_output=True, text=True
+            [*make, str(ROOT / "tools" / "audit-requirements.txt"), str(VENV)],
+            capture_output=True,
+            text=True,
         )
         if made.returncode:
             _say([f"nothing was looked up: pip-audit cannot be installed ({_last(made.stderr)})"])
             return 0
-    command = [program, "--requirement", PINS, "--no-deps", "--disable-pip", "--format", "json"]
+    command = [str(program), "--requirement", str(PINS), "--no-deps", "--disable-pip"]
     done = subprocess.run(
-        [*command, "--progress-spinner", "off", "--timeout", "5"], capture_output=True, text=True
+        [*command, "--format", "json", "--progress-spinner", "off", "--timeout", "5"],
+        capture_output=True,
+        text=True,
     )
     try:
         report = json.loads(done.stdout)
