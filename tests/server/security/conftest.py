@@ -33,6 +33,7 @@ def guarded(twin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     made.make("old", Role.ADMIN, expires=PAST)
     made.make("slow", Role.READ, rate=0.2, burst=2)
     flags = ("--backup-dir", folder / "backups", "--keys", made.path, "--audit-log", made.audit)
+    flags += ("--runners", "1", "--threads", "1")  # nothing is measured at the start
     # All that it would ever log, to look for secrets in.
     loud = {"TWINSERVE_LOG": "DEBUG"}
     data = folder / "data"

@@ -97,7 +97,7 @@ def secured(
     ca = ("--tls-client-ca", certificates.certificate("clients"))
     server = start(
         *("--model", twin_file, "--data-dir", folder / "data", "--keys", folder / "keys.toml"),
-        *(*files, certificates.key("server"), *ca),
+        *(*files, certificates.key("server"), *ca, "--runners", "1", "--threads", "1"),
     )
     yield Secured(server, certificates, key)
     assert server.stop() == 0
