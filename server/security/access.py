@@ -36,12 +36,15 @@ class Access:
         galleries: names, or beginnings of names that end with `*`; None means all.
         still_valid: whether the door would let the caller in with the same again: a stream may be
             open for days, and its key revoked meanwhile.
+        seconds_to_next: takes one call of the caller's rate and returns 0, or the seconds until
+            there is one: for the messages of a stream, which wait instead of being refused.
     """
 
     client: str = ""
     role: Role = Role.ADMIN
     galleries: tuple[str, ...] | None = None
     still_valid: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
+    seconds_to_next: Callable[[], float] = field(default=lambda: 0.0, repr=False, compare=False)
 
     def reaches(self, gallery: str) -> bool:
         """Say whether the caller may know of a gallery."""

@@ -80,8 +80,18 @@ class KeyDoor:
             bucket = before.bucket if before is not None else None
             if bucket is None or (bucket.rate, bucket.burst) != (key.rate, key.burst):
                 bucket = TokenBucket(key.rate, key.burst, self._clock)
-        still_valid = functools.partial(self._is_still_valid, key)
-        return _Known(key, Access(key.id, key.role, key.galleries, still_valid), bucket)
+        access = Access(
+            key.id,
+            key.role,
+            key.galleries,
+            still_valid=functools.partial(self._is_still_valid, key),
+            seconds_to_next=functools.partial(self._seconds_to_next, key.id),
+        )
+        return _Known(key, access, bucket)
+
+    def _seconds_to_next(self, key_id: str) -> float:
+        known = self._known.get(key_id)
+        return 0.0 if known is None or known.bucket is None else known.bucket.take()
 
     def _is_still_valid(self, key: Key) -> bool:
         known = self._known.get(key.id)

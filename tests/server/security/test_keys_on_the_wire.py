@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -195,6 +196,28 @@ def test_over_its_rate_a_key_hears_when_to_come_back(guarded: Guarded, stubs: St
     delay = wire.detail(status, details.RetryInfo).retry_delay.ToMilliseconds()
     assert 3000 < delay <= 5050
     stubs.embedding.Embed(embed(), metadata=guarded.metadata("reader"))  # others are not held up
+
+
+def test_messages_of_a_stream_wait_for_the_rate_of_their_key(
+    guarded: Guarded, stubs: Stubs
+) -> None:
+    guarded.make("paced", Role.READ, rate=10, burst=3)
+    guarded.reload()
+    requests = [
+        embedding_service_pb2.EmbedStreamRequest(
+            request=embedding_service_pb2.EmbedRequest(
+                inputs=[wire.tensor(PIXELS[0])], request_id=str(number)
+            )
+        )
+        for number in range(6)
+    ]
+    began = time.monotonic()
+    metadata = guarded.metadata("paced")
+    replies = list(stubs.embedding.EmbedStream(iter(requests), metadata=metadata, timeout=20))
+    assert [reply.request_id for reply in replies] == [str(number) for number in range(6)]
+    assert not any(reply.HasField("error") for reply in replies)
+    # Opening and two messages are the burst; four messages wait a tenth of a second each.
+    assert 0.35 < time.monotonic() - began < 10
 
 
 def test_the_client_raises_what_the_door_refused_with(guarded: Guarded) -> None:
