@@ -1,8 +1,9 @@
 # The commands of the house; `make` alone lists them.
-# Everything is installed into .venv (the project), .venv-stubs (the pinned stub generator) and
-# .venv-triton (tritonclient, whose pins and descriptors collide with ours) inside this folder; a
-# stamp in each says that it is up to date, so that a second call costs nothing. The tutorials get
-# a fresh .venv-tutorials each time. What comes from npm lies in node_modules beside its package.json.
+# Everything is installed into .venv (the project), .venv-stubs (the pinned stub generator),
+# .venv-triton (tritonclient, whose pins and descriptors collide with ours) and .venv-audit
+# (pip-audit) inside this folder; a stamp in each says that it is up to date, so that a second call
+# costs nothing. The tutorials get a fresh .venv-tutorials each time. What comes from npm lies in
+# node_modules beside its package.json.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -32,7 +33,7 @@ released := protos/released.binpb
 pins := pyproject.toml constraints.txt tools/environment.py
 environment = $(PYTHON) tools/environment.py --goal $(or $(firstword $(MAKECMDGOALS)),demo) --torch-index "$(TORCH_INDEX)" --cuda "$(CUDA)"
 
-.PHONY: help demo serve test test-long tutorials triton node googleapis check buf contract-released stubs pins wheel container-dry-run clean python
+.PHONY: help demo serve test test-long tutorials triton node googleapis check audit buf contract-released stubs pins wheel container-dry-run clean python
 
 help: ## list these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [TORCH_INDEX=<address>] [CUDA=yes]"
@@ -64,7 +65,7 @@ node: node-installed ## install the packages of examples/node: the tests with it
 
 googleapis: build/googleapis/.stamp ## lay google/rpc/*.proto, which the contract imports, in build/googleapis
 
-check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract, buf
+check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract, buf, audit
 	@status=0
 	$(bin)/ruff check || status=1
 	$(bin)/ruff format --check || status=1
@@ -76,6 +77,7 @@ check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to
 	else
 		echo "buf was left out, for npm is not here" >&2
 	fi
+	$(MAKE) --no-print-directory audit || status=1
 	exit $$status
 
 buf: buf-installed ## lint the contract, and find what would break clients of the released one
@@ -86,6 +88,9 @@ buf: buf-installed ## lint the contract, and find what would break clients of th
 
 contract-released: buf-installed ## keep today's contract as the released one; part of a release
 	@$(buf) build protos --exclude-source-info --output $(released)
+
+audit: | python ## look up known weaknesses of the pinned packages; says so where that cannot be
+	@$(PYTHON) tools/audit.py
 
 stubs: stubs-installed ## generate twinserve/v1 and twinserve/oip from protos/
 	@STUBS_PYTHON=.venv-stubs/bin/python tools/stubs
@@ -100,7 +105,7 @@ pins: python ## write constraints.txt anew from what the package index offers to
 	@tools/pins "$(PYTHON)"
 
 clean: ## remove environments, caches and builds (runs/ stays)
-	rm -rf .venv .venv-stubs .venv-triton .venv-tutorials .venv-pins tools/buf/node_modules examples/node/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-audit .venv-stubs .venv-triton .venv-tutorials .venv-pins tools/buf/node_modules examples/node/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ disturbed least; the median tells how much there was.
     aio      grpc.aio on asyncio's loop        sync     grpc's own server, 32 threads
     uvloop   grpc.aio on uvloop                tasks    our front, methods as tasks of uvloop
     driven   our front, methods driven         shared   two processes of `driven` on one port
+    keys     `driven`, which asks each call for its key
 """
 
 from __future__ import annotations
@@ -32,10 +33,17 @@ from typing import Any
 
 import grpc
 
-from twinserve.server.front import Front, Refusals, driven
+from twinserve.server.front import Admit, Front, Refusals, driven
+from twinserve.server.security.access import Role
+from twinserve.server.security.door import KeyDoor
+from twinserve.server.security.keys import Key, digest_of
+from twinserve.server.services.refusals import admission
+from twinserve.server.watching.metrics import Metrics
 
-WAYS = ("aio", "uvloop", "sync", "tasks", "driven", "shared")
+WAYS = ("aio", "uvloop", "sync", "tasks", "driven", "shared", "keys")
 MESSAGE = bytes(64)
+KEY = "tws_echo_" + "0" * 43  # no secret: it opens this echo alone
+KEYS = 100  # that the door knows
 
 
 async def _echo(request: bytes, context: Any) -> bytes:
@@ -55,8 +63,15 @@ def _late(seconds: float) -> grpc.Status:
     return grpc.Status()
 
 
-async def _serve_front(port: int, method: Any) -> None:
-    front = Front([], ThreadPoolExecutor(1), 4096, Refusals(grpc.Status, _late, grpc.Status))
+def _door() -> Admit:
+    names = ["echo", *(f"other-{i}" for i in range(1, KEYS))]
+    keys = [Key(name, digest_of(KEY), Role.ADMIN, rate=1e9, burst=1e9) for name in names]
+    return admission(KeyDoor(keys), Metrics())
+
+
+async def _serve_front(port: int, method: Any, admit: Admit | None) -> None:
+    refusals = Refusals(grpc.Status, _late, grpc.Status)
+    front = Front([], ThreadPoolExecutor(1), 4096, refusals, admit=admit)
     front.add_registered_method_handlers(
         "e.E", {"Echo": grpc.unary_unary_rpc_method_handler(method)}
     )
@@ -87,7 +102,7 @@ def _serve(way: str, port: int) -> None:
             runner.run(_serve_aio(port))
         else:
             method = _echo if way == "tasks" else driven(_echo)
-            runner.run(_serve_front(port, method))
+            runner.run(_serve_front(port, method, _door() if way == "keys" else None))
 
 
 def _free_port() -> int:
@@ -105,10 +120,12 @@ def _cpu(processes: list[subprocess.Popen[bytes]]) -> float:
     return total / 1e9
 
 
-def _load(port: int, calls: int, flight: int, connections: int, body: Path) -> float:
+def _load(port: int, calls: int, flight: int, connections: int, body: Path, key: str = "") -> float:
     """Make the calls; return calls a second."""
     command = ["h2load", "-n", str(calls), "-c", str(connections), "-m", str(flight // connections)]
     command += ["-H", "content-type: application/grpc", "-H", "te: trailers", "-d", str(body)]
+    if key:
+        command += ["-H", f"authorization: Bearer {key}"]
     command.append(f"http://127.0.0.1:{port}/e.E/Echo")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     if f"{calls} succeeded" not in done:
@@ -130,6 +147,8 @@ def _wait_until_it_listens(port: int) -> None:
 def measure(ways: tuple[str, ...], rounds: int, calls: int, flight: int) -> dict[str, Any]:
     """Measure all ways in turns; CPU in microseconds per call."""
     servers: dict[str, tuple[int, list[subprocess.Popen[bytes]]]] = {}
+    connections = {way: 2 if way == "shared" else 1 for way in ways}
+    key = {way: KEY if way == "keys" else "" for way in ways}
     cpu: dict[str, list[float]] = {way: [] for way in ways}
     rate: dict[str, list[float]] = {way: [] for way in ways}
     with tempfile.NamedTemporaryFile() as file:
@@ -140,16 +159,16 @@ def measure(ways: tuple[str, ...], rounds: int, calls: int, flight: int) -> dict
             for way in ways:
                 port = _free_port()
                 command = [sys.executable, __file__, "--be", way, str(port)]
-                count = 2 if way == "shared" else 1
+                count = connections[way]
                 servers[way] = (port, [subprocess.Popen(command) for _ in range(count)])
             for way, (port, _) in servers.items():
                 _wait_until_it_listens(port)
                 time.sleep(0.5)
-                _load(port, 1000, flight, 2 if way == "shared" else 1, body)
+                _load(port, 1000, flight, connections[way], body, key[way])
             for _ in range(rounds):
                 for way, (port, processes) in servers.items():
                     before = _cpu(processes)
-                    per_second = _load(port, calls, flight, 2 if way == "shared" else 1, body)
+                    per_second = _load(port, calls, flight, connections[way], body, key[way])
                     cpu[way].append((_cpu(processes) - before) / calls * 1e6)
                     rate[way].append(per_second)
         finally:

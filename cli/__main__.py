@@ -34,6 +34,7 @@ VERBS = {
     "import": "make a twin of a model made elsewhere",
     "inspect": "show what a twin file says of itself",
     "serve": "serve twins over gRPC",
+    "key": "make, list and revoke the keys that a server lets in",
     "embed": "turn inputs into vectors",
     "compare": "say whether two inputs show the same subject",
     "enroll": "put inputs into a gallery",

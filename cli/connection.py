@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
+
+import grpc
 
 from twinserve.client import Client
 from twinserve.errors import ConfigError
@@ -14,7 +17,10 @@ _UNAVAILABLE_FOR = 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
-    """Add --target, --api-key, --timeout, --priority, and --json unless it prints no results."""
+    """Add --target, --api-key, --tls and its files, --timeout, --priority, and --json.
+
+    A verb that prints no results leaves `json` out.
+    """
     group = parser.add_argument_group("server")
     group.add_argument(
         "--target",
@@ -28,6 +34,26 @@ def add_arguments(parser: argparse.ArgumentParser, *, json: bool = True) -> None
         metavar="KEY",
         help="better given as TWINSERVE_API_KEY: other users can read a command's arguments",
     )
+    group.add_argument(
+        "--tls",
+        action="store_true",
+        default=bool(os.environ.get("TWINSERVE_CLIENT_TLS")),
+        help="connect with TLS, as each of the next three flags does; or TWINSERVE_CLIENT_TLS=1",
+    )
+    for flag, text in (
+        ("--tls-ca", "certificates of who vouches for the server, in PEM (the public CAs)"),
+        ("--tls-cert", "a certificate to show, in PEM, where the server asks for one"),
+        ("--tls-key", "its key, in PEM"),
+    ):
+        variable = "TWINSERVE_CLIENT_" + flag.removeprefix("--").replace("-", "_").upper()
+        default = os.environ.get(variable)
+        group.add_argument(
+            flag,
+            type=Path,
+            default=Path(default) if default else None,
+            metavar="FILE",
+            help=f"{text}; or {variable}",
+        )
     group.add_argument(
         "--timeout",
         type=float,
@@ -48,7 +74,8 @@ def connect(arguments: argparse.Namespace) -> Client:
     """Return a client of the server that was named.
 
     Raises:
-        ConfigError: a timeout of nothing, or a target without a port.
+        ConfigError: a timeout of nothing, a target without a port, or a file of TLS that cannot be
+            read.
     """
     if not arguments.timeout > 0:
         raise ConfigError(f"--timeout is {arguments.timeout}; give a number of seconds above 0")
@@ -61,7 +88,26 @@ def connect(arguments: argparse.Namespace) -> Client:
     return Client(
         arguments.target,
         api_key=arguments.api_key,
+        credentials=_credentials(arguments),
         timeout=arguments.timeout,
         unavailable_for=min(_UNAVAILABLE_FOR, arguments.timeout),
         priority=arguments.priority,
     )
+
+
+def _credentials(arguments: argparse.Namespace) -> grpc.ChannelCredentials | None:
+    ca, certificate, key = arguments.tls_ca, arguments.tls_cert, arguments.tls_key
+    if not (arguments.tls or ca or certificate or key):
+        return None
+    if (certificate is None) != (key is None):
+        raise ConfigError("a client certificate takes --tls-cert and --tls-key together")
+
+    def read(path: Path | None) -> bytes | None:
+        try:
+            return None if path is None else path.read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be read ({error.strerror}); give a file in PEM"
+            ) from None
+
+    return grpc.ssl_channel_credentials(read(ca), read(key), read(certificate))

@@ -43,14 +43,18 @@ from twinserve.server.models.loading import Loader
 from twinserve.server.models.records import ModelRecords
 from twinserve.server.models.table import Bound
 from twinserve.server.runtime import machine
-from twinserve.server.security.access import OpenDoor
+from twinserve.server.security import audit, key_file, watched_files
+from twinserve.server.security.access import Door, OpenDoor
+from twinserve.server.security.connections import grpc_options, most_connections
+from twinserve.server.security.tls import Tls
+from twinserve.server.security.watched_files import WatchedFiles
 from twinserve.server.services.calls import priority_in
 from twinserve.server.services.embedding import EmbeddingService
 from twinserve.server.services.gallery import GalleryService
 from twinserve.server.services.inference import InferenceService
 from twinserve.server.services.large_messages import LargeMessages
 from twinserve.server.services.model import ModelService
-from twinserve.server.services.refusals import refusals
+from twinserve.server.services.refusals import admission, refusals
 from twinserve.server.storage.data_folder import DataFolder
 from twinserve.server.watching import gauges, logs
 from twinserve.server.watching.access_log import AccessLog
@@ -93,6 +97,22 @@ async def serve(config: ServerConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     metrics, gate = Metrics(), Gate()
+    door: Door | None = None  # open to all
+    files: list[WatchedFiles] = []
+    if config.keys is not None:
+        door, keys = key_file.open_door(config.keys)
+        files.append(keys)
+    tls = None
+    if config.tls is not None:
+        tls = Tls(config.tls)
+        files.append(tls.watched)
+    elif not configs.is_loopback(config.host):
+        log.warning(
+            "%s: keys and inputs travel in plain text, since there is no TLS; give --tls-cert and "
+            "--tls-key, or let nobody but a proxy with TLS reach these ports",
+            config.host,
+        )
+    most = most_connections(config.max_connections)
     count = machine.processors().usable
     metrics.watches.add(AccessLog(config.access_log))
     async with contextlib.AsyncExitStack() as stack:
@@ -100,6 +120,7 @@ async def serve(config: ServerConfig) -> None:
             traces = tracing()
             metrics.watches.add(traces)
             stack.push_async_callback(asyncio.to_thread, traces.close)
+        stack.enter_context(audit.written_to(config.audit_log))
         workers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="prepare"))
         readers = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="read"))
         models, afterwards = Models(), Afterwards()
@@ -139,7 +160,7 @@ async def serve(config: ServerConfig) -> None:
         gauges.watch_bytes(metrics, budget)
         gauges.watch_galleries(metrics, galleries)
 
-        server = _front(config, metrics, budget, readers, models, afterwards)
+        server = _front(config, metrics, budget, readers, models, afterwards, door, most.grpc)
         checks = health.aio.HealthServicer()
         names = ("", *_SERVICES, _INFERENCE)
         for name in names:
@@ -170,7 +191,7 @@ async def serve(config: ServerConfig) -> None:
         )
         calls = gateway.Calls(
             server,
-            OpenDoor(),
+            door or OpenDoor(),
             LargeMessages(budget, metrics),
             config.limits,
             refusals(metrics, config.limits.max_calls).overloaded,
@@ -190,14 +211,21 @@ async def serve(config: ServerConfig) -> None:
                 *gateway.OpenAI(calls, methods).routes(),
             ],
             origins=config.http_cors,
+            door=None if config.metrics_without_key else door,
+            tls=tls,
+            connections=most.http,
         )
         stack.push_async_callback(web.cleanup)
-        grpc_port = _bind(server, config)
+        grpc_port = _bind(server, config, tls)
         machine.keep_for_good()
         machine.give_back_memory()  # what reading galleries and warming up left
         if stopping.is_set():
             log.info("stopped before serving")
             return
+        if files:
+            watching = loop.create_task(watched_files.watch(files))
+            stack.callback(watching.cancel)
+            loop.add_signal_handler(signal.SIGHUP, watched_files.check_all, files)
         await server.start()
         for name in names:
             await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -226,6 +254,8 @@ def _front(
     threads: ThreadPoolExecutor,
     models: Models,
     afterwards: Afterwards,
+    door: Door | None,
+    connections: int,
 ) -> Front:
     return Front(
         [
@@ -239,6 +269,7 @@ def _front(
             ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            *grpc_options(connections),
         ],
         threads,
         config.limits.max_calls,
@@ -250,6 +281,7 @@ def _front(
         behind_of=functools.partial(_behind_of, models),
         afterwards=afterwards,
         budget=LargeMessages(budget, metrics),
+        admit=None if door is None else admission(door, metrics),
     )
 
 
@@ -278,10 +310,13 @@ def _behind_of(
     )
 
 
-def _bind(server: Front, config: ServerConfig) -> int:
+def _bind(server: Front, config: ServerConfig, tls: Tls | None) -> int:
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
-        return server.add_insecure_port(f"{host}:{config.grpc_port}")
+        address = f"{host}:{config.grpc_port}"
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, tls.grpc())
     except RuntimeError as error:
         raise ConfigError(
             f"port {config.grpc_port} of {config.host} cannot be bound: it is taken or not "

@@ -59,6 +59,21 @@ class ModelSpec:
     name: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Files in PEM: the server's certificate with its chain, its key, and who signs clients."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None  # where given, clients must show a certificate that it signed
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All that there are."""
+        mine = (self.certificate, self.key)
+        return mine if self.client_ca is None else (*mine, self.client_ca)
+
+
 @dataclass(frozen=True)
 class ServerConfig:
     """Everything that `twinserve serve` can be told."""
@@ -74,6 +89,11 @@ class ServerConfig:
     http_cors: tuple[str, ...] = ()  # origins whose pages may call from browsers
     device: str = "auto"
     insecure: bool = False
+    keys: Path | None = None  # the file of keys; None lets everybody in
+    metrics_without_key: bool = False
+    tls: TlsFiles | None = None
+    audit_log: Path | None = None
+    max_connections: int = 0  # of each port; 0: by the files that the process may open
     max_batch: int = 64
     max_batch_tokens: int = 0  # of one run of a text twin, padding included; 0: by the device
     ageing: float = 1.0  # seconds after which a waiting call goes before its turn
@@ -99,6 +119,7 @@ class ServerConfig:
         for name, least in (
             ("max_batch", 1),
             ("max_batch_tokens", 0),
+            ("max_connections", 0),
             ("runners", 0),
             ("threads", 0),
         ):
@@ -130,14 +151,16 @@ class ServerConfig:
                 f"--backup-dir {self.backup_dir} lies in --data-dir {self.data_dir}; give a folder "
                 "outside of it, best on another disk"
             )
-        if not self.insecure and not _is_loopback(self.host):
+        if not self.insecure and self.keys is None and not is_loopback(self.host):
             raise ConfigError(
                 f"--host {self.host} is reachable from other machines, and this server asks for no "
-                "key: give --insecure to accept that, or stay on 127.0.0.1"
+                "key: give --keys FILE (`twinserve key new` makes one), or give --insecure to "
+                "accept that, or stay on 127.0.0.1"
             )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:
@@ -221,7 +244,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="listen beyond this machine although there are no keys and no TLS",
+        help="listen beyond this machine although there are no keys",
+    )
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="let in only who has a key of this file, which `twinserve key` makes; it is read "
+        "again when it changes",
+    )
+    parser.add_argument(
+        "--metrics-without-key",
+        action="store_true",
+        help="answer /metrics also without a key, although there are --keys",
+    )
+    parser.add_argument(
+        "--tls-cert",
+        type=Path,
+        metavar="FILE",
+        help="the server's certificate and its chain, in PEM, for both ports; it is read again "
+        "when it changes",
+    )
+    parser.add_argument(
+        "--tls-key", type=Path, metavar="FILE", help="the certificate's key, in PEM"
+    )
+    parser.add_argument(
+        "--tls-client-ca",
+        type=Path,
+        metavar="FILE",
+        help="ask clients for a certificate that one of these signed (mutual TLS), in PEM",
+    )
+    parser.add_argument(
+        "--audit-log",
+        type=Path,
+        metavar="FILE",
+        help="write a line of JSON for each call that changes something; it may be rotated",
+    )
+    parser.add_argument(
+        "--max-connections",
+        type=int,
+        metavar="CONNECTIONS",
+        default=0,
+        help="connections that each port takes, before more are closed at once; 0: of the files "
+        "that the process may open, half for gRPC and a quarter for HTTP (%(default)s)",
     )
     parser.add_argument(
         "--max-batch",
@@ -454,6 +519,17 @@ def _access_log(text: str, slow_seconds: float) -> AccessLogSettings:
     return AccessLogSettings(True, rate, slow_seconds)
 
 
+def _tls(arguments: argparse.Namespace) -> TlsFiles | None:
+    certificate, key, ca = arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca
+    if certificate is None and key is None and ca is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigError(
+            "TLS takes --tls-cert and --tls-key together, and --tls-client-ca only with both"
+        )
+    return TlsFiles(certificate, key, ca)
+
+
 def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
     """Build the settings from parsed flags.
 
@@ -477,6 +553,11 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         http_cors=tuple(arguments.http_cors),
         device=arguments.device,
         insecure=arguments.insecure,
+        keys=arguments.keys,
+        metrics_without_key=arguments.metrics_without_key,
+        tls=_tls(arguments),
+        audit_log=arguments.audit_log,
+        max_connections=arguments.max_connections,
         max_batch=arguments.max_batch,
         max_batch_tokens=arguments.max_batch_tokens,
         ageing=arguments.ageing,

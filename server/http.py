@@ -17,13 +17,17 @@ from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
-from twinserve.errors import ConfigError
+from twinserve.errors import ConfigError, TwinserveError
 from twinserve.server.gateway import cors
+from twinserve.server.security import http_port
+from twinserve.server.security.access import Door
+from twinserve.server.security.connections import HTTP_SECONDS
+from twinserve.server.security.methods import METRICS
+from twinserve.server.security.tls import Tls
 
 log = logging.getLogger(__name__)
 
-# Seconds that an idle connection is kept, and that the last replies have when the server stops.
-_KEEP_IDLE, _LAST_BYTES = 75.0, 2.0
+_LAST_BYTES = 2.0  # seconds that the last replies have when the server stops
 
 
 async def start(
@@ -34,6 +38,9 @@ async def start(
     *,
     routes: Iterable[web.RouteDef] = (),
     origins: Sequence[str] = (),
+    door: Door | None = None,
+    tls: Tls | None = None,
+    connections: int = 1024,
 ) -> tuple[web.AppRunner, int]:
     """Listen, and return what to clean up with the port that was bound.
 
@@ -44,6 +51,9 @@ async def start(
         is_ready: what /readyz tells.
         routes: served beside these three.
         origins: whose pages may call from browsers; see `gateway.cors`.
+        door: asked before /metrics is answered; None lets everybody see it.
+        tls: of the port; None is plain text.
+        connections: taken at a time; more are closed at once.
 
     Raises:
         ConfigError: the port is taken, or not allowed.
@@ -52,6 +62,11 @@ async def start(
     scraping = asyncio.Lock()
 
     async def metrics(request: web.Request) -> web.Response:
+        if door is not None:
+            try:
+                http_port.admit(door, METRICS, request)
+            except TwinserveError as error:
+                return http_port.refused(error)
         accept = ",".join(request.headers.getall("Accept", []))
         packed = gzip_accepted(",".join(request.headers.getall("Accept-Encoding", [])))
         async with scraping:
@@ -73,6 +88,8 @@ async def start(
         response.headers["Server"] = "twinserve"  # versions are nobody's business
 
     app = web.Application()
+    if tls is not None and tls.asks_clients:
+        app.middlewares.append(http_port.with_certificate)
     app.on_response_prepare.append(signed)
     app.add_routes(
         [web.get("/metrics", metrics), web.get("/healthz", alive), web.get("/readyz", ready)]
@@ -84,13 +101,13 @@ async def start(
         app,
         access_log=None,
         logger=log,
-        keepalive_timeout=_KEEP_IDLE,
+        keepalive_timeout=HTTP_SECONDS,
         shutdown_timeout=_LAST_BYTES,
         handler_cancellation=True,  # a call whose client has gone is dropped
         auto_decompress=False,  # a few bytes could become gigabytes
     )
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
+    site = http_port.BoundedSite(runner, host, port, tls, connections)
     try:
         await site.start()
     except OSError as error:

@@ -5,6 +5,6 @@ What bounds the bytes of its large messages is a `Budget`.
 
 from twinserve.server.front.budget import Budget
 from twinserve.server.front.call import Call, driven
-from twinserve.server.front.server import Front, Refusals
+from twinserve.server.front.server import Admit, Front, Refusals
 
-__all__ = ["Budget", "Call", "Front", "Refusals", "driven"]
+__all__ = ["Admit", "Budget", "Call", "Front", "Refusals", "driven"]

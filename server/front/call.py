@@ -24,6 +24,7 @@ from twinserve.server.front import core
 from twinserve.server.front.budget import LARGE, UNBOUNDED, Budget, StreamBytes
 from twinserve.server.front.intake import Expected
 from twinserve.server.request_ids import request_id_of
+from twinserve.server.security.access import OPEN, Access
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     _reading: Completion[bytes | None] | None = None
     _no_more = False
     expected: Expected | None = None  # by the front, until its message is begun
+    access: Access = OPEN  # what the caller was let in with
     bytes_read = 0  # of the message that `read` gave last
     message_bytes = 0  # of the only message of a call that reads no stream
     _inside: StreamBytes | None = None  # what was read of a stream and is not let go
@@ -190,7 +192,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     def _has_room(self, size: int) -> bool:
         """Count a large message until the call is over; where there is no room, end the call."""
-        budget, client = self._method.budget, self.peer()
+        budget, client = self._method.budget, self.client()
         refusal = budget.take(size, client)
         if refusal is None:
             self.add_done_callback(lambda _: budget.give_back(size, client))
@@ -631,6 +633,10 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if not self._peer:
             self._peer = core.peer_of(self._core)
         return self._peer
+
+    def client(self) -> str:
+        """Return who shares the server with others: the caller's key, else the connection."""
+        return self.access.client or self.peer()
 
     def peer_identities(self) -> Sequence[bytes] | None:
         """Return who the other side proved to be."""

@@ -1,4 +1,4 @@
-"""What was read and is not begun yet: one connection after the other has its turn.
+"""What was read and is not begun yet: one client after the other has its turn.
 
 The front takes all events that are ready before it works on any message, so that what waits is
 here, where it can be counted, and not in grpcio's core, where the first come would be the first
@@ -26,13 +26,13 @@ SLOW = 0.25
 class Expected:
     """A call that was let in and is not begun."""
 
-    connection: str
+    client: str
     since: float
     counts: bool = True  # until its message is begun, or is `SLOW` to come
 
 
 class Intake:
-    """Work by connection, taken in turn, and how fast it goes.
+    """Work by client, taken in turn, and how fast it goes.
 
     Args:
         clock: seconds, monotonic.
@@ -41,11 +41,11 @@ class Intake:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._lines: dict[str, deque[Work]] = {}
-        self._turn: deque[str] = deque()  # connections with work, the next one first
+        self._turn: deque[str] = deque()  # clients with work, the next one first
         self._since: float | None = None  # from when on there always was work
         self.waiting = 0
         self._arriving: deque[Expected] = deque()  # the oldest first
-        self._expected: dict[str, int] = {}  # calls by connection
+        self._expected: dict[str, int] = {}  # calls by client
         self.expected = 0  # calls that were let in and are not begun
         self.pace = 0.0  # seconds from one to the next, while some waited
 
@@ -54,15 +54,15 @@ class Intake:
         """What should pass until a message that came now would have its turn."""
         return self.waiting * self.pace
 
-    def expect(self, connection: str) -> Expected:
+    def expect(self, client: str) -> Expected:
         """Count a call that was let in, until its message is begun or is `SLOW` to come."""
         now = self._clock()
         arriving = self._arriving
         while arriving and (not arriving[0].counts or arriving[0].since + SLOW < now):
             self.begun(arriving.popleft())
-        one = Expected(connection, now)
+        one = Expected(client, now)
         self._arriving.append(one)
-        self._expected[connection] = self._expected.get(connection, 0) + 1
+        self._expected[client] = self._expected.get(client, 0) + 1
         self.expected += 1
         return one
 
@@ -71,25 +71,25 @@ class Intake:
         if not one.counts:
             return
         one.counts = False
-        left = self._expected[one.connection] - 1
+        left = self._expected[one.client] - 1
         if left:
-            self._expected[one.connection] = left
+            self._expected[one.client] = left
         else:
-            del self._expected[one.connection]
+            del self._expected[one.client]
         self.expected -= 1
 
-    def before(self, connection: str) -> int:
-        """Return how many of the expected calls have their turn before one of this connection."""
-        mine = self._expected.get(connection, 0)
-        # Of each other connection no more goes before it than of its own.
+    def before(self, client: str) -> int:
+        """Return how many of the expected calls have their turn before one of this client."""
+        mine = self._expected.get(client, 0)
+        # Of each other client no more goes before it than of its own.
         return min(self.expected, (mine + 1) * len(self._expected))
 
-    def put(self, connection: str, work: Work) -> None:
-        """Let some work wait for its connection's turn."""
-        line = self._lines.get(connection)
+    def put(self, client: str, work: Work) -> None:
+        """Let some work wait for its client's turn."""
+        line = self._lines.get(client)
         if line is None:
-            line = self._lines[connection] = deque()
-            self._turn.append(connection)
+            line = self._lines[client] = deque()
+            self._turn.append(client)
         line.append(work)
         self.waiting += 1
 
@@ -114,12 +114,12 @@ class Intake:
         self._since = now if self._turn else None
 
     def _take(self) -> Work:
-        connection = self._turn.popleft()
-        line = self._lines[connection]
+        client = self._turn.popleft()
+        line = self._lines[client]
         work = line.popleft()
         self.waiting -= 1
         if line:
-            self._turn.append(connection)
+            self._turn.append(client)
         else:
-            del self._lines[connection]
+            del self._lines[client]
         return work

@@ -26,6 +26,7 @@ from twinserve.server.front import core
 from twinserve.server.front.budget import UNBOUNDED, Budget
 from twinserve.server.front.call import Call, Method
 from twinserve.server.front.intake import Expected, Intake
+from twinserve.server.security.access import Access
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,11 @@ class Refusals:
     stopping: Callable[[], grpc.Status]
 
 
+# Says what the caller of a method may do (given its name, metadata and peer), or what to refuse
+# the call with.
+Admit = Callable[[str, core.Metadata, str], Access | grpc.Status]
+
+
 class Front(grpc.aio.Server):
     """A gRPC server; see the module.
 
@@ -92,6 +98,7 @@ class Front(grpc.aio.Server):
             has begun, if it needs a run, where so many more go before; asked before one is refused.
         afterwards: what methods put off until all that came was read.
         budget: that bounds the bytes of large messages, of all methods together.
+        admit: asked once for each call, before its message is read; None lets everybody in.
     """
 
     def __init__(
@@ -106,6 +113,7 @@ class Front(grpc.aio.Server):
         ),
         afterwards: Afterwards | None = None,
         budget: Budget = UNBOUNDED,
+        admit: Admit | None = None,
     ) -> None:
         self._core = core.Core(options)
         self._threads = threads
@@ -115,6 +123,7 @@ class Front(grpc.aio.Server):
         self._behind_of = behind_of
         self._afterwards = afterwards or Afterwards()
         self._budget = budget
+        self._admit = admit
         self._intake = Intake()
         self._methods: dict[bytes, Method] = {}
         self._handlers: list[grpc.GenericRpcHandler] = []
@@ -256,7 +265,7 @@ class Front(grpc.aio.Server):
 
     def in_turn(self, call: Call, work: Callable[[], None]) -> None:
         """Have a message begun once its connection has its turn."""
-        self._intake.put(call.peer(), work)
+        self._intake.put(call.client(), work)
 
     def _serve(self) -> None:
         intake, afterwards = self._intake, self._afterwards
@@ -319,23 +328,33 @@ class Front(grpc.aio.Server):
         ):
             self._refuse(event, self._refusals.overloaded())
             return
+        access: Access | None = None
+        if self._admit is not None:
+            peer = core.peer_of(event.call)
+            found = self._admit(name.decode(errors="replace"), event.invocation_metadata, peer)
+            if not isinstance(found, Access):
+                self._refuse(event, found)
+                return
+            access = found
         method = self._methods.get(name) or self._find(name, event)
         if method is None:
             known = "the server has no such method; ask its reflection service for those it has"
             self._refuse(event, _Status(grpc.StatusCode.UNIMPLEMENTED, known, ()))
             return
         if method.is_driven and not method.reads_stream:
-            seconds = self._too_long(event)
+            seconds = self._too_long(event, "" if access is None else access.client)
             if seconds:
                 self._refuse(event, self._refusals.late(seconds))
                 return
         self.calls += 1
         call = Call(self, event, method)
+        if access is not None:
+            call.access = access
         if method.is_driven and not method.reads_stream:
-            call.expected = self._intake.expect(call.peer())
+            call.expected = self._intake.expect(call.client())
         call.begin()
 
-    def _too_long(self, event: core.Event) -> float:
+    def _too_long(self, event: core.Event, client: str) -> float:
         """Return the seconds before a call's turn where they are too many for it, else 0."""
         deadline = core.deadline_of(event.call_details)
         if deadline is None:
@@ -345,10 +364,10 @@ class Front(grpc.aio.Server):
         intake = self._intake
         if intake.seconds + self._behind(intake.expected) <= enough:
             return 0.0
-        peer = core.peer_of(event.call)
-        before = intake.before(peer)
+        client = client or core.peer_of(event.call)
+        before = intake.before(client)
         seconds = before * intake.pace
-        seconds += self._behind_of(peer, event.invocation_metadata, before)
+        seconds += self._behind_of(client, event.invocation_metadata, before)
         return seconds if seconds > enough else 0.0
 
     def _refuse_held(self) -> None:

@@ -22,7 +22,7 @@ import shutil
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from twinserve.errors import (
@@ -214,17 +214,28 @@ class Galleries:
             resource=("gallery", name[:80]),
         )
 
+    def meaning(self, name: str) -> str:
+        """Return the name of the gallery that an alias stands for; any other name as it is."""
+        return self._aliases.get(name, name)
+
     def status(self, name: str) -> GalleryStatus:
         """The gallery of this name or alias as it stands, with its aliases; raises as `get`."""
         return self._with_aliases(self.get(name).status())
 
-    def list(self, after: str = "", limit: int = 1_000) -> list[GalleryStatus]:
-        """Up to `limit` galleries whose name is greater than `after`, by name; refused ones not,
-        for nothing can be said of their content.
+    def list(
+        self,
+        after: str = "",
+        limit: int = 1_000,
+        wanted: Callable[[str], bool] = lambda name: True,
+    ) -> list[GalleryStatus]:
+        """Up to `limit` galleries whose name is greater than `after` and is wanted, by name;
+        refused ones not, for nothing can be said of their content.
         """
         opened = dict(self._open)
         names = sorted(
-            name for name in opened if name > after and not opened[name][0].out_of_service
+            name
+            for name in opened
+            if name > after and wanted(name) and not opened[name][0].out_of_service
         )
         return [self._with_aliases(opened[name][0].status()) for name in names[:limit]]
 

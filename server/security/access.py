@@ -8,11 +8,11 @@ keys the door is open: everybody who can connect may do everything.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from twinserve.errors import PermissionDenied
+from twinserve.errors import PermissionDenied, Unauthenticated
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -34,11 +34,17 @@ class Access:
             the connection tells callers apart.
         role: the highest that it has.
         galleries: names, or beginnings of names that end with `*`; None means all.
+        still_valid: whether the door would let the caller in with the same again: a stream may be
+            open for days, and its key revoked meanwhile.
+        seconds_to_next: takes one call of the caller's rate and returns 0, or the seconds until
+            there is one: for the messages of a stream, which wait instead of being refused.
     """
 
     client: str = ""
     role: Role = Role.ADMIN
     galleries: tuple[str, ...] | None = None
+    still_valid: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
+    seconds_to_next: Callable[[], float] = field(default=lambda: 0.0, repr=False, compare=False)
 
     def reaches(self, gallery: str) -> bool:
         """Say whether the caller may know of a gallery."""
@@ -54,11 +60,27 @@ class Access:
             PermissionDenied: as said.
         """
         if not self.reaches(gallery):
-            raise PermissionDenied(
-                f"the key {self.client} does not reach the gallery {gallery!r:.80}; use one of "
-                "its own, or ask the operator for a key that does",
-                field=field,
+            raise self.out_of_reach(gallery, field)
+
+    def check_still_valid(self) -> None:
+        """Refuse a further message of a stream whose key is no longer what it was let in with.
+
+        Raises:
+            Unauthenticated: as said.
+        """
+        if not self.still_valid():
+            raise Unauthenticated(
+                f"the key {self.client} was revoked, changed or has expired since this stream was "
+                "opened; open another, with a valid key"
             )
+
+    def out_of_reach(self, gallery: str, field: str = "gallery") -> PermissionDenied:
+        """Return what a gallery that is out of reach is refused with."""
+        return PermissionDenied(
+            f"the key {self.client} does not reach the gallery {gallery!r:.80}; use one of its "
+            "own, or ask the operator for a key that does",
+            field=field,
+        )
 
 
 OPEN = Access()

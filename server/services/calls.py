@@ -23,6 +23,7 @@ from twinserve.server.completion import Completion
 from twinserve.server.gate import Gate
 from twinserve.server.request_ids import request_id_of
 from twinserve.server.security.access import OPEN, Access
+from twinserve.server.services import auditing
 from twinserve.server.services.status import status_of, status_of_items
 from twinserve.server.watching.ended_call import EndedCall
 from twinserve.server.watching.metrics import Metrics
@@ -129,6 +130,7 @@ class Encoded:
 
     data: bytes
     model_name: str
+    failed: int = 0  # of the items that it answers
     timing_data: bytes = b""  # a ServerTiming on its own; most replies have it inside too
 
     @property
@@ -142,10 +144,16 @@ def unary(
 ) -> Callable[[Servicer, Request, Context], Awaitable[Response]]:
     """Wrap a servicer's method, which returns its response, or that as it goes on the wire."""
     name = method.__name__
+    is_audited = name in auditing.CHANGES
 
     @functools.wraps(method)
     async def call(self: Servicer, request: Request, context: Context) -> Response:
-        found = await answered(self, name, method(self, request, context), context, request)
+        found: Response | Encoded | status_pb2.Status | None = None
+        try:
+            found = await answered(self, name, method(self, request, context), context, request)
+        finally:
+            if is_audited:
+                auditing.record(name, request, context, found)
         if isinstance(found, status_pb2.Status):
             await abort(context, found)
         # The front takes bytes as they are.

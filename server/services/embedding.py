@@ -28,6 +28,7 @@ from twinserve.server.services.calls import (
     Context,
     Encoded,
     abort,
+    access_of,
     answered,
     caller_of,
     check_items,
@@ -115,6 +116,7 @@ class EmbeddingService(rpc.EmbeddingServiceServicer):
                 "give each its own",
                 field="request.request_id",
             )
+        access_of(context).check_still_valid()
         unanswered.add(request_id)
         try:
             await leave_front(context, len(request.inputs))

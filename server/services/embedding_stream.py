@@ -3,11 +3,11 @@
     read ─► begin ─► window of the unanswered, in order ─► write
 
 The window bounds messages and bytes; while it is full nothing is read, so a client that sends
-faster than the models run, or does not read its replies, is held back by gRPC's own flow control
-and holds nobody up. What is wrong with a message is that message's reply. When the server stops,
-nothing more is read, what was read is answered, and the stream ends as UNAVAILABLE so that the
-client goes on elsewhere; so it does, as RESOURCE_EXHAUSTED, where the server has no room for a
-message's bytes.
+faster than the models run or its key's rate allows, or does not read its replies, is held back by
+gRPC's own flow control and holds nobody up. What is wrong with a message is that message's reply.
+When the server stops, nothing more is read, what was read is answered, and the stream ends as
+UNAVAILABLE so that the client goes on elsewhere; so it does, as RESOURCE_EXHAUSTED, where the
+server has no room for a message's bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ Request = TypeVar("Request")
 
 # The unanswered messages of one stream: two full batches of lone inputs, or so many bytes.
 MESSAGES, BYTES = 128, 16 << 20
+# Who waits for the rate of its key looks up so often, in seconds: the client may have gone.
+LOOK_UP = 0.25
 
 
 class _Message:
@@ -141,6 +143,7 @@ class Window(Generic[Request]):
                     raise
                 if request is grpc.aio.EOF:
                     return
+                await self._until_rate()
                 message = _Message(self._call.bytes_read)
                 with self._lock:
                     self._unanswered.append(message)
@@ -164,6 +167,16 @@ class Window(Generic[Request]):
                 return  # nothing makes room any more, and the next read ends
             self._room = room = Completion[None]()
         await room
+
+    async def _until_rate(self) -> None:
+        """Wait until the rate of the caller's key allows one message more; nothing is read then."""
+        while not self._stopping and self._failed is None:
+            seconds = self._call.access.seconds_to_next()
+            if not seconds:
+                return
+            await self._call.pause(min(seconds, LOOK_UP))
+            if self._call.cancelled():
+                raise asyncio.CancelledError
 
     async def _write(self) -> None:
         while True:

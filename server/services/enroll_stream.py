@@ -20,6 +20,7 @@ from google.rpc import status_pb2
 
 from twinserve.errors import Exhausted, Unavailable
 from twinserve.server.front import Call
+from twinserve.server.services import auditing
 from twinserve.server.services.calls import Encoded, Serving, abort, answered
 from twinserve.server.services.embedding_stream import Window
 from twinserve.server.services.status import status_of
@@ -136,7 +137,11 @@ async def _reply(
     async def work() -> Encoded:
         return await call.as_task(on_loop())
 
-    found = await answered(servicer, "EnrollStream", work(), call, request)
+    found: Encoded | status_pb2.Status | None = None
+    try:
+        found = await answered(servicer, "EnrollStream", work(), call, request)
+    finally:
+        auditing.record("EnrollStream", request, call, found)
     if isinstance(found, status_pb2.Status):
         raise _Fault(found)
     return found.data

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,13 +35,14 @@ from twinserve.server.completion import Completion, in_executor
 from twinserve.server.config import Limits
 from twinserve.server.engine import Embedded, Engine
 from twinserve.server.front import Call, driven
-from twinserve.server.gallery import EnrollOutcome, GallerySettings, NewItem
+from twinserve.server.gallery import EnrollOutcome, GallerySettings, GalleryStatus, NewItem
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.gate import Gate
 from twinserve.server.inputs import Ready, Vector
 from twinserve.server.models.holding import Models
 from twinserve.server.runtime import machine
+from twinserve.server.security.access import Access
 from twinserve.server.services import (
     codec,
     enroll_packed,
@@ -54,6 +55,7 @@ from twinserve.server.services.calls import (
     Context,
     Encoded,
     abort,
+    access_of,
     caller_of,
     check_items,
     count_errors,
@@ -65,6 +67,7 @@ from twinserve.server.services.gallery_copy import Backups, export_items, stream
 from twinserve.server.services.gathering import Gathering
 from twinserve.server.services.status import status_of
 from twinserve.server.watching.metrics import Metrics
+from twinserve.v1 import gallery_pb2
 from twinserve.v1 import gallery_service_pb2 as pb
 from twinserve.v1 import gallery_service_pb2_grpc as rpc
 from twinserve.v1 import shared_pb2 as shared
@@ -121,6 +124,8 @@ class GalleryService(rpc.GalleryServiceServicer):
                 "gallery.name is empty; give a name of [a-z0-9][a-z0-9._-]{0,62}",
                 field="gallery.name",
             )
+        access = access_of(context)
+        self._check_reach(asked.name, access, "gallery.name")
         if asked.max_items < 0:
             raise InvalidInput(
                 f"max_items is {asked.max_items}; give at least 1, or 0 for the server's limit",
@@ -146,15 +151,17 @@ class GalleryService(rpc.GalleryServiceServicer):
             )
             # Held until the gallery is there: no unload may come between.
             status = await self._change(lambda: self.galleries.create(settings, request.request_id))
-        return pb.CreateGalleryResponse(gallery=gallery_codec.gallery_message(status))
+        return pb.CreateGalleryResponse(gallery=_gallery_message(status, access))
 
     @unary
     async def GetGallery(
         self, request: pb.GetGalleryRequest, context: Context
     ) -> pb.GetGalleryResponse:
         name = codec.required(request.name, "name")
-        status = await self._read(lambda: self.galleries.status(name))
-        return pb.GetGalleryResponse(gallery=gallery_codec.gallery_message(status))
+        access = access_of(context)
+        gallery = self._gallery(name, access, "name")
+        status = await self._read(lambda: self.galleries.status(gallery.settings.name))
+        return pb.GetGalleryResponse(gallery=_gallery_message(status, access))
 
     @unary
     async def ListGalleries(
@@ -162,9 +169,10 @@ class GalleryService(rpc.GalleryServiceServicer):
     ) -> pb.ListGalleriesResponse:
         size = paging.size(request.page_size, 100, 1000)
         after = paging.decode(request.page_token, b"galleries")
-        found = await self._read(lambda: self.galleries.list(after, size + 1))
+        access = access_of(context)
+        found = await self._read(lambda: self.galleries.list(after, size + 1, access.reaches))
         response = pb.ListGalleriesResponse(
-            galleries=[gallery_codec.gallery_message(status) for status in found[:size]]
+            galleries=[_gallery_message(status, access) for status in found[:size]]
         )
         if len(found) > size:
             response.next_page_token = paging.encode(b"galleries", found[size - 1].settings.name)
@@ -175,6 +183,7 @@ class GalleryService(rpc.GalleryServiceServicer):
         self, request: pb.DeleteGalleryRequest, context: Context
     ) -> pb.DeleteGalleryResponse:
         name = codec.required(request.name, "name")
+        self._check_reach(name, access_of(context), "name")
         await self._change(lambda: self.galleries.delete(name))
         return pb.DeleteGalleryResponse()
 
@@ -184,6 +193,8 @@ class GalleryService(rpc.GalleryServiceServicer):
     ) -> pb.SetGalleryAliasResponse:
         alias = codec.required(request.alias, "alias")
         gallery = codec.required(request.gallery, "gallery")
+        self._check_reach(alias, access_of(context), "alias")
+        self._check_reach(gallery, access_of(context), "gallery")
         previous = await self._change(lambda: self.galleries.set_alias(alias, gallery))
         return pb.SetGalleryAliasResponse(previous=previous)
 
@@ -192,12 +203,13 @@ class GalleryService(rpc.GalleryServiceServicer):
         self, request: pb.DeleteGalleryAliasRequest, context: Context
     ) -> pb.DeleteGalleryAliasResponse:
         alias = codec.required(request.alias, "alias")
+        self._check_reach(alias, access_of(context), "alias")
         await self._change(lambda: self.galleries.delete_alias(alias))
         return pb.DeleteGalleryAliasResponse()
 
     @unary
     async def Enroll(self, request: pb.EnrollRequest, context: Context) -> Encoded:
-        return await self._enroll(request, caller_of(context))
+        return await self._enroll(request, caller_of(context), access_of(context))
 
     @driven
     async def EnrollStream(  # type: ignore[override]
@@ -209,23 +221,33 @@ class GalleryService(rpc.GalleryServiceServicer):
             caller = caller_of(context)
         except TwinserveError as error:
             await abort(context, status_of(error))
+        access = access_of(context)
         await enroll_stream.serve(
-            self, context, caller.deadline, lambda one, place: self._enroll(one, caller, place)
+            self,
+            context,
+            caller.deadline,
+            lambda one, place: self._enroll(one, caller, access, place),
         )
 
     async def _enroll(
-        self, request: pb.EnrollRequest, caller: Caller, place: enroll_stream.Place | None = None
+        self,
+        request: pb.EnrollRequest,
+        caller: Caller,
+        access: Access,
+        place: enroll_stream.Place | None = None,
     ) -> Encoded:
         """Answer one request.
 
         Args:
             request: the request.
             caller: whose it is.
+            access: which galleries it reaches.
             place: in its stream, which waits for room and goes on where all items of a request
                 failed; None for a call of its own, which is refused.
         """
+        access.check_still_valid()
         codec.check_count(len(request.items), "items", self.limits)
-        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        gallery = self._gallery(request.gallery, access)
         attempt = _once if place is None else place.attempt
 
         def check() -> None:
@@ -306,11 +328,16 @@ class GalleryService(rpc.GalleryServiceServicer):
         results = [errors.get(i) or answers[i] for i in range(len(request.items))]
         timing = codec.timing_message(embedded.ride, embedded.preprocess, seconds)
         data = timing.SerializeToString()
-        return Encoded(enroll_reply.response(results, outcome.token, data), "", timing_data=data)
+        return Encoded(
+            enroll_reply.response(results, outcome.token, data),
+            "",
+            failed=len(errors),
+            timing_data=data,
+        )
 
     @unary
     async def Remove(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveResponse:
-        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        gallery = self._gallery(request.gallery, access_of(context))
         target = request.WhichOneof("target")
         digest = _body_digest(request)
         if target == "ids":
@@ -340,7 +367,7 @@ class GalleryService(rpc.GalleryServiceServicer):
     async def MoveItems(
         self, request: pb.MoveItemsRequest, context: Context
     ) -> pb.MoveItemsResponse:
-        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        gallery = self._gallery(request.gallery, access_of(context))
         source = request.WhichOneof("source")
         ids, chosen = None, None
         if source == "ids":
@@ -364,7 +391,7 @@ class GalleryService(rpc.GalleryServiceServicer):
     async def RenameSubject(
         self, request: pb.RenameSubjectRequest, context: Context
     ) -> pb.RenameSubjectResponse:
-        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        gallery = self._gallery(request.gallery, access_of(context))
         renaming = gallery.rename(
             codec.required(request.subject, "subject"),
             codec.required(request.new_subject, "new_subject"),
@@ -379,7 +406,7 @@ class GalleryService(rpc.GalleryServiceServicer):
     async def CountItems(
         self, request: pb.CountItemsRequest, context: Context
     ) -> pb.CountItemsResponse:
-        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        gallery = self._gallery(request.gallery, access_of(context))
         chosen = gallery_codec.filter_of(request.filter) if request.HasField("filter") else None
         await self._wait_for(gallery, request.at_least, context)
         count = await self._read(lambda: gallery.count(filter=chosen, subject=request.subject))
@@ -391,7 +418,7 @@ class GalleryService(rpc.GalleryServiceServicer):
     async def ExportItems(
         self, request: pb.ExportItemsRequest, context: Context
     ) -> AsyncIterator[pb.ExportItemsResponse]:
-        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        gallery = self._gallery(request.gallery, access_of(context))
         await self._wait_for(gallery, request.at_least, context)
         async for message in export_items(gallery, request, self.gate, self._read):
             yield message
@@ -405,7 +432,7 @@ class GalleryService(rpc.GalleryServiceServicer):
 
     @unary
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> pb.GetItemResponse:
-        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        gallery = self._gallery(request.gallery, access_of(context))
         codec.required(request.id, "id")
         await self._wait_for(gallery, request.at_least, context)
         item, vector = await self._read(lambda: gallery.get_item(request.id))
@@ -418,7 +445,7 @@ class GalleryService(rpc.GalleryServiceServicer):
     async def ListItems(
         self, request: pb.ListItemsRequest, context: Context
     ) -> pb.ListItemsResponse:
-        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        gallery = self._gallery(request.gallery, access_of(context))
         size = paging.size(request.page_size, 100, 10_000)
         codec.check_enum(request.view, _VIEWS, "view")
         # The gallery's key, not the name in the request: that may be an alias, which moves.
@@ -453,7 +480,7 @@ class GalleryService(rpc.GalleryServiceServicer):
     @unary
     async def Search(self, request: pb.SearchRequest, context: Context) -> Encoded:
         codec.check_count(len(request.probes), "probes", self.limits)
-        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        gallery = self._gallery(request.gallery, access_of(context))
         rule = codec.rule_of(request.rule)
         decision.check_rule(rule, search=True)
         codec.check_enum(request.view, _VIEWS, "view")
@@ -511,7 +538,7 @@ class GalleryService(rpc.GalleryServiceServicer):
     @driven
     @unary
     async def Verify(self, request: pb.VerifyRequest, context: Context) -> pb.VerifyResponse:
-        gallery = self.galleries.get(codec.required(request.gallery, "gallery"))
+        gallery = self._gallery(request.gallery, access_of(context))
         if not request.subject:
             raise EmptyInput("subject is empty; name who the probe should be", field="subject")
         rule = codec.rule_of(request.rule)
@@ -553,6 +580,27 @@ class GalleryService(rpc.GalleryServiceServicer):
             model_version=version,
             timing=codec.timing_message(embedded.ride, embedded.preprocess, seconds),
         )
+
+    def _gallery(self, name: str, access: Access, field: str = "gallery") -> Gallery:
+        """Return the gallery that a call names.
+
+        Raises:
+            EmptyInput, PermissionDenied, GalleryNotFound, StoreDamaged: there is none for it.
+        """
+        self._check_reach(codec.required(name, field), access, field)
+        gallery = self.galleries.get(name)
+        if not access.reaches(gallery.settings.name):
+            raise access.out_of_reach(name, field)  # an alias that has moved meanwhile
+        return gallery
+
+    def _check_reach(self, name: str, access: Access, field: str) -> None:
+        """Refuse a name that is out of reach, and an alias of a gallery that is.
+
+        Raises:
+            PermissionDenied: as said; it names what the caller named, and nothing else.
+        """
+        if not (access.reaches(name) and access.reaches(self.galleries.meaning(name))):
+            raise access.out_of_reach(name, field)
 
     async def _probed(
         self, gallery: Gallery, messages: Sequence[shared.Input], caller: Caller
@@ -660,6 +708,12 @@ class GalleryService(rpc.GalleryServiceServicer):
             remaining = context.time_remaining()
             patience = PATIENCE if remaining is None else remaining
             await self._read(lambda: gallery.wait_for(token, patience))
+
+
+def _gallery_message(status: GalleryStatus, access: Access) -> gallery_pb2.Gallery:
+    """Describe a gallery, with the aliases that the caller may know of."""
+    reached = tuple(alias for alias in status.aliases if access.reaches(alias))
+    return gallery_codec.gallery_message(replace(status, aliases=reached))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

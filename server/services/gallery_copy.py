@@ -23,7 +23,7 @@ from twinserve.server.gallery import Filter
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gallery.gallery import Gallery
 from twinserve.server.gate import Gate, stopping
-from twinserve.server.services import codec, gallery_codec
+from twinserve.server.services import auditing, codec, gallery_codec
 from twinserve.server.services.calls import (
     Context,
     Serving,
@@ -62,23 +62,27 @@ def streaming(
     It is timed and counted as one call, and its errors become the status that the stream ends with.
     """
     name = method.__name__
+    is_audited = name in auditing.CHANGES
 
     @functools.wraps(method)
     async def call(self: Servicer, request: Request, context: Context) -> AsyncIterator[Response]:
         began = time.perf_counter()
         code, status = "CANCELLED", None
+        ended: object = None
         try:
             priority_of(context)
             answer: Any = method(self, request, context)
             async with aclosing(answer) as responses:
                 async for response in responses:
                     yield response
-            code = "OK"
+            code, ended = "OK", request
         except Exception as error:
             status = status_of_failure(self, name, error, context)
-            code = Code(status.code).name
+            code, ended = Code(status.code).name, status
             await abort(context, status)
         finally:
+            if is_audited:
+                auditing.record(name, request, context, ended)
             finish(self, EndedCall(name, code, "", began, context, request, status))
 
     return call

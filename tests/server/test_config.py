@@ -13,6 +13,7 @@ from twinserve.server.config import (
     AccessLogSettings,
     Limits,
     ServerConfig,
+    TlsFiles,
     add_arguments,
     from_arguments,
 )
@@ -43,7 +44,7 @@ def test_what_a_run_may_hold_is_told_in_rows_and_in_tokens() -> None:
         ("--provider-option", "fast", "KEY=VALUE"),
         ("--threads", "-2", "--threads is -2; it must be at least 0"),
         ("--grpc-port", "70000", "--grpc-port is 70000"),
-        ("--host", "0.0.0.0", "give --insecure"),
+        ("--host", "0.0.0.0", "give --keys FILE .* or give --insecure"),
         ("--max-rows", "100", r"it must hold one Compare of 1024 pairs \(--max-items\), 2048 rows"),
         ("--max-items", "4096", "--max-rows is 4096; it must hold one Compare of 4096 pairs"),
         ("--max-items", "0", "--max-items is 0; it must be at least 1"),
@@ -61,6 +62,22 @@ def test_what_a_run_may_hold_is_told_in_rows_and_in_tokens() -> None:
 def test_a_setting_outside_its_range_is_refused(flag: str, value: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parsed(flag, value)
+
+
+def test_beyond_loopback_a_server_has_keys_or_says_that_it_is_insecure() -> None:
+    assert parsed("--host", "0.0.0.0", "--keys", "keys.toml").keys == Path("keys.toml")
+    assert parsed("--host", "::", "--insecure").insecure
+    assert parsed("--host", "::1").keys is None
+
+
+def test_tls_takes_both_of_its_files() -> None:
+    assert parsed().tls is None
+    both = ("--tls-cert", "a.pem", "--tls-key", "a.key")
+    assert parsed(*both).tls == TlsFiles(Path("a.pem"), Path("a.key"))
+    assert parsed(*both, "--tls-client-ca", "ca.pem").tls.client_ca == Path("ca.pem")
+    for flags in (both[:2], both[2:], ("--tls-client-ca", "ca.pem")):
+        with pytest.raises(ConfigError, match="--tls-cert and --tls-key together"):
+            parsed(*flags)
 
 
 def test_backups_have_a_folder_of_their_own_or_none() -> None:

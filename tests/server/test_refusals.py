@@ -11,8 +11,10 @@ from google.rpc import status_pb2
 from prometheus_client import generate_latest
 
 from tests.server import wire
+from twinserve.errors import ClientOverShare, PermissionDenied, TwinserveError, Unauthenticated
 from twinserve.server.front import Refusals
-from twinserve.server.services.refusals import refusals
+from twinserve.server.security.access import Access, Metadata
+from twinserve.server.services.refusals import admission, refusals
 from twinserve.server.watching.metrics import Metrics
 
 CODE = grpc.StatusCode
@@ -59,3 +61,45 @@ def test_every_refusal_is_counted_by_its_reason(kind: str) -> None:
     assert f"{line}3.0" in text
     assert f'twinserve_rejections_total{{reason="{reason}"}} 3.0' in text
     assert text.count("twinserve_refused_calls_total{") == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Unauthenticated("no key"), CODE.UNAUTHENTICATED),
+        (PermissionDenied("too low"), CODE.PERMISSION_DENIED),
+        (ClientOverShare("too often", retry_after=0.21), CODE.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_whom_the_door_refuses_hears_why_and_is_counted(
+    error: TwinserveError, code: grpc.StatusCode
+) -> None:
+    metrics = Metrics()
+    admit = admission(ShutDoor(error), metrics)
+    status = admit("/s/Method", (), "")
+    assert isinstance(status, grpc.Status)
+    assert status.code is code
+    assert status.details == error.message
+    assert wire.reason(told(status)) == error.reason
+    if error.retry_after:
+        assert wire.detail(told(status), details.RetryInfo).retry_delay.ToMilliseconds() == 250
+    assert admit("/s/Method", (), "") is status, "kept, not written anew"
+    line = f'twinserve_refused_calls_total{{reason="{error.reason}"}} 2.0'
+    assert line in generate_latest(metrics.registry).decode()
+
+
+def test_a_door_that_fails_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> None:
+    status = admission(ShutDoor(ZeroDivisionError()), Metrics())("/s/Method", (), "")
+    assert isinstance(status, grpc.Status)
+    assert status.code is CODE.INTERNAL
+    assert "the door failed" in caplog.text
+
+
+class ShutDoor:
+    """Refuses everybody with one error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def admit(self, method: str, metadata: Metadata, peer: str) -> Access:
+        raise self._error
