@@ -25,7 +25,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 # The image's own paths: rewritten into the stage's folder.
-IMAGE_PATHS = ("/source", "/wheels", "/opt/twinserve", "/models", "/data")
+IMAGE_PATHS = ("/source", "/wheels", "/opt/twinserve", "/models", "/data", "/backups")
 # What only the image's root can do; left out and reported.
 NEEDS_IMAGE = ("apt-get", "useradd", "chown", "rm -rf /var")
 # The commands that the last stage may find, besides its Python: everything else is out of reach.
@@ -110,8 +110,9 @@ class DryRun:
     def step(self, stage: Stage, word: str, rest: str) -> None:
         """Run one instruction inside a stage."""
         if word == "ARG":
-            name, _, default = rest.partition("=")
-            stage.variables[name] = self.arguments.get(name, default)
+            for one in rest.split():
+                name, _, default = one.partition("=")
+                stage.variables[name] = self.arguments.get(name, default)
         elif word == "ENV":
             for pair in shlex.split(rest):
                 name, _, value = pair.partition("=")
@@ -127,7 +128,7 @@ class DryRun:
         elif word in ("ENTRYPOINT", "CMD"):
             stage.exec_forms[word] = json.loads(rest)
         elif word == "HEALTHCHECK":
-            stage.exec_forms[word] = json.loads(rest[rest.index("CMD") + 3 :])
+            stage.exec_forms[word] = json.loads(rest.partition("CMD")[2])
         elif word not in ("USER", "VOLUME", "EXPOSE", "STOPSIGNAL", "LABEL"):
             fail(f"{word} is an instruction that this script does not know: teach it")
         elif word == "USER":
