@@ -4,8 +4,9 @@
 #   docker run -p 50051:50051 -p 9090:9090 -v "$PWD/runs/demo:/models:ro" -v galleries:/data \
 #       --stop-timeout 60 --read-only --cap-drop ALL --security-opt no-new-privileges twinserve
 #
-# It writes to /data, and to /backups where --backup-dir says so, and nowhere else. An engine kills after 10 s what it stops, unless --stop-timeout says more
-# than the server's --grace (30 s). docs/deploying.md has compose, Kubernetes and systemd.
+# It writes to /data, to /backups where --backup-dir says so, and nowhere else. An engine kills after
+# 10 s what it stops, unless --stop-timeout says more than the server's --grace (30 s).
+# docs/deploying.md has compose, Kubernetes and systemd.
 #
 # For an NVIDIA GPU, with its runtime for containers on the host:
 #
