@@ -1,7 +1,7 @@
 # The commands of the house; `make` alone lists them.
 # Everything is installed into .venv (the project), .venv-stubs (the pinned stub generator) and
-# .venv-triton (tritonclient, whose pins and descriptors collide with ours) inside this folder; a
-# stamp in each says that it is up to date, so that a second call costs nothing. The tutorials get
+# .venv-triton (tritonclient, whose pins and descriptors collide with ours), .venv-deploying (helm and
+# others that check deploy/) inside this folder; a stamp in each says that it is up to date, so that a second call costs nothing. The tutorials get
 # a fresh .venv-tutorials each time.
 
 SHELL := /bin/bash
@@ -30,7 +30,7 @@ bin := $(venv)/bin
 pins := pyproject.toml constraints.txt tools/environment.py
 environment = $(PYTHON) tools/environment.py --goal $(or $(firstword $(MAKECMDGOALS)),demo) --torch-index "$(TORCH_INDEX)" --cuda "$(CUDA)"
 
-.PHONY: help demo serve test test-long tutorials triton check stubs pins wheel container-dry-run clean python
+.PHONY: help demo serve test test-long tutorials triton deploying check stubs pins wheel release-check container-dry-run clean python
 
 help: ## list these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [TORCH_INDEX=<address>] [CUDA=yes]"
@@ -58,6 +58,8 @@ tutorials: python ## run docs/tutorials as written, in a fresh environment (PUT=
 
 triton: triton-installed ## install tritonclient aside: the tests with it run from then on
 
+deploying: deploying-installed ## install helm, hadolint and schemas aside: the tests with them run from then on
+
 check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract
 	@status=0
 	$(bin)/ruff check || status=1
@@ -73,6 +75,9 @@ stubs: stubs-installed ## generate twinserve/v1 and twinserve/oip from protos/
 wheel: dev-installed ## build dist/*.tar.gz, and dist/*.whl from it
 	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(bin)/python -m build
 
+release-check: dev-installed ## build what is released, twice, install it afresh, serve from it, compare all
+	@$(bin)/python tools/release_check.py
+
 container-dry-run: dev-installed ## run the Dockerfile's steps in a clean folder, no engine needed
 	@$(bin)/python tools/dockerfile_dry_run.py --python "$(PYTHON)"
 
@@ -80,16 +85,17 @@ pins: python ## write constraints.txt anew from what the package index offers to
 	@tools/pins "$(PYTHON)"
 
 clean: ## remove environments, caches and builds (runs/ stays)
-	rm -rf .venv .venv-stubs .venv-triton .venv-tutorials .venv-pins dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-stubs .venv-triton .venv-deploying .venv-tutorials .venv-pins dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments ----------------------------------------------------------------------------------
 
-.PHONY: all-installed dev-installed stubs-installed triton-installed
+.PHONY: all-installed dev-installed stubs-installed triton-installed deploying-installed
 all-installed: $(venv)/.all
 dev-installed: $(venv)/.dev
 stubs-installed: .venv-stubs/.stamp
 triton-installed: .venv-triton/.stamp
+deploying-installed: .venv-deploying/.stamp
 
 python:
 	@if [ -z "$(PYTHON)" ]; then
@@ -112,4 +118,9 @@ $(venv)/.dev: $(pins) | python
 
 .venv-triton/.stamp: tools/triton-requirements.txt tools/environment.py | python
 	@$(environment) --requirements tools/triton-requirements.txt .venv-triton
+	touch $@
+
+.venv-deploying/.stamp: tools/deploying-requirements.txt tools/fetch_helm.py tools/environment.py | python
+	@$(environment) --requirements tools/deploying-requirements.txt .venv-deploying
+	.venv-deploying/bin/python tools/fetch_helm.py .venv-deploying
 	touch $@
