@@ -1,4 +1,4 @@
-"""What deploy/ and the Dockerfile tell a server is what this server takes, and what the tools accept.
+"""What deploy/ and the Dockerfile tell a server is what it takes, and what the tools accept.
 
 helm, hadolint and the schemas lie in an environment of their own (make deploying); where it is not,
 what needs it is skipped, and in CI fails. systemd-analyze and promtool are used where they are.
@@ -27,6 +27,7 @@ from twinserve import __version__
 from twinserve.server import config as configs
 from twinserve.server.__main__ import LAST_BYTES
 
+TLS = ("--tls-cert", "--tls-key", "--tls-client-ca")
 VALUES: dict[str, dict[str, Any]] = {
     "default": {"insecure": True},
     "models alone": {"insecure": True, "galleries": {"enabled": False}, "replicas": 3},
@@ -41,7 +42,13 @@ VALUES: dict[str, dict[str, Any]] = {
             "volume": {"image": {"reference": "twins:1"}},
         },
         "galleries": {"backupClaim": "backups", "storageClass": "fast"},
-        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "metricsWithoutKey": True,
+        "serviceMonitor": {
+            "enabled": True,
+            "labels": {"release": "prometheus"},
+            "keySecret": "scraper",
+            "tlsConfig": {"insecureSkipVerify": True},
+        },
         "networkPolicy": {
             "enabled": True,
             "grpcFrom": [{"namespaceSelector": {"matchLabels": {"team": "shop"}}}],
@@ -303,9 +310,11 @@ def test_a_pod_is_told_what_the_server_takes_and_has_time_to_stop(
     known = {option for action in parser()._actions for option in action.option_strings}
     given = {word.partition("=")[0] for word in container["args"]}
     # Of another part of the same release: keys, TLS and settings from a file.
-    later = {"--config", "--keys", "--tls-cert", "--tls-key", "--tls-client-ca"} - known
+    later = {"--config", "--keys", "--metrics-without-key", *TLS} - known
     assert given - later <= known
-    words = [word for word in container["args"] if not re.match("--(config|keys|tls-)", word)]
+    words = [
+        word for word in container["args"] if not re.match("--(config|keys|metrics|tls-)", word)
+    ]
     config = serving([*words, "--insecure"])
     stop = pod["terminationGracePeriodSeconds"]
     assert stop > config.drain_delay + config.grace + LAST_BYTES
@@ -331,10 +340,12 @@ def test_probes_and_services_go_to_ports_that_are_there(
     tls = any(word.startswith("--tls-cert") for word in container["args"])
     for probe in ("startupProbe", "readinessProbe"):
         if tls:
-            assert container[probe]["httpGet"] == {"path": "/readyz", "port": "http"}
+            asked = {"path": "/readyz", "port": "http", "scheme": "HTTPS"}
+            assert container[probe]["httpGet"] == asked
         else:
             assert container[probe]["grpc"] == {"port": ports["grpc"]}
-    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    alive = {"path": "/healthz", "port": "http"} | ({"scheme": "HTTPS"} if tls else {})
+    assert container["livenessProbe"]["httpGet"] == alive
     labels = workload["spec"]["template"]["metadata"]["labels"]
     for service in of_kind(manifests[name], "Service"):
         assert service["spec"]["selector"].items() <= labels.items()

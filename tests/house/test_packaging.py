@@ -6,6 +6,7 @@ installs without a word and fails at the first import.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -13,10 +14,14 @@ import sys
 import tarfile
 import textwrap
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from twinserve import __version__
 
 LINKED = ("server", "train", "export", "cli")
 
@@ -111,6 +116,55 @@ def test_the_sdist_holds_the_linked_folders_the_contract_and_the_tests(built: Bu
         assert f"twinserve/{folder}/__init__.py" in names
     assert "protos/twinserve/v1/shared.proto" in names
     assert "tests/house/test_packaging.py" in names
+
+
+def test_the_sdist_holds_what_a_packager_needs(
+    built: Built, tool: Callable[[str], ModuleType]
+) -> None:
+    with tarfile.open(built.sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert set(tool("release_check").IN_SDIST) <= names
+
+
+def test_the_version_stands_in_one_place_and_the_commit_in_the_wheel(
+    root: Path, built: Built, unpacked: Path
+) -> None:
+    assert f"-{__version__}-" in built.wheel.name
+    assert not (root / "twinserve/_build.py").exists(), "a checkout has none"
+    facts: dict[str, str] = {}
+    exec((unpacked / "twinserve/_build.py").read_text(), facts)
+    head = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert facts["COMMIT"] in (head, f"{head}-dirty")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", facts["TIME"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "written"),
+    [({}, None), ({"COMMIT": "abc"}, "abc"), ({"COMMIT": ""}, None)],
+)
+def test_a_build_without_git_takes_the_commit_from_the_environment_or_says_none(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    written: str | None,
+) -> None:
+    spec = importlib.util.spec_from_file_location("hatch_build", root / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.delenv("COMMIT", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    hook = module.CustomBuildHook(str(tmp_path), {}, None, None, "", "")
+    build_data: dict[str, dict[str, str]] = {"force_include": {}}
+    hook.initialize("standard", build_data)
+    texts = [Path(path).read_text() for path in build_data["force_include"]]
+    hook.finalize("standard", build_data, "")
+    assert [f'COMMIT = "{written}"' in text for text in texts] == [True] * (written is not None)
 
 
 def test_the_server_and_the_command_line_start_without_torch_and_the_trainer(

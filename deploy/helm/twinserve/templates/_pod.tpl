@@ -73,6 +73,9 @@ spec:
         {{- end }}
         {{- if .Values.keysSecret }}
         - --keys=/run/secrets/twinserve/keys/keys
+        {{- if .Values.metricsWithoutKey }}
+        - --metrics-without-key
+        {{- end }}
         {{- end }}
         {{- if .Values.tlsSecret }}
         - --tls-cert=/run/secrets/twinserve/tls/tls.crt
@@ -112,6 +115,9 @@ spec:
         httpGet:
           path: /healthz
           port: http
+          {{- if .Values.tlsSecret }}
+          scheme: HTTPS
+          {{- end }}
         periodSeconds: {{ .Values.probes.periodSeconds }}
         timeoutSeconds: 5
         failureThreshold: 6
@@ -211,6 +217,7 @@ spec:
 httpGet:
   path: /readyz
   port: http
+  scheme: HTTPS
 {{- else -}}
 grpc:
   port: 50051
