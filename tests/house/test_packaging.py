@@ -6,7 +6,6 @@ installs without a word and fails at the first import.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -138,33 +137,6 @@ def test_the_version_stands_in_one_place_and_the_commit_in_the_wheel(
     ).stdout.strip()
     assert facts["COMMIT"] in (head, f"{head}-dirty")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", facts["TIME"])
-
-
-@pytest.mark.parametrize(
-    ("environment", "written"),
-    [({}, None), ({"COMMIT": "abc"}, "abc"), ({"COMMIT": ""}, None)],
-)
-def test_a_build_without_git_takes_the_commit_from_the_environment_or_says_none(
-    root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    environment: dict[str, str],
-    written: str | None,
-) -> None:
-    spec = importlib.util.spec_from_file_location("hatch_build", root / "hatch_build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.delenv("COMMIT", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    hook = module.CustomBuildHook(str(tmp_path), {}, None, None, "", "")
-    build_data: dict[str, dict[str, str]] = {"force_include": {}}
-    hook.initialize("standard", build_data)
-    texts = [Path(path).read_text() for path in build_data["force_include"]]
-    hook.finalize("standard", build_data, "")
-    assert [f'COMMIT = "{written}"' in text for text in texts] == [True] * (written is not None)
 
 
 def test_the_server_and_the_command_line_start_without_torch_and_the_trainer(
