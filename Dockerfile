@@ -42,7 +42,7 @@ COPY train ./train
 COPY export ./export
 # After everything that is slow, since they are others in each build.
 ARG COMMIT= COMMIT_TIME=
-RUN PIP_BUILD_CONSTRAINT=constraints.txt python3.12 -m pip wheel --no-deps --wheel-dir /wheels .
+RUN TWINSERVE_BUILD_COMMIT="$COMMIT" TWINSERVE_BUILD_TIME="$COMMIT_TIME" PIP_BUILD_CONSTRAINT=constraints.txt python3.12 -m pip wheel --no-deps --wheel-dir /wheels .
 
 FROM ${BASE_IMAGE} AS server
 ARG RUNTIME=cpu
