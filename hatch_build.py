@@ -1,10 +1,10 @@
 """Writes into sdist and wheel which commit they are of: twinserve/_build.py, COMMIT and TIME.
 
 The commit is git's, of this very folder, with `-dirty` behind it where files differ from it; or,
-where there is no git (a container's build), what TWINSERVE_BUILD_COMMIT and _TIME in the environment say. A
-wheel built from an sdist keeps the sdist's file. TIME is the commit's own (ISO 8601, UTC), so that
-building the same commit twice gives the same bytes. A checkout, and an editable install, has no
-such file: what it runs is whatever stands there now.
+where there is no git (a container's build), that of TWINSERVE_BUILD_COMMIT and _TIME in the
+environment. A wheel built from an sdist keeps the sdist's file. TIME is the commit's own (ISO 8601,
+UTC), so that building the same commit twice gives the same bytes. A checkout, and an editable
+install, has no such file: what it runs is whatever stands there now.
 """
 
 from __future__ import annotations

@@ -41,12 +41,18 @@ class NewerFormat(StoreDamaged):
 def connect(path: Path) -> sqlite3.Connection:
     """Open a file of ours for one writer, durable at every commit."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+    keep_temporary_in_memory(connection)
     connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_PAGES * PAGE_BYTES}")
     return connection
+
+
+def keep_temporary_in_memory(connection: sqlite3.Connection) -> None:
+    """Let SQLite undo a statement without a file in /tmp, which a read-only root has not."""
+    connection.execute("PRAGMA temp_store = MEMORY")
 
 
 def check_file(connection: sqlite3.Connection, path: Path, schema_version: int) -> None:
