@@ -26,7 +26,16 @@ def test_a_server_says_ready_when_it_serves_and_stopping_when_it_stops(
     manager: tuple[socket.socket, str], tmp_path: Path, twin_file: Path
 ) -> None:
     listening, address = manager
-    flags = ["--model", twin_file, "--data-dir", tmp_path / "data"]
+    flags = [
+        "--model",
+        twin_file,
+        "--data-dir",
+        tmp_path / "data",
+        "--runners",
+        "1",
+        "--threads",
+        "1",
+    ]
     server = start(*flags, environment={"NOTIFY_SOCKET": address})
     try:
         assert listening.recv(100) == b"READY=1"
