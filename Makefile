@@ -1,8 +1,8 @@
 # The commands of the house; `make` alone lists them.
-# Everything is installed into .venv (the project), .venv-stubs (the pinned stub generator) and
-# .venv-triton (tritonclient, whose pins and descriptors collide with ours), .venv-deploying (helm and
-# others that check deploy/) inside this folder; a stamp in each says that it is up to date, so that a second call costs nothing. The tutorials get
-# a fresh .venv-tutorials each time.
+# Everything is installed into .venv (the project), .venv-stubs (the pinned stub generator),
+# .venv-triton (tritonclient, whose pins and descriptors collide with ours) and .venv-deploying (helm
+# and others that check deploy/) inside this folder; a stamp in each says that it is up to date, so
+# that a second call costs nothing. The tutorials get a fresh .venv-tutorials each time.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
