@@ -1,9 +1,9 @@
 # The commands of the house; `make` alone lists them.
 # Everything is installed into .venv (the project), .venv-stubs (the pinned stub generator),
-# .venv-triton (tritonclient, whose pins and descriptors collide with ours) and .venv-audit
-# (pip-audit) inside this folder; a stamp in each says that it is up to date, so that a second call
-# costs nothing. The tutorials get a fresh .venv-tutorials each time. What comes from npm lies in
-# node_modules beside its package.json.
+# .venv-triton (tritonclient, whose pins and descriptors collide with ours), .venv-deploying (helm
+# and others that check deploy/) and .venv-audit (pip-audit) inside this folder; a stamp in each says
+# that it is up to date, so that a second call costs nothing. The tutorials get a fresh
+# .venv-tutorials each time. What comes from npm lies in node_modules beside its package.json.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -33,7 +33,7 @@ released := protos/released.binpb
 pins := pyproject.toml constraints.txt tools/environment.py
 environment = $(PYTHON) tools/environment.py --goal $(or $(firstword $(MAKECMDGOALS)),demo) --torch-index "$(TORCH_INDEX)" --cuda "$(CUDA)"
 
-.PHONY: help demo serve test test-long tutorials triton node googleapis check audit buf contract-released stubs pins wheel container-dry-run clean python
+.PHONY: help demo serve test test-long tutorials triton node deploying googleapis check audit buf contract-released stubs pins wheel release-check container-dry-run clean python
 
 help: ## list these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [TORCH_INDEX=<address>] [CUDA=yes]"
@@ -64,6 +64,8 @@ triton: triton-installed ## install tritonclient aside: the tests with it run fr
 node: node-installed ## install the packages of examples/node: the tests with it run from then on
 
 googleapis: build/googleapis/.stamp ## lay google/rpc/*.proto, which the contract imports, in build/googleapis
+
+deploying: deploying-installed ## install helm, hadolint and schemas aside: the tests with them run from then on
 
 check: dev-installed stubs-installed ## ruff, mypy, import walls, stubs equal to the contract, buf, audit
 	@status=0
@@ -98,6 +100,9 @@ stubs: stubs-installed ## generate twinserve/v1 and twinserve/oip from protos/
 wheel: dev-installed ## build dist/*.tar.gz, and dist/*.whl from it
 	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(bin)/python -m build
 
+release-check: dev-installed ## build what is released, twice, install it afresh, serve from it, compare all
+	@$(bin)/python tools/release_check.py
+
 container-dry-run: dev-installed ## run the Dockerfile's steps in a clean folder, no engine needed
 	@$(bin)/python tools/dockerfile_dry_run.py --python "$(PYTHON)"
 
@@ -105,18 +110,19 @@ pins: python ## write constraints.txt anew from what the package index offers to
 	@tools/pins "$(PYTHON)"
 
 clean: ## remove environments, caches and builds (runs/ stays)
-	rm -rf .venv .venv-audit .venv-stubs .venv-triton .venv-tutorials .venv-pins tools/buf/node_modules examples/node/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-audit .venv-stubs .venv-triton .venv-deploying .venv-tutorials .venv-pins tools/buf/node_modules examples/node/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments ----------------------------------------------------------------------------------
 
-.PHONY: all-installed dev-installed stubs-installed triton-installed buf-installed node-installed
+.PHONY: all-installed dev-installed stubs-installed triton-installed buf-installed node-installed deploying-installed
 all-installed: $(venv)/.all
 dev-installed: $(venv)/.dev
 stubs-installed: .venv-stubs/.stamp
 triton-installed: .venv-triton/.stamp
 node-installed: examples/node/node_modules/.stamp
 buf-installed: tools/buf/node_modules/.stamp build/googleapis/.stamp
+deploying-installed: .venv-deploying/.stamp
 
 python:
 	@if [ -z "$(PYTHON)" ]; then
@@ -152,4 +158,9 @@ $(venv)/.dev: $(pins) | python
 build/googleapis/.stamp: $(venv)/.dev
 	@mkdir -p $(@D)/google/rpc
 	cp "$$($(bin)/python -c 'import google.rpc; print(google.rpc.__path__[0])')"/*.proto $(@D)/google/rpc
+	touch $@
+
+.venv-deploying/.stamp: tools/deploying-requirements.txt tools/fetch_helm.py tools/environment.py | python
+	@$(environment) --requirements tools/deploying-requirements.txt .venv-deploying
+	.venv-deploying/bin/python tools/fetch_helm.py .venv-deploying
 	touch $@

@@ -28,7 +28,7 @@ from twinserve import settings
 from twinserve.errors import ConfigError, InvalidInput, TwinserveError
 from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server import config as configs
-from twinserve.server import gateway, http
+from twinserve.server import gateway, http, service_manager
 from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.admission import Admission
 from twinserve.server.batching.byte_budget import ByteBudget, fitting
@@ -234,7 +234,9 @@ async def serve(config: ServerConfig) -> None:
             f"twinserve SERVING grpc={config.host}:{grpc_port} http={config.host}:{http_port}",
             flush=True,
         )
+        service_manager.tell(service_manager.READY)
         await stopping.wait()
+        service_manager.tell(service_manager.STOPPING)
         log.info("stopping: NOT_SERVING, then %.1f s of grace", config.grace)
         serving = False
         await checks.enter_graceful_shutdown()

@@ -25,11 +25,12 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 # The image's own paths: rewritten into the stage's folder.
-IMAGE_PATHS = ("/source", "/wheels", "/opt/twinserve", "/models", "/data")
+IMAGE_PATHS = ("/source", "/wheels", "/opt/twinserve", "/models", "/data", "/backups")
 # What only the image's root can do; left out and reported.
 NEEDS_IMAGE = ("apt-get", "useradd", "chown", "rm -rf /var")
 # The commands that the last stage may find, besides its Python: everything else is out of reach.
 PLAIN_COMMANDS = ("sh", "mkdir", "rm", "cat", "ls", "true", "uname", "env")
+COMMIT = "0000000000000000000000000000000000000001"  # as --build-arg would say it
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++")
 
 
@@ -110,8 +111,9 @@ class DryRun:
     def step(self, stage: Stage, word: str, rest: str) -> None:
         """Run one instruction inside a stage."""
         if word == "ARG":
-            name, _, default = rest.partition("=")
-            stage.variables[name] = self.arguments.get(name, default)
+            for one in rest.split():
+                name, _, default = one.partition("=")
+                stage.variables[name] = self.arguments.get(name, default)
         elif word == "ENV":
             for pair in shlex.split(rest):
                 name, _, value = pair.partition("=")
@@ -127,7 +129,7 @@ class DryRun:
         elif word in ("ENTRYPOINT", "CMD"):
             stage.exec_forms[word] = json.loads(rest)
         elif word == "HEALTHCHECK":
-            stage.exec_forms[word] = json.loads(rest[rest.index("CMD") + 3 :])
+            stage.exec_forms[word] = json.loads(rest.partition("CMD")[2])
         elif word not in ("USER", "VOLUME", "EXPOSE", "STOPSIGNAL", "LABEL"):
             fail(f"{word} is an instruction that this script does not know: teach it")
         elif word == "USER":
@@ -223,6 +225,17 @@ def check_last_stage(dry: DryRun, stage: Stage) -> None:
     runtime = {"onnxruntime", "onnxruntime-gpu"} & names
     if "twinserve" not in names or len(runtime) != 1:
         fail(f"the last stage must hold twinserve and one onnxruntime, it holds {sorted(names)}")
+    asked = ["python", "-c", "import twinserve._build as build; print(build.COMMIT)"]
+    said = subprocess.run(
+        dry.program(stage, asked),
+        env=env,
+        cwd=stage.root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if said.stdout.strip() != COMMIT:
+        fail(f"the last stage does not know its commit: {said.stdout}{said.stderr}")
     size = sum(path.stat().st_size for path in stage.root.rglob("*") if path.is_file())
     print(f"last stage: {len(names)} packages, {size / 2**20:.0f} MiB, {runtime.pop()}")
 
@@ -271,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, subprocess.CalledProcessError):
         fail(f"{options.python} does not run: name a Python with --python")
     with tempfile.TemporaryDirectory(prefix="twinserve-image-") as folder:
-        dry = DryRun(Path(folder), python, {"RUNTIME": options.runtime})
+        dry = DryRun(Path(folder), python, {"RUNTIME": options.runtime, "COMMIT": COMMIT})
         last = dry.walk(options.file.read_text())
         check_last_stage(dry, last)
         subprocess.run(

@@ -490,6 +490,7 @@ class Store:
             connection = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False, timeout=30.0
             )
+            database.keep_temporary_in_memory(connection)
             connection.execute("PRAGMA query_only = ON")
         healthy = False
         try:

@@ -1,7 +1,8 @@
 """Our SQLite files, whatever they hold: opened durable, checked, and their faults worded.
 
-A file that fails its check is copied to `*.broken` and refused; it is never repaired in place. The
-formats stand in docs/storage.md.
+A file that fails its check is copied to `*.broken` and refused; it is never repaired in place. One
+that a later release wrote is whole: it is refused and left alone. The formats stand in
+docs/storage.md.
 """
 
 from __future__ import annotations
@@ -33,9 +34,14 @@ _IN_THE_WAY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
+class NewerFormat(StoreDamaged):
+    """A file that a later release wrote: nothing is wrong with it, and it is not ours to read."""
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """Open a file of ours for one writer, durable at every commit."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+    keep_temporary_in_memory(connection)
     connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -44,16 +50,29 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def keep_temporary_in_memory(connection: sqlite3.Connection) -> None:
+    """Let SQLite undo a statement without a file in /tmp, which a read-only root has not."""
+    connection.execute("PRAGMA temp_store = MEMORY")
+
+
 def check_file(connection: sqlite3.Connection, path: Path, schema_version: int) -> None:
     """Refuse a file that SQLite's quick check finds damaged, or that another version wrote.
 
     Raises:
+        NewerFormat: a later release wrote it.
         StoreDamaged: with the first finding.
     """
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > schema_version:
+        raise NewerFormat(
+            f"{path.parent.name}/{path.name} was written by a newer twinserve (its format is "
+            f"{version}, this one reads up to {schema_version}), and was left as it is; start that "
+            "release again, or this one on the backup made before the upgrade",
+            resource=("database", path.name),
+        )
     findings = [" ".join(row[0].split()) for row in connection.execute("PRAGMA quick_check(1)")]
     if findings != ["ok"]:
         raise StoreDamaged(f"{path.name}: {findings[0]}")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version != schema_version:
         raise StoreDamaged(
             f"{path.name} has schema version {version}, and this server reads {schema_version}"
@@ -123,6 +142,8 @@ def refusing_damage(path: Path) -> Iterator[None]:
     """Turn what is found wrong with a file, while it is opened or read through, into a refusal."""
     try:
         yield
+    except NewerFormat:
+        raise
     except StoreDamaged as error:
         raise set_aside(path, error.message) from error
     except sqlite3.DatabaseError as error:

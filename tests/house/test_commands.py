@@ -18,11 +18,13 @@ COMMANDS = {
     "tutorials",
     "triton",
     "node",
+    "deploying",
     "check",
     "buf",
     "contract-released",
     "stubs",
     "wheel",
+    "release-check",
     "clean",
     "help",
 }
@@ -76,6 +78,7 @@ def test_ci_runs_the_two_commands_of_the_readme_with_what_its_tests_use_at_hand(
     assert [line.split()[:2] for line in lines if line.startswith("make ")] == [
         ["make", "triton"],
         ["make", "node"],
+        ["make", "deploying"],
         ["make", "test"],
         ["make", "check"],
     ]

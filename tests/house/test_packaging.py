@@ -13,10 +13,14 @@ import sys
 import tarfile
 import textwrap
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from twinserve import __version__
 
 LINKED = ("server", "train", "export", "cli")
 
@@ -111,6 +115,28 @@ def test_the_sdist_holds_the_linked_folders_the_contract_and_the_tests(built: Bu
         assert f"twinserve/{folder}/__init__.py" in names
     assert "protos/twinserve/v1/shared.proto" in names
     assert "tests/house/test_packaging.py" in names
+
+
+def test_the_sdist_holds_what_a_packager_needs(
+    built: Built, tool: Callable[[str], ModuleType]
+) -> None:
+    with tarfile.open(built.sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert set(tool("release_check").IN_SDIST) <= names
+
+
+def test_the_version_stands_in_one_place_and_the_commit_in_the_wheel(
+    root: Path, built: Built, unpacked: Path
+) -> None:
+    assert f"-{__version__}-" in built.wheel.name
+    assert not (root / "twinserve/_build.py").exists(), "a checkout has none"
+    facts: dict[str, str] = {}
+    exec((unpacked / "twinserve/_build.py").read_text(), facts)
+    head = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert facts["COMMIT"] in (head, f"{head}-dirty")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", facts["TIME"])
 
 
 def test_the_server_and_the_command_line_start_without_torch_and_the_trainer(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -129,7 +130,6 @@ def not_a_database(path: Path) -> None:
         cut_short,
         flip_a_bit_of_a_vector,
         change_a_subject,
-        newer_schema,
         not_a_database,
     ],
 )
@@ -153,6 +153,21 @@ def test_a_damaged_store_is_copied_aside_and_refused(
     shutil.copy(tmp_path / "backup", path)
     with opened(tmp_path / "data") as galleries:
         assert galleries.get("faces").status().item_count == 500
+
+
+def test_a_store_of_a_later_release_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    with one_gallery(tmp_path, settings()) as gallery:
+        gallery.enroll([new("a", [1, 0, 0, 0])]).result()
+    (path,) = (tmp_path / "galleries").glob("*/store.db")
+    newer_schema(path)
+    evidence = path.read_bytes()
+    with opened(tmp_path) as galleries, pytest.raises(StoreDamaged) as refused:
+        galleries.get("faces")
+    assert re.search(
+        r"written by a newer twinserve .*99.*start that release again.*backup", str(refused.value)
+    )
+    assert path.read_bytes() == evidence
+    assert not path.with_name("store.db.broken").exists(), "gigabytes, copied for nothing"
 
 
 @pytest.mark.parametrize("trouble", ["damaged", "missing store", "missing folder"])
