@@ -309,7 +309,6 @@ def test_a_pod_is_told_what_the_server_takes_and_has_time_to_stop(
     (container,) = pod["containers"]
     known = {option for action in parser()._actions for option in action.option_strings}
     given = {word.partition("=")[0] for word in container["args"]}
-    # Of another part of the same release: keys, TLS and settings from a file.
     assert given <= known
     words = [
         word for word in container["args"] if not re.match("--(config|keys|metrics|tls-)", word)
