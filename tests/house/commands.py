@@ -1,0 +1,34 @@
+"""Finds the `twinserve` commands of a shell script, without running it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+# Where one command ends and the next begins.
+_ENDS = {";", "|", "||", "&&", "&", "(", ")", ">", ">>", "<", "do", "done", "then", "fi"}
+
+
+def commands(script: str) -> list[list[str]]:
+    """Return the words of every `twinserve` command of a script; a variable stands as 1."""
+    plain = re.sub(r"\\\n", " ", script)
+    plain = re.sub(r"<<'(\w+)'.*?^\1$", "", plain, flags=re.MULTILINE | re.DOTALL)
+    plain = re.sub(r"\$\{?\w+\}?", "1", plain)
+    plain = re.sub(r"\s[12]>", " >", plain)
+    found: list[list[str]] = []
+    for line in plain.splitlines():
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        words.commenters = "#"
+        current: list[str] | None = None
+        begins = True  # a command
+        for word in words:
+            if word in _ENDS:
+                current = None
+            elif current is not None:
+                current.append(word)
+            elif begins and word == "twinserve":
+                current = []
+                found.append(current)
+            begins = word in _ENDS
+    return found
