@@ -1,12 +1,13 @@
 """What a page takes for granted that its reader has, small and made in no time, by its name.
 
-`python -m tests.house.stand_ins photos resnet18.pth` makes each in the folder at hand. Pages ask for
-them in their unseen blocks.
+`python -m tests.house.stand_ins photos resnet18.pth` makes each in the folder at hand. Pages ask
+for them in their unseen blocks.
 """
 
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +15,27 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+NAMES = (
+    *("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy"),
+    *("kim", "leo", "mia", "noah", "olga", "paul", "quinn", "rosa", "sam", "tess"),
+    *("uma", "vera", "will", "xenia", "yara", "zoe", "anna", "ben", "cleo", "dora"),
+)
+
 
 def photos() -> None:
-    """12 classes of 8 pictures, each class a pattern of strokes, as PNG and as JPEG."""
-    from tests.train.drawings import files
+    """30 people of 6 pictures, each person a pattern of strokes; one more of alice as new.jpg."""
+    from tests.train.drawings import draw
 
-    for name, picture in files(groups=1, classes=12, items=8).items():
-        path = Path("photos", *Path(name).parts[-2:])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(io.BytesIO(picture)).save(path.with_suffix(".jpg"), quality=95)
+    for seed, name in enumerate(NAMES):
+        Path("photos", name).mkdir(parents=True, exist_ok=True)
+        for number in range(1, 7):
+            save(draw(seed, number), Path("photos", name, f"{number}.jpg"))
+    save(draw(0, 9), Path("new.jpg"))
+
+
+def save(picture: bytes, path: Path) -> None:
+    """Write a picture as a JPEG."""
+    Image.open(io.BytesIO(picture)).save(path, quality=95)
 
 
 def snapshots() -> None:
@@ -37,7 +50,7 @@ def snapshots() -> None:
 
 
 def faces() -> None:
-    """A twin `faces` in versions: 3 where a server begins, 4, its int8 form, and 5 to load later."""
+    """A twin `faces`: version 3 to begin with, 4 and its int8 form and 5 to load later."""
     from tests.twins import small_image_twin
 
     folder = Path("twins/faces")
@@ -49,11 +62,11 @@ def faces() -> None:
 
 
 def tables() -> None:
-    """Questions with labels, pairs judged 0 or 1 or all the same, all of a few words."""
+    """Questions with labels; pairs of a few words judged 0 or 1, and some that are all the same."""
     from tests.train.questions import rows, write_csv
 
     labelled = rows()
-    write_csv(Path("questions.csv"), labelled, ("text", "label"))
+    shutil.copy("data/banking77/sample.csv", "questions.csv")
     pairs = [
         (first, second, int(topic == other))
         for n, (first, topic) in enumerate(labelled)

@@ -19,7 +19,9 @@ error; `--json` prints what programs read.
 def page() -> str:
     """Write the page: a section for each verb, and one below it for each of its actions."""
     parts = [INTRODUCTION]
-    parts.append("\n".join(f"- [`{verb}`](#twinserve-{verb}): {text}" for verb, text in VERBS.items()))
+    parts.append(
+        "\n".join(f"- [`{verb}`](#twinserve-{verb}): {text}" for verb, text in VERBS.items())
+    )
     for verb in VERBS:
         parts += _section(parser_of(verb), 2)
     return "\n\n".join(parts) + "\n"

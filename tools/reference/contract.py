@@ -128,7 +128,9 @@ def _message(
         for index, field in enumerate(message.field)
     ]
     if rows:
-        parts.append("\n".join(["| field | number | type | what it is |", "|---|---|---|---|", *rows]))
+        parts.append(
+            "\n".join(["| field | number | type | what it is |", "|---|---|---|---|", *rows])
+        )
     for index, oneof in enumerate(message.oneof_decl):
         said = comments.get((*path, _ONEOFS, index))
         if said:
@@ -144,8 +146,7 @@ def _enum(
     enum: pb.EnumDescriptorProto, path: tuple[int, ...], comments: Comments, outer: str
 ) -> list[str]:
     rows = [
-        f"| `{value.name}` | {value.number} "
-        f"| {_cell(comments.get((*path, _VALUES, index), ''))} |"
+        f"| `{value.name}` | {value.number} | {_cell(comments.get((*path, _VALUES, index), ''))} |"
         for index, value in enumerate(enum.value)
     ]
     table = ["| value | number | what it means |", "|---|---|---|", *rows]
