@@ -147,9 +147,9 @@ def test_every_page_and_section_that_a_page_links_to_is_there(page: str) -> None
     here = ROOT / page
     text = re.sub(r"^```.*?^```$", "", here.read_text(encoding="utf-8"), flags=re.M | re.S)
     for path, section in re.findall(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)", text):
-        if path.startswith("reference/") or "/reference/" in path:
-            continue  # made when the site is built, which looks at these links itself
         linked = (here.parent / path) if path else here
+        if linked.parent.name == "reference":
+            continue  # mostly made when the site is built, which looks at these links itself
         assert linked.exists(), f"{page} links to {path}"
         if section:
             assert section in sections(linked.read_text(encoding="utf-8")), f"{path}#{section}"
