@@ -82,17 +82,26 @@ def tables() -> None:
 
 
 def text_encoder() -> None:
-    """A folder of a tiny BERT, in the place of all-MiniLM-L6-v2."""
-    from tests.export.imports.conftest import save_encoder
+    """A folder of a small BERT of 144 coordinates, in the place of all-MiniLM-L6-v2."""
+    from transformers import BertConfig, BertModel
 
-    save_encoder(Path("all-MiniLM-L6-v2"))
+    from tests.export.imports.conftest import bert, save_encoder
+
+    sizes = {"hidden_size": 144, "num_attention_heads": 2, "intermediate_size": 144}
+    config = BertConfig.from_dict({**bert().config.to_dict(), **sizes})
+    save_encoder(Path("all-MiniLM-L6-v2"), BertModel(config, add_pooling_layer=False))
 
 
 def vision_encoder() -> None:
-    """A folder of a tiny vision transformer, in the place of dinov2-small."""
+    """A folder of a vision transformer of 9 thin layers, in the place of dinov2-small."""
+    from transformers import Dinov2Config, Dinov2Model
+
     from tests.train.vision import save
 
-    save(Path("dinov2-small"), "dinov2")
+    folder = save(Path("dinov2-small"), "dinov2")  # for what prepares its pictures
+    config = Dinov2Config.from_pretrained(folder)
+    config.hidden_size, config.num_hidden_layers = 144, 9
+    Dinov2Model(config).save_pretrained(folder)
 
 
 def resnet_weights() -> None:

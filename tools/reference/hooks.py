@@ -68,12 +68,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Take out the comments for tests, and mend the links that leave docs/."""
-    pieces = _FENCE.split(markdown)
-    for index in range(0, len(pieces), 2):  # those outside fences
-        plain = _COMMENT.sub("", pieces[index])
-        pieces[index] = _LINK.sub(lambda one: _mended(one, page.file.src_uri), plain)
-    return "".join(pieces)
+    """Take out what is for tests, and mend the links that leave docs/."""
+    return mended(markdown, page.file.src_uri)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -82,11 +78,32 @@ def on_post_build(config: MkDocsConfig) -> None:
     Raises:
         PluginError: a page does, with its name and what it loads.
     """
-    site = Path(config.site_dir)
+    found = fetched(Path(config.site_dir))
+    if found is not None:
+        raise PluginError(f"the site would not open without a network: {found}")
+
+
+def mended(markdown: str, page: str) -> str:
+    """Return a page without comments for tests, its links out of docs/ pointed at copies.
+
+    Args:
+        markdown: of the page.
+        page: its path below docs/.
+    """
+    pieces = _FENCE.split(markdown)
+    for index in range(0, len(pieces), 2):  # those outside fences
+        plain = _COMMENT.sub("", pieces[index])
+        pieces[index] = _LINK.sub(lambda one: _mended(one, page), plain)
+    return "".join(pieces)
+
+
+def fetched(site: Path) -> str | None:
+    """Return a page of a folder, and what it would load from elsewhere; None where none would."""
     for page in sorted(site.rglob("*.html")):
         found = _FETCHED.search(page.read_text(encoding="utf-8"))
         if found is not None:
-            raise PluginError(f"{page.relative_to(site)} would fetch {found[0]}")
+            return f"{page.relative_to(site)} has {found[0]}"
+    return None
 
 
 def _outside(page: str, target: str) -> Path | None:
