@@ -254,15 +254,26 @@ class Reading:
         document: its name, for messages.
         folder: where its blocks run.
         programs: folder of the `python` and `twinserve` that they call; by default of this Python.
+        before: folder of programs that go before those, such as a warm `twinserve`.
+        flags: of every server that is started, behind those of its command.
     """
 
-    def __init__(self, document: str, folder: Path, programs: Path | None = None) -> None:
+    def __init__(
+        self,
+        document: str,
+        folder: Path,
+        programs: Path | None = None,
+        before: Path | None = None,
+        flags: str = "",
+    ) -> None:
         self.document = document
         self.folder = folder
+        self.flags = flags
         self._addresses: dict[str, str] = {}  # as the document has them -> as they are
         self._servers: list[subprocess.Popen[str]] = []
         here = programs or Path(sys.executable).parent
-        self._environment = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
+        path = [*([] if before is None else [str(before)]), str(here), os.environ["PATH"]]
+        self._environment = {**os.environ, "PATH": os.pathsep.join(path)}
 
     def __enter__(self) -> Self:
         return self
@@ -317,7 +328,7 @@ class Reading:
             for port, default in zip(ports, (GRPC, HTTP), strict=True)
         ]
         server = subprocess.Popen(
-            [*STARTERS["bash"], f"exec {command.strip()} --grpc-port 0 --http-port 0"],
+            [*STARTERS["bash"], f"exec {command.strip()} {self.flags} --grpc-port 0 --http-port 0"],
             cwd=self.folder,
             env=self._environment,
             stdout=subprocess.PIPE,

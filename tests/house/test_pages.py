@@ -10,10 +10,12 @@ import importlib.util
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.house import warm
 from tests.house.commands import commands
 from tests.house.documents import NOT_RUN, Block, Fence, Reading, blocks, can_run, fences, needs
 from twinserve.cli.__main__ import VERBS, parser_of
@@ -29,6 +31,7 @@ PAGES = sorted(
         *(ROOT / "docs").rglob("*.md"),
     )
 )
+QUICK_START = "--runners 1 --threads 1"  # no server of these pages measures what would be best
 TUTORIALS = [page for page in PAGES if page.startswith("docs/tutorials/")]  # make tutorials
 
 
@@ -58,15 +61,23 @@ def clone_of(root: Path, folder: Path) -> Path:
     return clone
 
 
+@pytest.fixture(scope="module")
+def warm_commands() -> Iterator[Path]:
+    """Give a folder whose `twinserve` has its imports behind it."""
+    with warm.commands() as folder:
+        yield folder
+
+
 def read(page: str, wanted: list[Block], folder: Path, request: pytest.FixtureRequest) -> None:
     """Run blocks of a page in their order, in a folder made for them."""
+    before = request.getfixturevalue("warm_commands")
     clone = clone_of(ROOT, folder)
     with_server = any("server" in block.words for block in wanted)
     if with_server or any("runs/demo" in block.text for block in wanted):
         twin = clone / "runs" / "demo" / "twin.onnx"
         twin.parent.mkdir(parents=True)
         twin.write_bytes(Path(request.getfixturevalue("twin_file")).read_bytes())
-    with Reading(page, clone) as reading:
+    with Reading(page, clone, before=before, flags=QUICK_START) as reading:
         if with_server:
             reading.serve("twinserve serve --model runs/demo/twin.onnx --data-dir runs/demo/data")
         for block in wanted:
