@@ -333,7 +333,7 @@ class Client:
         """Make a gallery; repeating it with the same settings returns the one that is there.
 
         Args:
-            name: `[a-z0-9][a-z0-9._-]{0,62}`.
+            name: [a-z0-9][a-z0-9._-]{0,62}.
             model: the twin whose space it takes; "" is the only one served.
             dimension: one of the twin's truncations; 0 is its full dimension.
             metric: None is the twin's own.

@@ -5,7 +5,7 @@ In: Markdown whose author says of every block, by a comment on the line above it
     <!-- test: quick -->            it is run: bash, or python; the words are below
     <!-- file: my_net.py -->        it is written as that file, for the blocks behind it
     <!-- output -->                 it is what the block before it says
-    <!-- run by tests/x.py -->      that test reads it and runs it
+    <!-- run by tests/x.py -->      that test reads it and runs it (x.py: WHICH, where it has many)
     <!-- not run: REASON -->        nobody does, for one of the reasons of `NOT_RUN`
 
 A fence of ```text shows something that is no code, and needs none of them. The words of a test:
@@ -16,7 +16,7 @@ A fence of ```text shows something that is no code, and needs none of them. The 
     short    its trainings take a few steps instead of what it asks for
     serve    a command that serves until the document ends; free ports stand in for those it names
     server   runs against the server of the demo's twin, which the test starts
-    curl, parquet   leave it out where that program, or pyarrow, is missing
+    curl, parquet, openai   leave it out where that program, pyarrow or openai is missing
 
 What a reader has already, such as photographs of his own, is made by a comment that nobody sees:
 
@@ -58,7 +58,8 @@ _BLOCK = re.compile(
 _FENCE = re.compile(r"(?P<indent> *)(?P<ticks>```+|~~~+) *(?P<language>[\w+-]*)")
 _COMMENT = re.compile(r"<!-- *(?P<text>.*?) *-->")
 _NEEDS = re.compile(r"^<!-- *needs: *(?P<name>\S+) *-->$", re.MULTILINE)
-KNOWN_WORDS = {"quick", "long", "short", "serve", "server", "curl", "parquet"}
+KNOWN_WORDS = {"quick", "long", "short", "serve", "server", "curl", "parquet", "openai"}
+PACKAGES = {"parquet": "pyarrow", "openai": "openai"}
 STARTERS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": ["python", "-c"]}
 QUICK_SECONDS, LONG_SECONDS = 120.0, 3600.0
 SHORT = " --set max_steps=4 evaluate_every=4 one_shot_trials=50"  # of a training
@@ -145,7 +146,7 @@ def _mark(above: str, language: str) -> tuple[str, str]:
     if kind in ("file", "not run"):
         return kind, rest
     if said.startswith("run by "):
-        return "run by", said.removeprefix("run by ")
+        return "run by", said.removeprefix("run by ").partition(":")[0]
     if said == "output":
         return "output", ""
     return ("shown" if language == "text" else ""), ""
@@ -193,8 +194,8 @@ def _block(one: re.Match[str]) -> Block:
 
 def can_run(block: Block) -> bool:
     """Say whether all that the block needs is here."""
-    return ("curl" not in block.words or shutil.which("curl") is not None) and (
-        "parquet" not in block.words or importlib.util.find_spec("pyarrow") is not None
+    return ("curl" not in block.words or shutil.which("curl") is not None) and all(
+        importlib.util.find_spec(PACKAGES[word]) for word in block.words & PACKAGES.keys()
     )
 
 

@@ -1,7 +1,7 @@
 """What a page takes for granted that its reader has, small and made in no time, by its name.
 
 `python -m tests.house.stand_ins photos resnet18.pth` makes each in the folder at hand. Pages ask
-for them in their unseen blocks.
+for them in their unseen blocks, or by `<!-- needs: texts.onnx -->`.
 """
 
 from __future__ import annotations
@@ -104,6 +104,13 @@ def vision_encoder() -> None:
     Dinov2Model(config).save_pretrained(folder)
 
 
+def text_twin() -> None:
+    """A twin for texts, texts.onnx."""
+    from tests.twins import small_text_twin
+
+    Path("texts.onnx").write_bytes(small_text_twin())
+
+
 def resnet_weights() -> None:
     """A file of random weights of a whole ResNet-18."""
     import torch
@@ -122,6 +129,7 @@ MAKERS: dict[str, Callable[[], None]] = {
     "all-MiniLM-L6-v2": text_encoder,
     "dinov2-small": vision_encoder,
     "resnet18.pth": resnet_weights,
+    "texts.onnx": text_twin,
 }
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ import pytest
 from tests.house import warm
 from tests.house.commands import commands
 from tests.house.documents import NOT_RUN, Block, Fence, Reading, blocks, can_run, fences, needs
+from tests.house.stand_ins import MAKERS
 from twinserve.cli.__main__ import VERBS, parser_of
 from twinserve.train.config import load_config
 
@@ -49,6 +52,10 @@ def found(page: str) -> list[Block]:
     return blocks((ROOT / page).read_text(encoding="utf-8"))
 
 
+def needed(page: str) -> list[str]:
+    return needs((ROOT / page).read_text(encoding="utf-8"))
+
+
 def clone_of(root: Path, folder: Path) -> Path:
     """Make a folder in which the repository's files seem to lie, `data` one that can be filled."""
     clone = folder / "clone"
@@ -77,6 +84,10 @@ def read(page: str, wanted: list[Block], folder: Path, request: pytest.FixtureRe
         twin = clone / "runs" / "demo" / "twin.onnx"
         twin.parent.mkdir(parents=True)
         twin.write_bytes(Path(request.getfixturevalue("twin_file")).read_bytes())
+    stand_ins = [need for need in needed(page) if need in MAKERS]
+    if stand_ins:
+        make = [sys.executable, "-m", "tests.house.stand_ins", *stand_ins]
+        subprocess.run(make, cwd=clone, check=True)
     with Reading(page, clone, before=before, flags=QUICK_START) as reading:
         if with_server:
             reading.serve("twinserve serve --model runs/demo/twin.onnx --data-dir runs/demo/data")
@@ -98,7 +109,7 @@ def test_the_quick_blocks_of_a_page_run_and_say_what_it_shows(
 def test_all_blocks_of_a_page_run_and_say_what_it_shows(
     page: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    missing = [need for need in needs((ROOT / page).read_text()) if not (ROOT / need).exists()]
+    missing = [need for need in needed(page) if need not in MAKERS and not (ROOT / need).exists()]
     if missing:
         pytest.skip(f"{page} needs {missing}")
     read(page, found(page), tmp_path, request)
