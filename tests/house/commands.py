@@ -17,9 +17,13 @@ def commands(script: str) -> list[list[str]]:
     plain = re.sub(r"\s[12]>", " >", plain)
     found: list[list[str]] = []
     for line in plain.splitlines():
-        words = shlex.shlex(line, posix=True, punctuation_chars=True)
-        words.whitespace_split = True
-        words.commenters = "#"
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        lexer.commenters = "#"
+        try:
+            words = list(lexer)
+        except ValueError:  # a quote that goes on over lines, as of JSON; none of ours begins in it
+            continue
         current: list[str] | None = None
         begins = True  # a command
         for word in words:

@@ -26,6 +26,7 @@ def test_commands_are_found_in_loops_and_pipes_and_over_several_lines() -> None:
         "twinserve train --data a \\\n    --set 'x=1' 2> bar.txt  # why\n"
         "for n in 1 2; do twinserve report runs/$n --json > out || echo twinserve; done\n"
         "cat <<'END'\ntwinserve no command\nEND\n"
+        "curl -d '{\"a\":\n1}'\n"
     )
     assert commands(script) == [
         ["train", "--data", "a", "--set", "x=1"],
