@@ -33,7 +33,7 @@ released := protos/released.binpb
 pins := pyproject.toml constraints.txt tools/environment.py
 environment = $(PYTHON) tools/environment.py --goal $(or $(firstword $(MAKECMDGOALS)),demo) --torch-index "$(TORCH_INDEX)" --cuda "$(CUDA)"
 
-.PHONY: help demo serve test test-long tutorials triton node deploying googleapis check audit buf contract-released stubs pins wheel release-check container-dry-run clean python
+.PHONY: help demo serve test test-long tutorials docs triton node deploying googleapis check audit buf contract-released stubs pins wheel release-check container-dry-run clean python
 
 help: ## list these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [TORCH_INDEX=<address>] [CUDA=yes]"
@@ -58,6 +58,10 @@ tutorials: python ## run docs/tutorials as written, in a fresh environment (PUT=
 	@rm -rf .venv-tutorials
 	$(environment) --extra all .venv-tutorials
 	.venv-tutorials/bin/python tools/run_tutorial.py $(filter-out %/README.md,$(wildcard docs/tutorials/*.md)) --skip-missing $(if $(PUT),--put $(PUT))
+
+docs: dev-installed ## build the documentation as a site, build/docs, which opens without a network
+	@NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet
+	echo "open build/docs/index.html"
 
 triton: triton-installed ## install tritonclient aside: the tests with it run from then on
 

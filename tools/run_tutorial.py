@@ -175,7 +175,7 @@ def run(
 
 def prompted(block: Block) -> str:
     """Return a block as it is typed."""
-    prompt = {"bash": "$ ", "python": ">>> "}[block.language]
+    prompt = {"bash": "$ ", "python": ">>> "}.get(block.language, "")
     return "".join(f"{prompt}{line}\n" for line in block.text.splitlines())
 
 

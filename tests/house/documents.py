@@ -1,14 +1,28 @@
 """Runs a document's fenced blocks as a reader would: in their order, in one folder.
 
-In: Markdown whose author marks a block by a comment on the line above it, `<!-- test: quick -->`,
-with these words:
+In: Markdown whose author says of every block, by a comment on the line above it, how it is held:
 
-    quick    run it: bash, or python
-    long     run it as well where a whole tutorial is run (tools/run_tutorial.py), not in the tests:
-             it takes minutes, or data that the repository does not hold
+    <!-- test: quick -->            it is run: bash, or python; the words are below
+    <!-- file: my_net.py -->        it is written as that file, for the blocks behind it
+    <!-- output -->                 it is what the block before it says
+    <!-- run by tests/x.py -->      that test reads it and runs it (x.py: WHICH, where it has many)
+    <!-- not run: REASON -->        nobody does, for one of the reasons of `NOT_RUN`
+
+A fence of ```text shows something that is no code, and needs none of them. The words of a test:
+
+    quick    run it with the tests
+    long     run it only where a whole page is run (make test-long) or a tutorial (make tutorials):
+             it takes a minute, or data that the repository does not hold
+    short    its trainings take a few steps instead of what it asks for
     serve    a command that serves until the document ends; free ports stand in for those it names
-    server   runs against the server of the demo's twin, which the test starts (README)
+    server   runs against the server of the demo's twin, which the test starts
     curl, parquet, openai   leave it out where that program, pyarrow or openai is missing
+
+What a reader has already, such as photographs of his own, is made by a comment that nobody sees:
+
+    <!-- unseen: quick, bash
+    mkdir photos
+    -->
 
 A `<!-- needs: orl_faces.zip -->` anywhere names what has to lie in the folder before.
 
@@ -35,15 +49,33 @@ from types import TracebackType
 from typing import Self
 
 _BLOCK = re.compile(
-    r"^<!-- *test: *(?P<words>[a-z, ]+?) *-->\n+```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$"
-    r"(?:\n+<!-- output -->\n+```\w*\n(?P<output>.*?)^```$)?",
+    r"^<!-- *(?:test: *(?P<words>[a-z, ]+?)|file: *(?P<file>\S+)) *-->"
+    r"\n+```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$"
+    r"(?:\n+<!-- output -->\n+```\w*\n(?P<output>.*?)^```$)?"
+    r"|^<!-- *unseen: *(?P<unseen>[a-z, ]+)\n(?P<code>.*?)^-->$",
     re.MULTILINE | re.DOTALL,
 )
+_FENCE = re.compile(r"(?P<indent> *)(?P<ticks>```+|~~~+) *(?P<language>[\w+-]*)")
+_COMMENT = re.compile(r"<!-- *(?P<text>.*?) *-->")
 _NEEDS = re.compile(r"^<!-- *needs: *(?P<name>\S+) *-->$", re.MULTILINE)
-KNOWN_WORDS = {"quick", "long", "serve", "server", "curl", "parquet", "openai"}
+KNOWN_WORDS = {"quick", "long", "short", "serve", "server", "curl", "parquet", "openai"}
 PACKAGES = {"parquet": "pyarrow", "openai": "openai"}
 STARTERS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": ["python", "-c"]}
 QUICK_SECONDS, LONG_SECONDS = 120.0, 3600.0
+SHORT = " --set max_steps=4 evaluate_every=4 one_shot_trials=50"  # of a training
+# Why a block may be left to its reader. Behind the reason, a semicolon and what is particular.
+NOT_RUN = {
+    "installs packages",
+    "needs a Docker engine",
+    "needs a GPU",
+    "needs a cluster",
+    "needs data that is not in the repository",
+    "needs another language's tools",
+    "measures for minutes to hours",
+    "runs the tests or tutorials themselves",
+    "overwrites files of the repository",
+    "a fragment of a file",
+}
 GRPC, HTTP = "127.0.0.1:50051", "127.0.0.1:9090"  # where a server is unless told otherwise
 
 _NUMBER = r"\d+\.\d+(?:e[+-]?\d+)?"
@@ -69,6 +101,55 @@ class Block:
     output: str | None = None
     # Where the output stands in the document: offsets of its first character, and behind its last.
     output_span: tuple[int, int] | None = field(default=None, compare=False)
+    file: str | None = None  # written as this, and not run
+    unseen: bool = False  # by whoever reads the page
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A fenced block, marked or not: how its page says that it is held."""
+
+    language: str
+    text: str
+    line: int  # of the document, from 1
+    mark: str  # "quick", "long", "file", "output", "run by", "not run", "shown"; "" = nothing said
+    told: str = ""  # the file, the test or the reason that the mark names
+
+
+def fences(markdown: str) -> list[Fence]:
+    """Find all fenced blocks of a page, those inside lists included."""
+    found: list[Fence] = []
+    above, opened, text, began = "", None, "", 0
+    for number, line in enumerate(markdown.splitlines(keepends=True), 1):
+        fence = _FENCE.match(line)
+        if opened is not None:
+            if line.strip() == opened["ticks"]:
+                mark, told = _mark(above, opened["language"])
+                found.append(Fence(opened["language"], text, began, mark, told))
+                above, opened = "", None
+            else:
+                text += line
+        elif fence is not None:
+            opened, text, began = fence, "", number
+        elif line.strip():
+            above = line.strip()
+    return found
+
+
+def _mark(above: str, language: str) -> tuple[str, str]:
+    """Return what the line above a fence says of it."""
+    comment = _COMMENT.fullmatch(above)
+    said = comment["text"] if comment else ""
+    kind, _, rest = said.partition(": ")
+    if kind == "test":
+        return ("long" if "long" in re.split("[, ]+", rest) else "quick"), ""
+    if kind in ("file", "not run"):
+        return kind, rest
+    if said.startswith("run by "):
+        return "run by", said.removeprefix("run by ").partition(":")[0]
+    if said == "output":
+        return "output", ""
+    return ("shown" if language == "text" else ""), ""
 
 
 def needs(markdown: str) -> list[str]:
@@ -82,26 +163,33 @@ def blocks(markdown: str) -> list[Block]:
     Raises:
         ValueError: a mark has no block, a word that nobody knows, or a language that cannot be run.
     """
-    found = [
-        Block(
-            one["language"],
-            frozenset(re.split(r"[, ]+", one["words"])),
-            one["text"],
-            one["output"],
-            None if one["output"] is None else one.span("output"),
-        )
-        for one in _BLOCK.finditer(markdown)
-    ]
-    if markdown.count("<!-- test:") != len(found):
-        raise ValueError("a test mark stands above no fenced block with a language")
+    found = [_block(one) for one in _BLOCK.finditer(markdown)]
+    if len(re.findall("<!-- *(?:test|file|unseen):", markdown)) != len(found):
+        raise ValueError("a mark stands above no fenced block with a language")
     if markdown.count("<!-- output") != sum(block.output is not None for block in found):
         raise ValueError("an output mark stands behind no marked block, or above no block")
     for block in found:
+        if block.file is not None:
+            continue
         if not block.words <= KNOWN_WORDS:
             raise ValueError(f"unknown words {sorted(block.words - KNOWN_WORDS)} in a test mark")
         if block.language not in STARTERS:
             raise ValueError(f"no way to run a block of {block.language}")
     return found
+
+
+def _block(one: re.Match[str]) -> Block:
+    if one["unseen"] is not None:
+        *words, language = re.split(r"[, ]+", one["unseen"].strip())
+        return Block(language, frozenset(words), one["code"], unseen=True)
+    return Block(
+        one["language"],
+        frozenset(re.split(r"[, ]+", one["words"] or "quick")),
+        one["text"],
+        one["output"],
+        None if one["output"] is None else one.span("output"),
+        one["file"],
+    )
 
 
 def can_run(block: Block) -> bool:
@@ -148,6 +236,15 @@ def _replaced(text: str, addresses: Mapping[str, str]) -> str:
     return re.sub(r"\b127\.0\.0\.1:\d+\b", lambda one: addresses.get(one[0], one[0]), text)
 
 
+def shortened(script: str) -> str:
+    """Return a script whose trainings take a few steps; one that is resumed stays as it is."""
+    return re.sub(
+        r"twinserve(?:\.cli)? train\b(?:[^\n\\#;|&]|\\\n)*",
+        lambda one: one[0] if "--resume" in one[0] else one[0].rstrip() + SHORT + " ",
+        script,
+    )
+
+
 class Reading:
     """Runs blocks in a folder, as its reader; the servers that they start end with it.
 
@@ -158,15 +255,26 @@ class Reading:
         document: its name, for messages.
         folder: where its blocks run.
         programs: folder of the `python` and `twinserve` that they call; by default of this Python.
+        before: folder of programs that go before those, such as a warm `twinserve`.
+        flags: of every server that is started, behind those of its command.
     """
 
-    def __init__(self, document: str, folder: Path, programs: Path | None = None) -> None:
+    def __init__(
+        self,
+        document: str,
+        folder: Path,
+        programs: Path | None = None,
+        before: Path | None = None,
+        flags: str = "",
+    ) -> None:
         self.document = document
         self.folder = folder
+        self.flags = flags
         self._addresses: dict[str, str] = {}  # as the document has them -> as they are
         self._servers: list[subprocess.Popen[str]] = []
         here = programs or Path(sys.executable).parent
-        self._environment = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
+        path = [*([] if before is None else [str(before)]), str(here), os.environ["PATH"]]
+        self._environment = {**os.environ, "PATH": os.pathsep.join(path)}
 
     def __enter__(self) -> Self:
         return self
@@ -205,6 +313,11 @@ class Reading:
         Raises:
             BlockFailed: it fails.
         """
+        if block.file is not None:
+            path = self.folder / block.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
+            return ""
         said = self.serve(block.text) if "serve" in block.words else self._run(block)
         return _replaced(said, {actual: shown for shown, actual in self._addresses.items()})
 
@@ -216,7 +329,7 @@ class Reading:
             for port, default in zip(ports, (GRPC, HTTP), strict=True)
         ]
         server = subprocess.Popen(
-            [*STARTERS["bash"], f"exec {command.strip()} --grpc-port 0 --http-port 0"],
+            [*STARTERS["bash"], f"exec {command.strip()} {self.flags} --grpc-port 0 --http-port 0"],
             cwd=self.folder,
             env=self._environment,
             stdout=subprocess.PIPE,
@@ -236,6 +349,8 @@ class Reading:
 
     def _run(self, block: Block) -> str:
         text = _replaced(block.text.replace("localhost:", "127.0.0.1:"), self._addresses)
+        if "short" in block.words:
+            text = shortened(text)
         limit = LONG_SECONDS if "long" in block.words else QUICK_SECONDS
         try:
             done = subprocess.run(

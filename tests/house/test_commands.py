@@ -16,6 +16,7 @@ COMMANDS = {
     "test",
     "test-long",
     "tutorials",
+    "docs",
     "triton",
     "node",
     "deploying",
@@ -73,7 +74,7 @@ def test_make_without_a_fitting_python_says_which_ones_fit(clone: Path) -> None:
     assert "twinserve: no Python 3.11 or 3.12 here" in done.stderr
 
 
-def test_ci_runs_the_two_commands_of_the_readme_with_what_its_tests_use_at_hand(root: Path) -> None:
+def test_ci_runs_the_readmes_commands_and_the_docs_with_what_tests_use_at_hand(root: Path) -> None:
     lines = (root / ".ci" / "run").read_text().splitlines()
     assert [line.split()[:2] for line in lines if line.startswith("make ")] == [
         ["make", "triton"],
@@ -81,6 +82,7 @@ def test_ci_runs_the_two_commands_of_the_readme_with_what_its_tests_use_at_hand(
         ["make", "deploying"],
         ["make", "test"],
         ["make", "check"],
+        ["make", "docs"],
     ]
 
 

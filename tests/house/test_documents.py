@@ -13,7 +13,9 @@ from tests.house.documents import (
     Reading,
     blocks,
     differences,
+    fences,
     needs,
+    shortened,
 )
 
 
@@ -33,6 +35,54 @@ def test_marked_blocks_are_found_with_their_output_and_others_are_left_alone() -
     ]
 
 
+def test_what_a_reader_does_not_see_is_run_and_files_are_written(tmp_path: Path) -> None:
+    markdown = (
+        "<!-- unseen: quick, bash\nmkdir mine\n-->\n\n"
+        "<!-- file: mine/words.toml -->\n```toml\na = 1\n```\n\n"
+        "<!-- test: quick -->\n```bash\ncat mine/words.toml\n```\n"
+        "<!-- output -->\n```\na = 1\n```\n"
+    )
+    found = blocks(markdown)
+    assert [one.unseen for one in found] == [True, False, False]
+    with Reading("page.md", tmp_path) as reading:
+        for one in found:
+            reading.run(one)
+
+
+def test_every_fence_is_found_with_what_its_page_says_of_it() -> None:
+    markdown = (
+        "<!-- test: quick, server -->\n```bash\na\n```\n\n<!-- output -->\n```\nb\n```\n\n"
+        "<!-- test: long, short -->\n\n```python\nc\n```\n\n"
+        "<!-- file: d.py -->\n```python\nd\n```\n"
+        "<!-- run by tests/test_e.py -->\n```js\ne\n```\n"
+        "<!-- not run: needs a GPU; of any kind -->\n```bash\nf\n```\n"
+        "```text\n<!-- g -->\n```\n- a list:\n\n  ```bash\n  h\n  ```\n\n```\ni\n```\n"
+    )
+    assert [(one.language, one.mark, one.told) for one in fences(markdown)] == [
+        ("bash", "quick", ""),
+        ("", "output", ""),
+        ("python", "long", ""),
+        ("python", "file", "d.py"),
+        ("js", "run by", "tests/test_e.py"),
+        ("bash", "not run", "needs a GPU; of any kind"),
+        ("text", "shown", ""),
+        ("bash", "", ""),
+        ("", "", ""),
+    ]
+
+
+def test_trainings_are_cut_short_and_resumed_ones_are_left() -> None:
+    script = (
+        "twinserve train --data a \\\n    --out b  # why\ntwinserve train --resume b\n"
+        "torchrun -m twinserve.cli train --data a; twinserve export b\n"
+    )
+    short = " --set max_steps=4 evaluate_every=4 one_shot_trials=50 "
+    assert shortened(script) == (
+        f"twinserve train --data a \\\n    --out b{short}# why\ntwinserve train --resume b\n"
+        f"torchrun -m twinserve.cli train --data a{short}; twinserve export b\n"
+    )
+
+
 def test_a_document_names_what_it_needs() -> None:
     assert needs("# One\n<!-- needs: faces.zip -->\n\n<!-- needs: data -->\n") == [
         "faces.zip",
@@ -44,6 +94,7 @@ def test_a_document_names_what_it_needs() -> None:
     ("markdown", "reason"),
     [
         ("<!-- test: quick -->\nno block", "no fenced block"),
+        ("<!-- file: a.py -->\nno block", "no fenced block"),
         ("<!-- test: swift -->\n```bash\ntrue\n```\n", "unknown words"),
         ("<!-- test: quick -->\n```go\nmain\n```\n", "no way to run"),
         ("<!-- output -->\n```\n1\n```\n", "an output mark"),

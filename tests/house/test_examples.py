@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,12 @@ def run(script: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_every_example_that_the_page_runs_is_run_here() -> None:
+    page = (ROOT / "examples" / "README.md").read_text()
+    named = set(re.findall(r"examples/(\w+/\w+\.py)", page))
+    assert named == {"questions/ask.py", "verification/verify.py"}
 
 
 def test_new_questions_are_asked_of_an_archive() -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import ast
 import importlib
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 
+from tests.house.commands import commands
 from tests.house.documents import blocks
 from twinserve.cli.__main__ import VERBS, parser_of
 from twinserve.train.config import load_config
@@ -20,33 +19,6 @@ from twinserve.train.config import load_config
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 TUTORIALS = [page for page in PAGES if page.name != "README.md"]  # which lists them
-# Where one command ends and the next begins.
-_ENDS = {";", "|", "||", "&&", "&", "(", ")", ">", ">>", "<", "do", "done", "then", "fi"}
-
-
-def commands(script: str) -> list[list[str]]:
-    """Return the words of every `twinserve` command of a script; a variable stands as 1."""
-    plain = re.sub(r"\\\n", " ", script)
-    plain = re.sub(r"<<'(\w+)'.*?^\1$", "", plain, flags=re.MULTILINE | re.DOTALL)
-    plain = re.sub(r"\$\{?\w+\}?", "1", plain)
-    plain = re.sub(r"\s[12]>", " >", plain)
-    found: list[list[str]] = []
-    for line in plain.splitlines():
-        words = shlex.shlex(line, posix=True, punctuation_chars=True)
-        words.whitespace_split = True
-        words.commenters = "#"
-        current: list[str] | None = None
-        begins = True  # a command
-        for word in words:
-            if word in _ENDS:
-                current = None
-            elif current is not None:
-                current.append(word)
-            elif begins and word == "twinserve":
-                current = []
-                found.append(current)
-            begins = word in _ENDS
-    return found
 
 
 def test_commands_are_found_in_loops_and_pipes_and_over_several_lines() -> None:
@@ -54,6 +26,7 @@ def test_commands_are_found_in_loops_and_pipes_and_over_several_lines() -> None:
         "twinserve train --data a \\\n    --set 'x=1' 2> bar.txt  # why\n"
         "for n in 1 2; do twinserve report runs/$n --json > out || echo twinserve; done\n"
         "cat <<'END'\ntwinserve no command\nEND\n"
+        "curl -d '{\"a\":\n1}'\n"
     )
     assert commands(script) == [
         ["train", "--data", "a", "--set", "x=1"],
@@ -75,25 +48,6 @@ def test_every_command_of_a_tutorial_parses(tutorial: Path) -> None:
         parsed = parser_of(verb).parse_args(arguments)
         if hasattr(parsed, "set"):
             load_config(parsed.config, parsed.set)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_every_page_and_section_that_a_tutorial_links_to_is_there(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text())
-    assert links
-    for path, section in links:
-        linked = page.parent / path if path else page
-        assert linked.exists(), path
-        if section:
-            assert section in sections(linked.read_text()), f"{path}#{section}"
-
-
-def sections(markdown: str) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub makes them."""
-    titles = re.findall(
-        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", markdown, flags=re.M | re.S), re.M
-    )
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.name)

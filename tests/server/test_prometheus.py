@@ -209,12 +209,28 @@ def test_what_waits_and_what_serves_is_there_to_be_alerted_on(
         assert prometheus.until(query, lambda value, wanted=wanted: value == wanted) == wanted  # type: ignore[misc]
 
 
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of docs/metrics.md in one language."""
+    pattern = rf"^```{language}\n(.*?)^```$"
+    return re.findall(pattern, DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_promtool_takes_the_configuration_of_the_document(tmp_path: Path) -> None:
+    (written,) = blocks("yaml")
+    (tmp_path / "prometheus.yml").write_text(written)
+    done = subprocess.run(
+        [installed("promtool"), "check", "config", tmp_path / "prometheus.yml"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def written_queries() -> list[str]:
     """The queries of docs/metrics.md; an indented line goes on with the one before."""
     found: list[str] = []
-    for block in re.findall(r"^```\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL):
-        if "twinserve_" not in block:
-            continue
+    for block in blocks("promql"):
         for line in block.splitlines():
             query = line.partition(" #")[0].rstrip()
             if query.startswith(" "):
