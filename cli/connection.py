@@ -6,9 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-import grpc
-
-from twinserve.client import Client
+from twinserve.client import TLS, Client
 from twinserve.errors import ConfigError
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -88,26 +86,13 @@ def connect(arguments: argparse.Namespace) -> Client:
     return Client(
         arguments.target,
         api_key=arguments.api_key,
-        credentials=_credentials(arguments),
+        tls=_tls(arguments),
         timeout=arguments.timeout,
         unavailable_for=min(_UNAVAILABLE_FOR, arguments.timeout),
         priority=arguments.priority,
     )
 
 
-def _credentials(arguments: argparse.Namespace) -> grpc.ChannelCredentials | None:
-    ca, certificate, key = arguments.tls_ca, arguments.tls_cert, arguments.tls_key
-    if not (arguments.tls or ca or certificate or key):
-        return None
-    if (certificate is None) != (key is None):
-        raise ConfigError("a client certificate takes --tls-cert and --tls-key together")
-
-    def read(path: Path | None) -> bytes | None:
-        try:
-            return None if path is None else path.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"{path} cannot be read ({error.strerror}); give a file in PEM"
-            ) from None
-
-    return grpc.ssl_channel_credentials(read(ca), read(key), read(certificate))
+def _tls(arguments: argparse.Namespace) -> TLS | None:
+    ca, cert, key = arguments.tls_ca, arguments.tls_cert, arguments.tls_key
+    return TLS(ca=ca, cert=cert, key=key) if arguments.tls or ca or cert or key else None

@@ -45,7 +45,7 @@ from twinserve.server.models.table import Bound
 from twinserve.server.runtime import machine
 from twinserve.server.security import audit, key_file, watched_files
 from twinserve.server.security.access import Door, OpenDoor
-from twinserve.server.security.connections import grpc_options, most_connections
+from twinserve.server.security.connections import allow_files, grpc_options, most_connections
 from twinserve.server.security.tls import Tls
 from twinserve.server.security.watched_files import WatchedFiles
 from twinserve.server.services.calls import priority_in
@@ -112,6 +112,7 @@ async def serve(config: ServerConfig) -> None:
             "--tls-key, or let nobody but a proxy with TLS reach these ports",
             config.host,
         )
+    allow_files()
     most = most_connections(config.max_connections)
     count = machine.processors().usable
     metrics.watches.add(AccessLog(config.access_log))

@@ -27,7 +27,9 @@ from twinserve.suggestions import did_you_mean, nearest
 PREFIX = "TWINSERVE_"
 # Variables of ours that are no settings of a server, and those of its clients.
 _CLIENTS = f"{PREFIX}CLIENT_"
-OTHERS = frozenset(f"{PREFIX}{name}" for name in ("API_KEY", "CONFIG", "DEBUG", "LOG", "TARGET"))
+_OTHERS = ("API_KEY", "CONFIG", "DEBUG", "LOG", "TARGET")
+_TLS = ("CLIENT_TLS", "CLIENT_TLS_CA", "CLIENT_TLS_CERT", "CLIENT_TLS_KEY")
+OTHERS = frozenset(f"{PREFIX}{name}" for name in (*_OTHERS, *_TLS))
 
 _APART = ("help", "config", "print_config")
 _UNSET: Any = object()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 from dataclasses import dataclass
 
+MOST_FILES = 65_536
 # Seconds that a client has for the first bytes of a connection: TLS and HTTP/2's preface.
 HANDSHAKE_SECONDS = 20
 # Seconds after which a gRPC connection without a call is told to go; clients come back by
@@ -27,6 +28,17 @@ class MostConnections:
 
     grpc: int
     http: int
+
+
+def allow_files() -> None:
+    """Let this process open as many files as it may ask for, up to `MOST_FILES`.
+
+    The usual 1,024 are meant for programs that use select(), which nothing here does.
+    """
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)
+    if files != resource.RLIM_INFINITY and files < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def most_connections(asked: int) -> MostConnections:

@@ -1,22 +1,14 @@
-"""docs/client.md: its blocks run as they stand, and its table of errors is whole."""
+"""docs/client.md: its table of errors is whole."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from tests.house.documents import Reading, blocks
 from twinserve.client.retries import RetryPolicy
 from twinserve.errors import StoreDamaged, TwinserveError
 
 PAGE = "docs/client.md"
-
-
-def test_the_page_of_the_python_client_runs_as_written(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "data").symlink_to(root / "data")
-    with Reading(PAGE, tmp_path) as reading:
-        for block in blocks((root / PAGE).read_text(encoding="utf-8")):
-            reading.run(block)
 
 
 def test_its_table_of_errors_names_every_branch_and_what_is_tried_again(root: Path) -> None:

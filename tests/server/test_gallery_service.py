@@ -85,7 +85,7 @@ class Galleries:
     def get(self, name: str) -> EndlessGallery:
         return self.gallery
 
-    def list(self, after: str, limit: int) -> list[object]:
+    def list(self, after: str, limit: int, wanted: Callable[[str], bool]) -> list[object]:
         return []
 
     def delete(self, name: str) -> None:

@@ -116,6 +116,26 @@ def test_an_http_head_that_trickles_in_is_not_waited_for(monkeypatch: pytest.Mon
         slow.close()
 
 
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ((1024, 524_288), (65_536, 524_288)),
+        ((1024, 4096), (4096, 4096)),
+        ((1024, resource.RLIM_INFINITY), (65_536, resource.RLIM_INFINITY)),
+        ((100_000, 200_000), None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+    ],
+)
+def test_as_many_files_may_be_open_as_the_system_grants(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], wanted: tuple[int, int] | None
+) -> None:
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda which, new: seen.append(new))
+    connections.allow_files()
+    assert seen == ([] if wanted is None else [wanted])
+
+
 def test_the_bounds_come_from_the_files_that_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
     assert connections.most_connections(0) == connections.MostConnections(512, 256)
