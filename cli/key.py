@@ -22,7 +22,7 @@ EXAMPLES = """
   twinserve key new ops --keys keys.toml --role admin --days 90
   twinserve key list --keys keys.toml
   twinserve key revoke shop --keys keys.toml
-  TWINSERVE_API_KEY=$(twinserve key new me --keys keys.toml) twinserve gallery list
+  twinserve key list --keys keys.toml --json
 """
 EXIT_CODES = "0 done; 2 wrong usage, or a file that cannot be read, changed or written"
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--keys", type=Path, required=True, metavar="FILE", help="the file of keys"
         )
-    for action in (new, listing):
+    for action in (new, listing, revoke):
         action.add_argument("--json", action="store_true", help="print one JSON document")
     for action in (new, revoke):
         action.add_argument("id", metavar="ID", help="of the key: 1 to 32 of a-z 0-9 -")
@@ -74,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
             from twinserve.server.security import keys
 
             keys.revoke(arguments.keys, arguments.id)
+            if arguments.json:
+                print_json({"id": arguments.id, "revoked": True})
             print(f"{arguments.id} is no key of {arguments.keys} any more", file=sys.stderr)
     return OK
 

@@ -9,7 +9,6 @@ from types import ModuleType
 import pytest
 
 from tests.house.conftest import root, tool
-from tests.house.documents import Reading, blocks
 from twinserve import settings
 from twinserve.cli.__main__ import parser_of
 
@@ -66,12 +65,3 @@ def test_the_documented_table_is_the_parsers(root: Path, tool: Callable[[str], M
     assert script.table() in documented, "run python tools/settings_table.py"
     for name in settings.options(parser_of("serve")):
         assert f"| `{name}` |" in documented
-
-
-@pytest.mark.parametrize("page", ["command-line.md", "settings.md"])
-def test_the_pages_on_the_command_line_run_as_they_show(
-    root: Path, tmp_path: Path, page: str
-) -> None:
-    with Reading(f"docs/{page}", tmp_path) as reading:
-        for block in blocks((root / "docs" / page).read_text(encoding="utf-8")):
-            reading.run(block)

@@ -258,6 +258,6 @@ def test_the_command_line_connects_with_tls(
     monkeypatch.setenv("TWINSERVE_CLIENT_TLS_CA", ca[1])
     assert main(["gallery", "list", *target, *cert, *key]) == 0
     assert main(["gallery", "list", *target, *cert]) == 2
-    assert "--tls-cert and --tls-key together" in capsys.readouterr().err
+    assert "takes cert and key together" in capsys.readouterr().err
     assert main(["gallery", "list", *target, *cert, "--tls-key", "nothing.key"]) == 2
-    assert "nothing.key cannot be read" in capsys.readouterr().err
+    assert "nothing.key" in capsys.readouterr().err
