@@ -52,7 +52,7 @@ def server(shared_server: FakeServer) -> FakeServer:
 
 
 def made(server: FakeServer, **settings: Any) -> AsyncClient:
-    return AsyncClient(server.target, **{"timeout": 5.0, **settings})
+    return AsyncClient(server.target, **{"timeout": 20.0, **settings})
 
 
 def embedded(request: embedding_service_pb2.EmbedStreamRequest) -> Any:
