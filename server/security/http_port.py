@@ -102,8 +102,8 @@ def only_for(names: Collection[str]) -> Middleware:
         if request.path in HEALTH_PATHS or name in names or is_loopback(name):
             return await handler(request)
         return web.Response(
-            text=f"this server does not go by the name {name[:80]!r}; ask it as localhost, or start "
-            "it with --http-allowed-host and this name\n",
+            text=f"this server does not go by the name {name[:80]!r}; ask it as localhost, or "
+            "start it with --http-allowed-host and this name\n",
             status=421,
         )
 
