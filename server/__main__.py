@@ -212,6 +212,7 @@ async def serve(config: ServerConfig) -> None:
                 *gateway.OpenAI(calls, methods).routes(),
             ],
             origins=config.http_cors,
+            names=config.names_by_http,
             door=None if config.metrics_without_key else door,
             tls=tls,
             connections=most.http,

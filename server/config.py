@@ -23,6 +23,7 @@ CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16_384
 _MOST_MESSAGE_BYTES = (1 << 31) - 1  # gRPC takes its limit as an int
 NEEDED = ("model", "data_dir")  # settings without which there is no server
 _ORIGIN = re.compile(r"\*|[a-z]+://[^/\s]+")
+_HOST = re.compile(r"[A-Za-z0-9._:-]+")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -87,6 +88,7 @@ class ServerConfig:
     grpc_port: int = 50051
     http_port: int = 9090
     http_cors: tuple[str, ...] = ()  # origins whose pages may call from browsers
+    http_allowed_hosts: tuple[str, ...] = ()  # names that the HTTP port may be asked by
     device: str = "auto"
     insecure: bool = False
     keys: Path | None = None  # the file of keys; None lets everybody in
@@ -143,6 +145,12 @@ class ServerConfig:
                     f"--http-cors {origin!r:.80} is no origin as browsers name it; give scheme, "
                     "host and port alone, such as https://app.example.com, or *"
                 )
+        for name in self.http_allowed_hosts:
+            if not _HOST.fullmatch(name):
+                raise ConfigError(
+                    f"--http-allowed-host {name!r:.80} is no host; give a name or address alone, "
+                    "without scheme and port, such as twinserve.internal"
+                )
         if self.backup_dir is not None and self.backup_dir.resolve().is_relative_to(
             self.data_dir.resolve()
         ):
@@ -157,6 +165,14 @@ class ServerConfig:
                 "key: give --keys FILE (`twinserve key new` makes one), or give --insecure to "
                 "accept that, or stay on 127.0.0.1"
             )
+
+    @property
+    def names_by_http(self) -> frozenset[str] | None:
+        """Hosts that requests by HTTP may name beside this machine's own; None: any."""
+        # A page that is called by a name of its own here has no key, nor have others a browser.
+        if not self.http_allowed_hosts and not (self.keys is None and is_loopback(self.host)):
+            return None
+        return frozenset(name.lower() for name in self.http_allowed_hosts)
 
 
 def is_loopback(host: str) -> bool:
@@ -217,6 +233,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="an origin whose web pages may call the HTTP port, such as https://app.example.com; "
         "repeat for several; * is any; without it none may",
+    )
+    parser.add_argument(
+        "--http-allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name, beside localhost, by which a server without keys on this machine may be "
+        "asked on the HTTP port, such as that of a proxy before it; repeat for several",
     )
     parser.add_argument(
         "--device",
@@ -551,6 +575,7 @@ def from_arguments(arguments: argparse.Namespace) -> ServerConfig:
         grpc_port=arguments.grpc_port,
         http_port=arguments.http_port,
         http_cors=tuple(arguments.http_cors),
+        http_allowed_hosts=tuple(arguments.http_allowed_host),
         device=arguments.device,
         insecure=arguments.insecure,
         keys=arguments.keys,

@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from aiohttp import web
+from aiohttp import web, web_response
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from twinserve.errors import ConfigError, TwinserveError
 from twinserve.server.gateway import cors
+from twinserve.server.gateway.request_id import HEADER, request_id
 from twinserve.server.security import http_port
 from twinserve.server.security.access import Door
 from twinserve.server.security.connections import HTTP_SECONDS
@@ -27,6 +28,9 @@ from twinserve.server.security.tls import Tls
 
 log = logging.getLogger(__name__)
 
+# Versions are nobody's business. aiohttp has no setting for it, and what it answers to what is no
+# HTTP passes nothing of ours.
+web_response.SERVER_SOFTWARE = "twinserve"  # type: ignore[attr-defined]
 _LAST_BYTES = 2.0  # seconds that the last replies have when the server stops
 
 
@@ -38,6 +42,7 @@ async def start(
     *,
     routes: Iterable[web.RouteDef] = (),
     origins: Sequence[str] = (),
+    names: Collection[str] | None = None,
     door: Door | None = None,
     tls: Tls | None = None,
     connections: int = 1024,
@@ -51,6 +56,7 @@ async def start(
         is_ready: what /readyz tells.
         routes: served beside these three.
         origins: whose pages may call from browsers; see `gateway.cors`.
+        names: of hosts that requests may be for, see `http_port.only_for`; None takes any.
         door: asked before /metrics is answered; None lets everybody see it.
         tls: of the port; None is plain text.
         connections: taken at a time; more are closed at once.
@@ -85,9 +91,11 @@ async def start(
         return web.Response(text="not serving: warming up or draining\n", status=503)
 
     async def signed(request: web.Request, response: web.StreamResponse) -> None:
-        response.headers["Server"] = "twinserve"  # versions are nobody's business
+        response.headers[HEADER] = request_id(request)
 
     app = web.Application()
+    if names is not None:
+        app.middlewares.append(http_port.only_for(names))
     if tls is not None and tls.asks_clients:
         app.middlewares.append(http_port.with_certificate)
     app.on_response_prepare.append(signed)

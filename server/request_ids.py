@@ -17,12 +17,17 @@ KEY = "x-request-id"
 _USABLE = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
-def request_id_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """Return the id that the caller sent, or a new one where none came that can be used."""
+def sent_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Return the id that the caller sent; "" where none came that can be used."""
     for key, value in metadata:
         if key == KEY and isinstance(value, str) and _USABLE.fullmatch(value):
             return value
-    return uuid.uuid4().hex
+    return ""
+
+
+def request_id_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Return the id that the caller sent, or a new one where none came that can be used."""
+    return sent_in(metadata) or uuid.uuid4().hex
 
 
 def request_id_of(context: Any) -> str:

@@ -92,7 +92,7 @@ class TestTLS:
                     Client(server.target, tls=other, unavailable_for=0.0) as client,
                     pytest.raises(Unavailable),
                 ):
-                    client.get_gallery("g", timeout=2.0)
+                    client.get_gallery("g", timeout=20.0)
             assert len(server.requests) == 2
         finally:
             server.stop()
@@ -113,7 +113,7 @@ class TestAddresses:
     def test_of_several_addresses_the_first_that_answers_is_used(self) -> None:
         first, second = serving(), serving()
         try:
-            with Client(f"ipv4:{first.target},{second.target}", timeout=10.0) as client:
+            with Client(f"ipv4:{first.target},{second.target}", timeout=30.0) as client:
                 client.get_gallery("g")
                 assert (len(first.requests), len(second.requests)) == (1, 0)
                 first.stop()

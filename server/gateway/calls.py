@@ -3,13 +3,14 @@
 The bounds are those of the gRPC front: one number of calls inside for both ports, one budget of
 bytes, the same limit of one message, and the gate that a stopping server closes, which the methods
 themselves enter. What a call is refused with becomes a google.rpc.Status, and its form says how
-that is written.
+that is written; each is counted and written down once, here or by its method.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any, Protocol, TypeVar
@@ -18,17 +19,27 @@ import grpc
 from aiohttp import web
 from google.protobuf.message import Message
 
-from twinserve.errors import DeadlineExceeded, InternalFault, TwinserveError
+from twinserve.errors import (
+    Code,
+    DeadlineExceeded,
+    InternalFault,
+    InvalidInput,
+    LimitExceeded,
+    NotBuilt,
+    NotFound,
+    TwinserveError,
+)
 from twinserve.server.completion import Completion, drive
 from twinserve.server.config import Limits
 from twinserve.server.front.budget import Budget
 from twinserve.server.gateway import body
 from twinserve.server.gateway.body import Bytes, Reply
-from twinserve.server.gateway.context import HttpContext
+from twinserve.server.gateway.context import OTHER, HttpContext
 from twinserve.server.gateway.methods import Method
-from twinserve.server.gateway.refused import Refused, refused, status_in
+from twinserve.server.gateway.refused import Refused, name_in, refused, status_in
 from twinserve.server.security.access import Door
 from twinserve.server.services.calls import count_errors
+from twinserve.server.watching.ended_call import EndedCall
 from twinserve.server.watching.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -56,7 +67,7 @@ class Calls:
         budget: of the bytes of large messages.
         limits: of one message, and of the calls inside.
         overloaded: returns what a call is refused with where too many are inside.
-        metrics: that count refusals.
+        metrics: that count refusals, and tell those who write calls down of them.
         threads: where long messages are read and written.
     """
 
@@ -77,6 +88,9 @@ class Calls:
         self._overloaded = overloaded
         self._metrics = metrics
         self._threads = threads
+        for kind in (InvalidInput, LimitExceeded, NotBuilt, NotFound):
+            # A counter that begins with its first refusal would hide that one from a rate.
+            metrics.refused_calls.labels(kind.reason)
 
     async def take(
         self,
@@ -84,6 +98,8 @@ class Calls:
         path: str,
         work: Callable[[Call], Awaitable[Reply]],
         form: Callable[[Refused], Reply],
+        *,
+        known: bool = True,
     ) -> web.StreamResponse:
         """Take a call from its headers to the last byte of its reply.
 
@@ -92,13 +108,20 @@ class Calls:
             path: of the RPC that it stands for, which the door is asked about.
             work: does it.
             form: writes what it is refused with.
+            known: whether there is such an RPC, by whose name logs may call it.
         """
+        began = time.perf_counter()
+        context = HttpContext(request, path if known else OTHER, self._threads)
+
+        def told(refusal: Refused) -> Reply:
+            return form(self._told(refusal, context, began))
+
         front = self._front
         if front.calls + front.beside >= self._limits.max_calls:
-            return await body.send(request, form(Refused(status_in(self._overloaded()))))
+            return await body.send(request, told(Refused(status_in(self._overloaded()))))
         front.beside += 1
         try:
-            return await self._inside(request, path, work, form)
+            return await self._inside(request, path, context, work, told)
         finally:
             front.beside -= 1
 
@@ -106,48 +129,63 @@ class Calls:
         self,
         request: web.Request,
         path: str,
+        context: HttpContext,
         work: Callable[[Call], Awaitable[Reply]],
-        form: Callable[[Refused], Reply],
+        told: Callable[[Refused], Reply],
     ) -> web.StreamResponse:
         try:
-            context = HttpContext(request, path, self._threads)
             context.access = self._door.admit(path, context.invocation_metadata(), context.peer())
+            context.begin()
         except TwinserveError as error:
-            return await body.send(request, form(self._counted(refused(error))))
+            return await body.send(request, told(refused(error)))
         except Exception:
-            log.exception("the door failed at %s", path)
+            facts = {"request_id": context.request_id}
+            log.exception("the door failed at %.200r", path, extra=facts)
             closed = InternalFault("the server cannot check keys; its log says why")
-            return await body.send(request, form(self._counted(refused(closed))))
+            return await body.send(request, told(refused(closed)))
         with Bytes(self._budget, context.access.client or context.peer()) as inside:
             call = Call(request, context, inside, self._limits.max_message_bytes, self._threads)
-            return await body.send(request, await self._worked(call, path, work, form))
+            return await body.send(request, await _worked(call, path, work, told))
 
-    async def _worked(
-        self,
-        call: Call,
-        path: str,
-        work: Callable[[Call], Awaitable[Reply]],
-        form: Callable[[Refused], Reply],
-    ) -> Reply:
-        try:
-            async with asyncio.timeout(call.context.time_remaining()):
-                return await work(call)
-        except Refused as refusal:
-            return form(self._counted(refusal))
-        except TwinserveError as error:
-            return form(self._counted(refused(error)))
-        except TimeoutError:
-            late = DeadlineExceeded("the deadline passed before the answer came; allow more time")
-            return form(self._counted(refused(late)))
-        except Exception:
-            log.exception("%s by HTTP failed", path)
-            fault = InternalFault(f"{path} failed inside the server; its log says why")
-            return form(self._counted(refused(fault)))
-
-    def _counted(self, refusal: Refused) -> Refused:
-        if refusal.error is not None:
-            count_errors(self._metrics, {0: refusal.error})
+    def _told(self, refusal: Refused, context: HttpContext, began: float) -> Refused:
+        """Count what a call is refused with, and have it written down, unless its method has."""
+        error, status = refusal.error, refusal.status
+        if error is not None:
+            count_errors(self._metrics, {0: error})
+        if not context.is_handed_over:
+            if error is not None:
+                self._metrics.refused_calls.labels(error.reason).inc()
+            name = context.method.rpartition("/")[2]
+            call = EndedCall(name, Code(status.code).name, "", began, context, None, status)
+            call.seconds = time.perf_counter() - began
+            self._metrics.watches.ended(call)
+        name_in(status, context.request_id)
         return refusal
+
+
+async def _worked(
+    call: Call,
+    path: str,
+    work: Callable[[Call], Awaitable[Reply]],
+    told: Callable[[Refused], Reply],
+) -> Reply:
+    try:
+        async with asyncio.timeout(call.context.time_remaining()):
+            return await work(call)
+    except Refused as refusal:
+        return told(refusal)
+    except TwinserveError as error:
+        return told(refused(error))
+    except TimeoutError:
+        late = DeadlineExceeded("the deadline passed before the answer came; allow more time")
+        return told(refused(late))
+    except Exception:
+        request_id = call.context.request_id
+        log.exception("%s by HTTP failed", path, extra={"request_id": request_id})
+        fault = InternalFault(
+            f"{path} failed inside the server; its log says why, under request id {request_id}"
+        )
+        return told(refused(fault))
 
 
 class Call:
@@ -189,6 +227,7 @@ class Call:
         Raises:
             Refused: as the method ended.
         """
+        self.context.is_handed_over = True
         if method.is_driven:
             reply = await _driven(method, message, self.context)
         else:

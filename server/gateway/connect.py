@@ -71,7 +71,8 @@ class Connect:
         path = request.path
         method = self._methods.unary.get(path)
         work = self._lacking if method is None else functools.partial(_work, method)
-        return await self._calls.take(request, path, work, error_reply)
+        known = method is not None or path in self._methods.streams
+        return await self._calls.take(request, path, work, error_reply, known=known)
 
     async def _lacking(self, call: Call) -> Reply:
         path = call.request.path

@@ -14,25 +14,28 @@ from google.rpc import status_pb2
 from twinserve.errors import InvalidInput
 from twinserve.server.completion import Completion, Elsewhere
 from twinserve.server.gateway.refused import Refused, status_in
+from twinserve.server.gateway.request_id import request_id
+from twinserve.server.request_ids import KEY
 from twinserve.server.security.access import OPEN, Access
 
 TIMEOUT_KEY = "connect-timeout-ms"
+# The method of a call that stands for none, as OpenTelemetry names it: what callers make up would
+# fill logs and traces with names.
+OTHER = "_OTHER"
 _MAX_DIGITS = 10
 
 
 class HttpContext(grpc.aio.ServicerContext[Any, Any]):
     """One call.
 
-    Its headers are its metadata. Its peer is the client's address without the port: HTTP/1.1 takes
-    a connection for each call under way, so that connections tell no clients apart.
+    Its headers are its metadata, with the id that it has in any case. Its peer is the client's
+    address without the port: HTTP/1.1 takes a connection for each call under way, so that
+    connections tell no clients apart.
 
     Args:
         request: with its headers; the body need not have come.
-        method: full name of the RPC that it stands for.
+        method: full name of the RPC that it stands for, or `OTHER`.
         threads: where long work goes on.
-
-    Raises:
-        InvalidInput: a timeout that is none.
     """
 
     def __init__(self, request: web.Request, method: str, threads: Executor) -> None:
@@ -40,11 +43,24 @@ class HttpContext(grpc.aio.ServicerContext[Any, Any]):
         # As OpenTelemetry names what carries a call, where it has a name for it.
         self.rpc_system = "connect_rpc" if request.path == method else "http"
         self.message_bytes = 0  # of the body, once it was read
+        self.request_id = request_id(request)
+        self.is_handed_over = False  # to its method, which counts it and has it written down
         self._threads = threads
-        self._metadata = tuple((key.lower(), value) for key, value in request.headers.items())
+        sent = ((key.lower(), value) for key, value in request.headers.items())
+        # One that could not be used is nowhere to be seen.
+        self._metadata = (*(one for one in sent if one[0] != KEY), (KEY, self.request_id))
         self._peer = _address(request.transport)
-        self._deadline = _deadline(request.headers.get(TIMEOUT_KEY))
+        self._timeout = request.headers.get(TIMEOUT_KEY)
+        self._deadline: float | None = None
         self.access: Access = OPEN
+
+    def begin(self) -> None:
+        """Let its time run.
+
+        Raises:
+            InvalidInput: a timeout that is none.
+        """
+        self._deadline = _deadline(self._timeout)
 
     def elsewhere(self) -> Completion[None]:
         """Return what is complete in a thread: a driven method that waits for it goes on there."""

@@ -1,7 +1,7 @@
 """Pages of some origins may call from browsers (CORS); by default those of none may.
 
 Without it a page of any site may send what a form can, of which nothing here takes any: bodies are
-JSON or protobuf, which browsers ask leave for first.
+JSON or protobuf and say so, which browsers ask leave for first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from aiohttp import web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_TOLD = "Retry-After, Retry-After-Ms"
+_TOLD = "Retry-After, Retry-After-Ms, X-Request-Id"
 _SECONDS = "7200"  # the longest that browsers remember an answer for
 
 

@@ -81,7 +81,7 @@ class OpenAI:
         return await self._calls.take(request, GET_MODEL, self._model, error_reply)
 
     async def _answer_rest(self, request: web.Request) -> web.StreamResponse:
-        return await self._calls.take(request, LIST_MODELS, _lacking, error_reply)
+        return await self._calls.take(request, LIST_MODELS, _lacking, error_reply, known=False)
 
     async def _embeddings(self, call: Call) -> Reply:
         kind = call.request.content_type

@@ -47,6 +47,14 @@ def status_in(status: grpc.Status) -> status_pb2.Status:
     return status_pb2.Status(code=status.code.value[0], message=status.details)
 
 
+def name_in(status: status_pb2.Status, request_id: str) -> None:
+    """Have a status's ErrorInfo name the call that ends with it, where it does not yet."""
+    info = details.ErrorInfo()
+    if status.details and status.details[0].Unpack(info) and "request_id" not in info.metadata:
+        info.metadata["request_id"] = request_id
+        status.details[0].Pack(info)
+
+
 def seconds_to_retry(status: status_pb2.Status) -> float | None:
     """Return the seconds after which a retry may succeed, where the status says."""
     for one in status.details:

@@ -1,7 +1,8 @@
 """The audit log: one line of JSON for each call that changes something, or would have.
 
     {"time": "2026-11-29T02:00:00.123Z", "key": "shop", "peer": "ipv4:10.0.0.7:51234",
-     "method": "Enroll", "gallery": "shop-1", "items": 12, "request_id": "…", "code": "OK"}
+     "method": "Enroll", "gallery": "shop-1", "items": 12, "request_id": "…",
+     "idempotency_key": "…", "code": "OK"}
 
 Who, from where, what, to which gallery, how many, and how it ended; never a key, an input, an id of
 an item, a subject or metadata. The file is opened anew once it was moved away, as logrotate does.
@@ -92,7 +93,7 @@ def record(
         peer: the other side's address.
         method: its name without the service.
         code: that the call ended with, as gRPC names it.
-        facts: what else is known: galleries, counts, the request id.
+        facts: what else is known: galleries, counts, the call's id.
     """
     if not is_on():
         return

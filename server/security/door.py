@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from twinserve.errors import ClientOverShare, PermissionDenied, Unauthenticated
+from twinserve.server.request_ids import sent_in
 from twinserve.server.security import audit
 from twinserve.server.security.access import Access, Metadata, Role
 from twinserve.server.security.keys import Key, digest_of, id_in
@@ -114,7 +115,8 @@ class KeyDoor:
         try:
             return self._allow(known, method)
         except PermissionDenied as error:
-            self._tell_of_denial(known.key.id, method, peer, error)
+            facts = {"request_id": sent_in(metadata)}
+            self._tell_of_denial(known.key.id, method, peer, error, facts)
             raise
 
     def _allow(self, known: _Known, method: str) -> Access:
@@ -158,14 +160,22 @@ class KeyDoor:
         self._strangers = 0
         self._tell_again = now + QUIET_SECONDS
 
-    def _tell_of_denial(self, key: str, method: str, peer: str, error: PermissionDenied) -> None:
+    def _tell_of_denial(
+        self,
+        key: str,
+        method: str,
+        peer: str,
+        error: PermissionDenied,
+        facts: Mapping[str, audit.Fact],
+    ) -> None:
         """Have the audit log tell what a key may not do; of each method once in a while."""
         if ROLES.get(method, Role.READ) is Role.READ:
             return
         now = self._clock()
         if now >= self._denied.get((key, method), now):
             self._denied[key, method] = now + QUIET_SECONDS
-            audit.record(key=key, peer=peer, method=_short(method), code=error.code.name)
+            name, code = _short(method), error.code.name
+            audit.record(key=key, peer=peer, method=name, code=code, facts=facts)
 
     def _identify(self, metadata: Metadata) -> _Known:
         key = _bearer(metadata)

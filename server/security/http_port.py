@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Collection
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from twinserve.errors import Code, TwinserveError, Unauthenticated
+from twinserve.server.config import is_loopback
 from twinserve.server.security.access import Access, Door
 from twinserve.server.security.connections import HANDSHAKE_SECONDS
 from twinserve.server.security.tls import Tls
 
 HEALTH_PATHS = ("/healthz", "/readyz")
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_NAME = re.compile(r":\d*\Z|\.(?=(:\d*)?\Z)")  # what a host's name has behind it: a port, a dot
 _STATUSES = {Code.UNAUTHENTICATED: 401, Code.PERMISSION_DENIED: 403, Code.RESOURCE_EXHAUSTED: 429}
 
 
@@ -61,9 +67,7 @@ class _TooMany(asyncio.Protocol):
 
 
 @web.middleware
-async def with_certificate(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def with_certificate(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse who shows no certificate, except probes of health, which have none to show.
 
     A certificate that the CA did not sign has ended the connection already.
@@ -78,6 +82,32 @@ async def with_certificate(
             status=403,
         )
     return await handler(request)
+
+
+def only_for(names: Collection[str]) -> Middleware:
+    """Return what refuses requests for other hosts than this machine and some names.
+
+    A page may have its own name resolve to 127.0.0.1 (DNS rebinding): its browser then takes the
+    server for the page's own, and lets the page send and read all. It sends that name as the host.
+
+    Args:
+        names: of hosts, in small letters, beside localhost and loopback addresses.
+    """
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        # No browser leaves the header out; HTTP/1.0 may.
+        host = request.headers.get("Host", "localhost")
+        name = _NAME.sub("", host).strip("[]").lower()
+        if request.path in HEALTH_PATHS or name in names or is_loopback(name):
+            return await handler(request)
+        return web.Response(
+            text=f"this server does not go by the name {name[:80]!r}; ask it as localhost, or "
+            "start it with --http-allowed-host and this name\n",
+            status=421,
+        )
+
+    return check
 
 
 def admit(door: Door, method: str, request: web.Request) -> Access:

@@ -8,6 +8,7 @@ from typing import Any
 from google.rpc import status_pb2
 
 from twinserve.errors import Code
+from twinserve.server.request_ids import request_id_of
 from twinserve.server.security import audit
 from twinserve.server.security.access import OPEN, Access, Role
 from twinserve.server.security.methods import ROLES
@@ -43,7 +44,8 @@ def record(method: str, request: Any, context: Any, found: object) -> None:
     facts: dict[str, audit.Fact] = {**_asked(request)}
     if code == "OK":
         facts |= {name: getattr(found, name, 0) for name in _DONE}
-    facts["request_id"] = getattr(request, "request_id", "")
+    facts["request_id"] = request_id_of(context)
+    facts["idempotency_key"] = getattr(request, "request_id", "")
     audit.record(
         key=access.client, peer=context.peer() or "", method=method, code=code, facts=facts
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from grpc_status import rpc_status
 from tests import conftest, twins
 from tests.conftest import RunningServer
 from tests.server import wire
+from tests.server.access_lines import line_of, lines_of
 from tests.server.wire import Stubs
 from twinserve.server.gate import Gate
 from twinserve.server.request_ids import request_id_in, request_id_of
@@ -39,17 +38,6 @@ def server(twin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     yield running
     if running.process.poll() is None:
         running.kill()
-
-
-def line_of(server: RunningServer, request_id: str) -> dict[str, Any]:
-    """The access log's line of a call, waited for: the reply may be faster."""
-    for _ in range(100):
-        for line in server.errors:
-            fields: dict[str, Any] = json.loads(line)
-            if fields.get("request_id") == request_id and fields["logger"] == "twinserve.access":
-                return fields
-        time.sleep(0.05)
-    raise AssertionError(f"no line of {request_id} in\n{''.join(server.errors)}")
 
 
 def id_in(error: grpc.RpcError) -> str:
@@ -102,9 +90,7 @@ def test_each_message_of_a_stream_is_a_call_under_the_streams_id(server: Running
     with server.channel() as channel:
         stub = Stubs(channel).embedding
         list(stub.EmbedStream(iter(messages), metadata=(("x-request-id", "stream-1"),)))
-    line_of(server, "stream-1")
-    time.sleep(0.1)
-    found = [json.loads(line) for line in server.errors if '"stream-1"' in line]
+    found = lines_of(server, "stream-1", 3)
     assert sorted(one["items"] for one in found) == [1, 2, 3]
 
 

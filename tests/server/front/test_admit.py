@@ -98,7 +98,7 @@ def test_ten_connections_of_one_key_have_one_turn(run_front: Start) -> None:
     assert began.wait(10)
     futures += [call.future(b"crowd", metadata=theirs) for call in crowd for _ in range(3)]
     futures += [one.future(b"one", metadata=mine) for _ in range(4)]
-    threading.Event().wait(0.3)
+    threading.Event().wait(1.0)
     go_on.set()
     for future in futures:
         future.result(20)

@@ -56,13 +56,13 @@ def ask(
     path: str,
     body: bytes | str | Mapping[str, Any] | None = None,
     method: str = "POST",
-    kind: str = "application/json",
+    kind: str | None = "application/json",
     **headers: str,
 ) -> Answer:
     """Ask once, over a connection of its own; `_` in a header's name stands for `-`."""
     if isinstance(body, Mapping):
         body = json.dumps(body)
-    sent = {"Content-Type": kind} if body is not None else {}
+    sent = {} if body is None or kind is None else {"Content-Type": kind}
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
     try:

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from tests import twins
 from tests.conftest import RunningServer
 from tests.server import wire
+from tests.server.access_lines import line_of
 from tests.server.gateway.asking import SERVICE, Answer, ask, call
 from tests.server.gateway.conftest import MESSAGE_LIMIT
 from tests.server.wire import Stubs
@@ -224,8 +225,8 @@ def test_a_body_over_the_limit_of_a_message_is_refused_by_its_announcement(
 def test_a_body_over_the_limit_that_announced_nothing_is_refused_too(both: RunningServer) -> None:
     with socket.create_connection(("127.0.0.1", both.http_port), timeout=30) as line:
         line.sendall(
-            f"POST {SERVICE}{EMBED} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            "Transfer-Encoding: chunked\r\n\r\n".encode()
+            f"POST {SERVICE}{EMBED} HTTP/1.1\r\nHost: localhost\r\n"
+            "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
         )
         chunk = b"40000\r\n" + b" " * 0x40000 + b"\r\n"
         for _ in range(MESSAGE_LIMIT // 0x40000 + 1):
@@ -290,6 +291,43 @@ def test_pages_of_the_origin_that_was_named_may_call_and_others_may_not(
     assert reply.headers["access-control-allow-origin"] == "https://app.example"
     assert reply.headers["vary"] == "Origin"
     assert reply.headers["server"] == "twinserve"
+
+
+@pytest.mark.parametrize("path", [SERVICE + EMBED, "/v1/embeddings"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        None,
+        "",
+        "text/plain",
+        "text/plain; application/json",
+        "text/plain;,application/json",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=application/json",
+    ],
+)
+def test_what_a_page_may_send_without_asking_leave_is_not_taken(
+    both: RunningServer, path: str, kind: str | None
+) -> None:
+    """A page of any site may send these types without a preflight (Fetch, CORS-safelisted)."""
+    body = '{"model": "texts", "input": "a", "inputs": [{"text": "a"}]}'
+    assert ask(both, path, body, kind=kind, Origin="https://evil.example").status == 415
+
+
+def test_a_page_s_own_name_for_this_machine_is_refused(both: RunningServer) -> None:
+    for path in ("/v1/models", "/metrics"):
+        assert ask(both, path, None, "GET", Host="evil.example:9090").status == 421
+    assert ask(both, "/healthz", None, "GET", Host="evil.example:9090").status == 200
+    assert ask(both, "/v1/models", None, "GET", Host="localhost:1").status == 200
+
+
+def test_a_body_that_is_none_has_a_line_in_the_log_under_the_id_that_its_client_sent(
+    both: RunningServer,
+) -> None:
+    answer = ask(both, SERVICE + EMBED, "{", X_Request_Id="shop-42")
+    assert answer.headers["x-request-id"] == "shop-42"
+    line = line_of(both, "shop-42")
+    assert (line["method"], line["reason"]) == ("Embed", "INVALID_INPUT")
 
 
 def test_metrics_count_calls_by_http_with_those_by_grpc(both: RunningServer) -> None:

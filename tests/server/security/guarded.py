@@ -59,7 +59,7 @@ class Guarded:
         """Have the file read again now, and wait until the server says that it was."""
         seen = len(self.server.errors)
         self.server.process.send_signal(signal.SIGHUP)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while time.monotonic() < until:
             if any("keys" in line for line in self.server.errors[seen:]):
                 return

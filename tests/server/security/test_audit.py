@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.rpc import error_details_pb2
 
 from tests import twins
 from tests.server import wire
@@ -26,13 +29,15 @@ FILES = (embedding_service_pb2, gallery_pb2, pb, model_service_pb2, inference_pb
 
 
 def told(guarded: Guarded, call: Any) -> list[dict[str, Any]]:
-    """Return the lines that a call adds, without their times and peers."""
+    """Return the lines that a call adds, without what differs each time: times, peers, ids."""
     before = len(guarded.lines())
     call()
     lines = guarded.lines()[before:]
     for line in lines:
         assert line.pop("time").endswith("Z")
         assert line.pop("peer").startswith(("ipv4:127.0.0.1:", "ipv6:"))
+        if len(line.get("request_id", "")) == 32:  # made by the server
+            del line["request_id"]
     return lines
 
 
@@ -51,7 +56,8 @@ def test_each_call_that_changes_anything_is_one_line(guarded: Guarded) -> None:
         def all_calls() -> None:
             gallery_stub = stubs.gallery
             gallery_stub.CreateGallery(pb.CreateGalleryRequest(gallery=gallery), metadata=ops)
-            gallery_stub.Enroll(two, metadata=guarded.metadata("writer"))
+            named = (*guarded.metadata("writer"), ("x-request-id", "call-1"))
+            gallery_stub.Enroll(two, metadata=named)
             list(gallery_stub.EnrollStream(iter([two, two]), metadata=ops))
             subject = pb.RemoveRequest(gallery="north-1", subject="secret-subject")
             gallery_stub.Remove(subject, metadata=ops)
@@ -64,10 +70,11 @@ def test_each_call_that_changes_anything_is_one_line(guarded: Guarded) -> None:
             gallery_stub.CountItems(pb.CountItemsRequest(gallery="north-1"), metadata=ops)
 
         lines = told(guarded, all_calls)
-    enrolled = {"gallery": "north-1", "items": 2, "failed": 1, "request_id": "r-1", "code": "OK"}
+    enrolled = {"gallery": "north-1", "items": 2, "failed": 1, "idempotency_key": "r-1"}
+    enrolled |= {"code": "OK"}
     assert lines == [
         {"key": "ops", "method": "CreateGallery", "gallery": "audited", "code": "OK"},
-        {"key": "writer", "method": "Enroll", **enrolled},
+        {"key": "writer", "method": "Enroll", "request_id": "call-1", **enrolled},
         {"key": "ops", "method": "EnrollStream", **enrolled},
         {"key": "ops", "method": "EnrollStream", **enrolled},
         {
@@ -109,6 +116,31 @@ def test_what_a_key_may_not_change_is_told_and_repeated_refusals_once(guarded: G
     strangers = [line for line in guarded.server.errors if "without a valid key" in line]
     assert 1 <= len(strangers) <= 5, "many in one line"
     assert "tws_reader_wrong" not in "".join(guarded.server.errors)
+
+
+def test_a_line_names_the_call_as_the_logs_and_the_client_know_it(guarded: Guarded) -> None:
+    url = f"http://127.0.0.1:{guarded.server.http_port}/twinserve.v1.GalleryService/MoveItems"
+    with guarded.server.channel() as channel:
+        key = guarded.metadata("ops")
+        wrong = pb.MoveItemsRequest(gallery="north-1")
+        status = refusal(Stubs(channel).gallery.MoveItems, wrong, key)
+    told = wire.detail(status, error_details_pb2.ErrorInfo).metadata["request_id"]
+    assert guarded.lines()[-1]["request_id"] == told
+
+    # One that the door refuses by HTTP has its id already; another key, not told of just now.
+    headers = {"Authorization": f"Bearer {guarded.keys['writer']}", "X-Request-Id": "my-call"}
+    headers["Content-Type"] = "application/json"
+    refused = urllib.request.Request(url.replace("MoveItems", "CreateGallery"), b"{}", headers)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(refused, timeout=30)
+    caught.value.close()
+    line = guarded.lines()[-1]
+    assert (line["method"], line["request_id"], line["code"]) == (
+        "CreateGallery",
+        caught.value.headers["X-Request-Id"],
+        "PERMISSION_DENIED",
+    )
+    assert line["request_id"] == "my-call"
 
 
 def test_the_file_may_be_moved_away_and_is_its_owner_s_alone(guarded: Guarded) -> None:

@@ -43,6 +43,16 @@ def many(port: int, count: int) -> list[socket.socket]:
     return [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
 
 
+def is_answered(port: int) -> bool:
+    """Say whether a new connection of HTTP is taken."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as one:
+        try:
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            return one.recv(4096).startswith(b"HTTP/1.1 200")
+        except ConnectionError:
+            return False
+
+
 @contextmanager
 def http_port(most: int) -> Iterator[int]:
     """Serve the HTTP port on a loop in a thread."""
@@ -53,7 +63,7 @@ def http_port(most: int) -> Iterator[int]:
     thread.start()
 
     def on_loop(coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
 
     runner, port = on_loop(
         http.start("127.0.0.1", 0, CollectorRegistry(), lambda: True, connections=most)
@@ -70,12 +80,17 @@ def http_port(most: int) -> Iterator[int]:
 def test_the_grpc_port_takes_so_many_connections_and_closes_silent_ones(
     run_front: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bounded = run_front({}, options=connections.grpc_options(4))
+    silent = many(bounded.port, 10)
+    patient_until = time.monotonic() + connections.HANDSHAKE_SECONDS / 2
+    while sum(is_closed(one, 0.02) for one in silent) < 6:
+        assert time.monotonic() < patient_until, "those above the bound"
+    for one in silent:
+        one.close()
     monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 1)
     running = run_front({"Echo": ("uu", echo)}, options=connections.grpc_options(4))
-    silent = many(running.port, 10)
-    closed = [is_closed(one, 0.05) for one in silent]
-    assert closed.count(True) >= 6, "those above the bound"
-    assert all(is_closed(one, 3.0) for one in silent), "those that say nothing"
+    silent = many(running.port, 4)
+    assert all(is_closed(one, 20.0) for one in silent), "those that say nothing"
     for one in silent:
         one.close()
     with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
@@ -89,13 +104,12 @@ def test_the_http_port_takes_so_many_connections() -> None:
             one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert one.recv(4096).startswith(b"HTTP/1.1 200")
         above = many(port, 3)
-        assert all(is_closed(one, 3.0) for one in above)
+        assert all(is_closed(one, 20.0) for one in above)
         asking[0].close()
-        time.sleep(0.05)
-        (again,) = many(port, 1)
-        again.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert again.recv(4096).startswith(b"HTTP/1.1 200")
-        for one in (*asking, *above, again):
+        until = time.monotonic() + 20
+        while not is_answered(port):  # until the server has seen that one went
+            assert time.monotonic() < until, "the room of one that went is lost"
+        for one in (*asking, *above):
             one.close()
 
 
@@ -106,12 +120,12 @@ def test_an_http_head_that_trickles_in_is_not_waited_for(monkeypatch: pytest.Mon
         began = time.monotonic()
         slow.sendall(b"GET /healthz HTTP/1.1\r\n")
         while not is_closed(slow, 0.1):
-            assert time.monotonic() - began < 3.0, "still open"
+            assert time.monotonic() - began < 20.0, "still open"
             try:
                 slow.sendall(b"X-More: x\r\n")
             except ConnectionError:
                 break
-        assert is_closed(silent, 2.0)
+        assert is_closed(silent, 20.0)
         silent.close()
         slow.close()
 

@@ -49,7 +49,7 @@ def test_the_fields_of_an_audit_line_are_told() -> None:
     (table,) = re.findall(r"^\| field \| \|\n(.*?)\n\n", SECURITY, re.MULTILINE | re.DOTALL)
     told = set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.splitlines()[1:])))
     written = {*auditing._TEXTS, *auditing._DONE, "items", "by", "aliases", "galleries", "force"}
-    written |= {"time", "key", "peer", "method", "request_id", "code"}
+    written |= {"time", "key", "peer", "method", "request_id", "idempotency_key", "code"}
     assert told == written
     assert set(line) <= told
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import time
@@ -22,7 +21,6 @@ from tests import twins
 from tests.server import wire
 from tests.server.security.guarded import Guarded, refusal
 from tests.server.wire import Stubs
-from twinserve.client import Client
 from twinserve.errors import ClientOverShare, PermissionDenied, Unauthenticated
 from twinserve.oip import inference_pb2, inference_pb2_grpc
 from twinserve.server.security import keys
@@ -228,10 +226,11 @@ def test_the_client_raises_what_the_door_refused_with(guarded: Guarded) -> None:
         assert client.embed([PIXELS[0]]).vectors.shape == (1, 16)
     with guarded.client("nothing") as client, pytest.raises(Unauthenticated):
         client.embed([PIXELS[0]])
-    with Client(guarded.server.target, api_key=guarded.keys["slow"], timeout=0.5) as client:
-        # Five seconds to the next call are more than this client waits; one or none is left.
-        with contextlib.suppress(ClientOverShare):
-            client.embed([PIXELS[0]])
+    guarded.make("rare", Role.READ, rate=0.01, burst=1)
+    guarded.reload()
+    with guarded.client("rare") as client:
+        client.embed([PIXELS[0]])
+        # A hundred seconds to the next call are more than this client waits.
         with pytest.raises(ClientOverShare) as refused:
             client.embed([PIXELS[0]])
         assert refused.value.retry_after is not None

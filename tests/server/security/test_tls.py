@@ -55,7 +55,7 @@ class Secured:
             api_key=self.key if key == "" else key,
             credentials=self.certificates.channel_credentials(ca, client),
             unavailable_for=0.0,
-            timeout=10,
+            timeout=30,
         ) as one:
             return len(one.embed([PIXELS[0]]).vectors)
 
@@ -76,7 +76,7 @@ class Secured:
         """Have the certificates read again now; return what the server logs of it."""
         seen = len(self.server.errors)
         self.server.process.send_signal(signal.SIGHUP)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while time.monotonic() < until:
             for line in self.server.errors[seen:]:
                 if "certificate" in line:
@@ -151,7 +151,7 @@ def test_certificates_change_without_a_restart_and_bad_ones_change_nothing(
     certificates = secured.certificates
     target = f"localhost:{secured.server.grpc_port}"
     credentials = certificates.channel_credentials("ca", "client")
-    with Client(target, api_key=secured.key, credentials=credentials, timeout=10) as open_since:
+    with Client(target, api_key=secured.key, credentials=credentials, timeout=30) as open_since:
         open_since.embed([PIXELS[0]])
         # The certificate is there before its key, as it is while somebody copies.
         certificates.certificate("server").write_bytes(

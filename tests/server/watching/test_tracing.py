@@ -247,5 +247,5 @@ def test_a_collector_that_is_away_delays_no_stop(
     began = time.monotonic()
     tracing.Tracing(provider).close()
     back.set()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert "could not be sent" in caplog.text
