@@ -28,6 +28,9 @@ from twinserve.server.security.tls import Tls
 log = logging.getLogger(__name__)
 
 _LAST_BYTES = 2.0  # seconds that the last replies have when the server stops
+# Seconds in which what was refused unread may still come, so that its sender sees why; what comes
+# is dropped.
+_LINGERING = 1.0
 
 
 async def start(
@@ -103,6 +106,7 @@ async def start(
         logger=log,
         keepalive_timeout=HTTP_SECONDS,
         shutdown_timeout=_LAST_BYTES,
+        lingering_time=_LINGERING,
         handler_cancellation=True,  # a call whose client has gone is dropped
         auto_decompress=False,  # a few bytes could become gigabytes
     )

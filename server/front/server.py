@@ -49,6 +49,9 @@ SHARE = 0.9
 # While stopping: the calls that come are held until none has come for QUIET seconds (MOST at most);
 # then clients have TOLD seconds to hear that they are to go elsewhere.
 QUIET, MOST, TOLD = 0.02, 0.5, 0.1
+# Bytes of metadata that a call may bring. The core tells clients the same, whose libraries hold to
+# it, but itself takes more where it comes in several frames.
+METADATA = 16 << 10
 _PAST = 0.0
 _HEALTH = b"/grpc.health.v1.Health/"
 
@@ -328,6 +331,9 @@ class Front(grpc.aio.Server):
         ):
             self._refuse(event, self._refusals.overloaded())
             return
+        if sum(len(key) + len(value) for key, value in event.invocation_metadata) > METADATA:
+            self._refuse(event, _TOO_MUCH_METADATA)
+            return
         access: Access | None = None
         if self._admit is not None:
             peer = core.peer_of(event.call)
@@ -399,3 +405,10 @@ class _Status(grpc.Status):
         self.code = code
         self.details = details
         self.trailing_metadata = trailing_metadata
+
+
+_TOO_MUCH_METADATA = _Status(
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    f"the call brings over {METADATA} bytes of metadata; send what is long in its message",
+    (),
+)
