@@ -22,6 +22,7 @@ from twinserve.errors import DeadlineExceeded, InternalFault, TwinserveError
 from twinserve.server.completion import Completion, drive
 from twinserve.server.config import Limits
 from twinserve.server.front.budget import Budget
+from twinserve.server.front.shares import Shares
 from twinserve.server.gateway import body
 from twinserve.server.gateway.body import Bytes, Reply
 from twinserve.server.gateway.context import HttpContext
@@ -58,6 +59,7 @@ class Calls:
         overloaded: returns what a call is refused with where too many are inside.
         metrics: that count refusals.
         threads: where long messages are read and written.
+        shares: of the calls inside that one key may have, over both ports.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class Calls:
         overloaded: Callable[[], grpc.Status],
         metrics: Metrics,
         threads: Executor,
+        shares: Shares | None = None,
     ) -> None:
+        self._shares = shares
         self._front = front
         self._door = door
         self._budget = budget
@@ -118,9 +122,17 @@ class Calls:
             log.exception("the door failed at %s", path)
             closed = InternalFault("the server cannot check keys; its log says why")
             return await body.send(request, form(self._counted(refused(closed))))
-        with Bytes(self._budget, context.access.client or context.peer()) as inside:
-            call = Call(request, context, inside, self._limits.max_message_bytes, self._threads)
-            return await body.send(request, await self._worked(call, path, work, form))
+        client = context.access.client
+        refusal = None if self._shares is None else self._shares.take(client)
+        if refusal is not None:
+            return await body.send(request, form(Refused(status_in(refusal))))
+        try:
+            with Bytes(self._budget, client or context.peer()) as inside:
+                call = Call(request, context, inside, self._limits.max_message_bytes, self._threads)
+                return await body.send(request, await self._worked(call, path, work, form))
+        finally:
+            if self._shares is not None:
+                self._shares.give_back(client)
 
     async def _worked(
         self,

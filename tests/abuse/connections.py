@@ -73,7 +73,13 @@ def idle(victim: Victim) -> str:
     return alike(found)
 
 
-@case("10,000 idle connections to a server that takes them", "both", "?", mib=1024, is_long=True)
+@case(
+    "10,000 idle connections to a server that takes them",
+    "both",
+    "those above the bound closed, who is inside is served: OK",
+    mib=1024,
+    is_long=True,
+)
 def ten_thousand(victim: Victim) -> str:
     files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -240,7 +246,7 @@ def closed_within(one: socket.socket, least: float, most: float) -> str:
 @case(
     f"a connection that says nothing (closed after {HANDSHAKE_SECONDS} s)",
     "gRPC",
-    "?",
+    "closed",
     is_long=True,
 )
 def silent(victim: Victim) -> str:
@@ -249,7 +255,10 @@ def silent(victim: Victim) -> str:
 
 
 @case(
-    f"a head that trickles in, slowloris (closed after {HTTP_SECONDS} s)", "HTTP", "?", is_long=True
+    f"a head that trickles in, slowloris (closed after {HTTP_SECONDS} s)",
+    "HTTP",
+    "closed",
+    is_long=True,
 )
 def slowloris(victim: Victim) -> str:
     with connected(victim.http_port) as one:
@@ -264,7 +273,7 @@ def slowloris(victim: Victim) -> str:
     return "open"
 
 
-@case(f"a body that trickles in (refused after {READ_SECONDS:.0f} s)", "HTTP", "?", is_long=True)
+@case(f"a body that trickles in (refused after {READ_SECONDS:.0f} s)", "HTTP", "408", is_long=True)
 def slow_body(victim: Victim) -> str:
     with connected(victim.http_port) as one:
         began = time.monotonic()
@@ -277,7 +286,12 @@ def slow_body(victim: Victim) -> str:
     return found[9:12].decode() or "open"
 
 
-@case(f"a reply that is never read (closed after {SEND_SECONDS:.0f} s)", "HTTP", "?", is_long=True)
+@case(
+    f"a reply that is never read (closed after {SEND_SECONDS:.0f} s)",
+    "HTTP",
+    "closed before its end",
+    is_long=True,
+)
 def unread_reply(victim: Victim) -> str:
     with _unread(victim, 1) as (one,):
         time.sleep(SEND_SECONDS + 5)

@@ -44,11 +44,13 @@ def literal(name: bytes, value: bytes) -> bytes:
     return b"\0" + _text(name) + _text(value)
 
 
-def head(path: str, bearer: str, more: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+def head(path: str, bearer: str = "", more: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
     """Write the headers of a gRPC call."""
     fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode())]
     fields += [(b":authority", b"localhost"), (b"te", b"trailers")]
-    fields += [(b"content-type", b"application/grpc"), (b"authorization", bearer.encode()), *more]
+    fields += [(b"content-type", b"application/grpc"), *more]
+    if bearer:
+        fields.append((b"authorization", bearer.encode()))
     return b"".join(literal(name, value) for name, value in fields)
 
 
@@ -103,14 +105,19 @@ class Http2:
 
     def answer(self, seconds: float = 5.0) -> str:
         """Return how a stream, or the connection, ends: a gRPC code, or HTTP/2's."""
+        return next(self.answers(seconds), "silent")
+
+    def answers(self, seconds: float) -> Iterator[str]:
+        """Return how one stream after the other ends, and the connection."""
         for kind, _, _, payload in self.frames(seconds):
             if kind == HEADERS:
                 _, found, rest = payload.partition(b"grpc-status")
                 if found:
                     code = rest[1 : 1 + rest[0]].decode()
-                    return GRPC.get(code, code)
+                    yield GRPC.get(code, code)
             elif kind == RESET:
-                return f"stream reset ({CODES[int.from_bytes(payload[:4], 'big')]})"
+                yield f"stream reset ({CODES[int.from_bytes(payload[:4], 'big')]})"
             elif kind == GOAWAY:
-                return f"connection closed ({CODES[int.from_bytes(payload[4:8], 'big')]})"
-        return "connection closed" if self.is_closed else "silent"
+                yield f"connection closed ({CODES[int.from_bytes(payload[4:8], 'big')]})"
+        if self.is_closed:
+            yield "connection closed"

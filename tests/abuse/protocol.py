@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.abuse import frames
-from tests.abuse.asking import alike, connected, grpc_answer, raw
+from tests.abuse.asking import alike, connected, grpc_answer, mirror, raw
 from tests.abuse.cases import theme
 from tests.abuse.frames import (
     CONTINUATION,
@@ -237,3 +239,44 @@ def streams(victim: Victim, count: int) -> str:
         found = http2.answer(0.5)
         beside = grpc_answer(victim, "embedding.Embed", SOUND, key="ops")
     return f"{found}; a sound call beside them: {beside}"
+
+
+@case(
+    "5,000 streams left open with one key, on five connections",
+    "both",
+    "RESOURCE_EXHAUSTED; 429 CLIENT_OVER_SHARE; a sound call of another key: OK",
+    mib=160,
+)
+def streams_of_one_key(victim: Victim) -> str:
+    with spread(victim, head(EMBED_STREAM, victim.bearer("reader"))) as found:
+        by_http = mirror(victim, "embedding.Embed", SOUND, key="reader")
+        beside = grpc_answer(victim, "embedding.Embed", SOUND, key="ops")
+    return f"{found}; {by_http}; a sound call of another key: {beside}"
+
+
+@case(
+    "5,000 watchers of health without a key, on five connections",
+    "gRPC",
+    "RESOURCE_EXHAUSTED; a sound call: OK, a probe: OK",
+)
+def watchers(victim: Victim) -> str:
+    everything = frame(DATA, END_STREAM, 1, frames.message(0))
+    with spread(victim, head("/grpc.health.v1.Health/Watch"), everything) as found:
+        beside = grpc_answer(victim, "embedding.Embed", SOUND)
+        probe = health_pb2_grpc.HealthStub(victim.channel)
+        served = probe.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+    assert served == health_pb2.HealthCheckResponse.SERVING
+    return f"{found}; a sound call: {beside}, a probe: OK"
+
+
+@contextlib.contextmanager
+def spread(victim: Victim, fields: bytes, data: bytes = b"") -> Iterator[str]:
+    """Leave a thousand streams open on each of five connections; how the last were answered."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            http2 = Http2(stack.enter_context(connected(victim.grpc_port)))
+            for stream in range(1, 2001, 2):
+                http2.send(frame(HEADERS, END_HEADERS, stream, fields))
+                if data:
+                    http2.send(data[:5] + stream.to_bytes(4, "big") + data[9:])
+        yield next((one for one in http2.answers(1.0) if one != "OK"), "silent")
