@@ -8,13 +8,16 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import grpc
+import numpy as np
 
 from tests import twins
 from tests.abuse.asking import alike, connected, grpc_answer, http_answer, received
 from tests.abuse.cases import theme
 from tests.abuse.http_requests import head
+from tests.abuse.inputs import space_of
 from tests.abuse.victim import PIXELS, SOUND, Victim
 from tests.conftest import start
 from tests.server import wire
@@ -89,9 +92,8 @@ def ten_thousand(victim: Victim) -> str:
     flags = ("--max-connections", "9900", "--runners", "1", "--threads", "1")
     server = start("--model", folder / "image.onnx", "--data-dir", folder / "data", *flags)
     try:
-        from dataclasses import replace
-
         other = Victim(replace(victim.guarded, server=server), folder)
+        assert grpc_answer(other, "embedding.Embed", SOUND) == "OK"  # inside before the others
         found = []
         for name, port in (("gRPC", server.grpc_port), ("HTTP", server.http_port)):
             before = other.memory()
@@ -199,27 +201,48 @@ def slow_export(victim: Victim) -> str:
     return f"writes beside it: {found}"
 
 
-@case("replies of HTTP that are never read", "HTTP", "calls beside them: OK; 200")
+@case("20 replies of 4 MB that are never read", "HTTP", "calls beside them: OK; 200", mib=256)
 def slow_http_reader(victim: Victim) -> str:
     with _unread(victim, 20):
-        beside = (
-            f"{grpc_answer(victim, 'embedding.Embed', SOUND)}; {http_answer(victim, '/v1/models')}"
-        )
+        grpc_found = grpc_answer(victim, "embedding.Embed", SOUND)
+        beside = f"{grpc_found}; {http_answer(victim, '/v1/models')}"
     return f"calls beside them: {beside}"
 
 
 @contextlib.contextmanager
 def _unread(victim: Victim, count: int) -> Iterator[list[socket.socket]]:
-    """Ask for large replies, and read none."""
-    body = b'{"model":"text","input":[' + b",".join(b'"w%d"' % i for i in range(1024)) + b"]}"
+    """Ask for large replies, more than the kernel holds for a client, and read none."""
+    _enroll_heavy(victim)
+    body = b'{"gallery":"heavy","pageSize":1000,"view":"ITEM_VIEW_FULL"}'
+    request = head(
+        victim, b"Content-Length: %d" % len(body), path=b"/twinserve.v1.GalleryService/ListItems"
+    )
     with contextlib.ExitStack() as stack:
         many = []
         for _ in range(count):
             one = stack.enter_context(connected(victim.http_port, buffer=2048))
-            one.sendall(head(victim, b"Content-Length: %d" % len(body)) + body)
+            one.sendall(request + body)
             many.append(one)
         time.sleep(0.5)
         yield many
+
+
+def _enroll_heavy(victim: Victim) -> None:
+    """Have a gallery of 1,000 items with 4 KB each."""
+    with victim.guarded.client("ops") as client:
+        if any(one.name == "heavy" for one in client.list_galleries()):
+            return
+        client.create_gallery("heavy", model="image", metadata_keys={"note": "text"})
+    request = pb.EnrollRequest(
+        gallery="heavy",
+        embeddings=np.ones((1000, 16), "<f4").tobytes(),
+        space_id=space_of(victim),
+    )
+    for number in range(1000):
+        item = request.items.add().item
+        item.id = f"item-{number}"
+        item.metadata["note"].text = "x" * 4000
+    assert grpc_answer(victim, "gallery.Enroll", request) == "OK"
 
 
 @case(

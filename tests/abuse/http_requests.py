@@ -140,7 +140,7 @@ def expects(victim: Victim) -> str:
 @case("a page of another site asks from a browser (CORS)", "HTTP", "401, nothing allowed")
 def other_origin(victim: Victim) -> str:
     lines = b"OPTIONS /v1/embeddings HTTP/1.1\r\nHost: x\r\nOrigin: https://evil.example\r\n"
-    lines += b"Access-Control-Request-Method: POST\r\n\r\n"
+    lines += b"Access-Control-Request-Method: POST\r\nConnection: close\r\n\r\n"
     with connected(victim.http_port) as one:
         one.sendall(lines)
         found, _ = received(one, 0.5)

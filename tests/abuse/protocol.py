@@ -236,7 +236,7 @@ def streams(victim: Victim, count: int) -> str:
         fields = head(EMBED_STREAM, victim.bearer("reader"))
         for number in range(count):
             http2.send(frame(HEADERS, END_HEADERS, 2 * number + 1, fields))
-        found = http2.answer(0.5)
+        found = http2.answer(0.2)
         beside = grpc_answer(victim, "embedding.Embed", SOUND, key="ops")
     return f"{found}; a sound call beside them: {beside}"
 
