@@ -172,7 +172,7 @@ def received(one: socket.socket, seconds: float = 2.0, most: int = 1 << 16) -> t
     return found, False
 
 
-def raw(port: int, data: bytes, seconds: float = 2.0) -> str:
+def raw(port: int, data: bytes, seconds: float = 5.0) -> str:
     """Send bytes, and return the HTTP status that comes back, `closed` or `silent`."""
     with connected(port) as one:
         with contextlib.suppress(ConnectionError):

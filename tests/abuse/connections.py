@@ -136,7 +136,7 @@ def half_open(victim: Victim) -> str:
         with connected(victim.http_port) as one:
             one.sendall(data)
             one.shutdown(socket.SHUT_WR)
-            said, closed = received(one, 2.0)
+            said, closed = received(one, 5.0)
             found.append("closed" if closed else f"open {said!r}")
     return alike(found)
 

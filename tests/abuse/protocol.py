@@ -140,7 +140,7 @@ def frame_sizes(victim: Victim) -> str:
     "stream reset (ENHANCE_YOUR_CALM); a sound call meanwhile: OK",
 )
 def rapid_reset(victim: Victim) -> str:
-    return _flood(victim, reset)
+    return _flood(victim, reset, seconds=5.0)
 
 
 def reset(victim: Victim, number: int) -> bytes:
@@ -156,7 +156,7 @@ def reset(victim: Victim, number: int) -> bytes:
     "connection closed (ENHANCE_YOUR_CALM); a sound call meanwhile: OK",
 )
 def pings(victim: Victim) -> str:
-    return _flood(victim, lambda victim, number: frame(PING, 0, 0, bytes(8)))
+    return _flood(victim, lambda victim, number: frame(PING, 0, 0, bytes(8)), seconds=5.0)
 
 
 @case("10,000 settings", "gRPC", "silent; a sound call meanwhile: OK")
@@ -197,8 +197,16 @@ def hpack_bomb(victim: Victim) -> str:
 Part = Callable[[Victim, int], bytes]
 
 
-def _flood(victim: Victim, part: Part, start: bytes = b"", count: int = 10_000) -> str:
-    """Send many parts, and say how the connection fares and a sound call meanwhile."""
+def _flood(victim: Victim, part: Part, start: bytes = b"", seconds: float = 0.2) -> str:
+    """Send 10,000 parts, and say how the connection fares and a sound call meanwhile.
+
+    Args:
+        victim: that is flooded.
+        part: makes each, given its number.
+        start: what goes before.
+        seconds: to wait for the connection's end.
+    """
+    count = 10_000
     used = victim.processor_seconds()
     with connected(victim.grpc_port) as one:
         http2 = Http2(one)
@@ -210,14 +218,14 @@ def _flood(victim: Victim, part: Part, start: bytes = b"", count: int = 10_000) 
             if number == count // 2:
                 answered = grpc_answer(victim, "embedding.Embed", SOUND)
         answered = answered or grpc_answer(victim, "embedding.Embed", SOUND)
-        found = http2.answer(0.3)
+        found = http2.answer(seconds)
     assert victim.processor_seconds() - used < 10, "processor time"
     return f"{found}; a sound call meanwhile: {answered}"
 
 
 @case("1,000 streams left open on one connection", "gRPC", "silent; a sound call beside them: OK")
 def many_streams(victim: Victim) -> str:
-    return streams(victim, 1000)
+    return streams(victim, 1000, 0.2)
 
 
 @case(
@@ -226,17 +234,17 @@ def many_streams(victim: Victim) -> str:
     "stream reset (ENHANCE_YOUR_CALM); a sound call beside them: OK",
 )
 def too_many_streams(victim: Victim) -> str:
-    return streams(victim, 5000)
+    return streams(victim, 5000, 5.0)
 
 
-def streams(victim: Victim, count: int) -> str:
+def streams(victim: Victim, count: int, seconds: float) -> str:
     """Leave so many streams open, and say how a sound call of another key fares meanwhile."""
     with connected(victim.grpc_port) as one:
         http2 = Http2(one)
         fields = head(EMBED_STREAM, victim.bearer("reader"))
         for number in range(count):
             http2.send(frame(HEADERS, END_HEADERS, 2 * number + 1, fields))
-        found = http2.answer(0.2)
+        found = http2.answer(seconds)
         beside = grpc_answer(victim, "embedding.Embed", SOUND, key="ops")
     return f"{found}; a sound call beside them: {beside}"
 
@@ -279,4 +287,4 @@ def spread(victim: Victim, fields: bytes, data: bytes = b"") -> Iterator[str]:
                 http2.send(frame(HEADERS, END_HEADERS, stream, fields))
                 if data:
                     http2.send(data[:5] + stream.to_bytes(4, "big") + data[9:])
-        yield next((one for one in http2.answers(1.0) if one != "OK"), "silent")
+        yield next((one for one in http2.answers(5.0) if one != "OK"), "silent")
