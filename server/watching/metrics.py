@@ -169,8 +169,8 @@ class Metrics:
             "--max-calls are inside, or --max-bytes (of that also CLIENT_OVER_SHARE); "
             "DEADLINE_EXCEEDED: what waits takes too much of the time that the call has; "
             "NOT_SERVING: the server stops; UNAUTHENTICATED, PERMISSION_DENIED and "
-            "CLIENT_OVER_SHARE: no valid key, one of too low a role, and one over its rate or with half "
-            "of --max-calls inside. They are in rejections too, and not in request_seconds.",
+            "CLIENT_OVER_SHARE: no valid key, one of too low a role, and one over its rate. They "
+            "are in rejections too, and not in request_seconds.",
             ("reason",),
         )
         self.dropped = self.counter(

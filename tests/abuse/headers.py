@@ -26,7 +26,7 @@ CALL = "embedding.Embed"
 
 
 def http(victim: Victim, *lines: bytes) -> str:
-    start = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    start = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
     return raw(victim.http_port, start + b"".join(line + b"\r\n" for line in lines) + b"\r\n")
 
 

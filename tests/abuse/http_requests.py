@@ -17,7 +17,7 @@ BIG = 1 << 30
 
 def head(victim: Victim, *lines: bytes, path: bytes = b"/v1/embeddings") -> bytes:
     """Write the head of a request with a valid key."""
-    fixed = [b"POST " + path + b" HTTP/1.1", b"Host: x", b"Content-Type: application/json"]
+    fixed = [b"POST " + path + b" HTTP/1.1", b"Host: localhost", b"Content-Type: application/json"]
     fixed.append(b"Authorization: " + victim.bearer("ops").encode())
     return b"\r\n".join([*fixed, *lines]) + b"\r\n\r\n"
 
@@ -79,7 +79,7 @@ def smuggled(victim: Victim) -> str:
         (b"Content-Length: 0x10",),
         (b"Transfer-Encoding: xchunked",),
     )
-    tail = b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    tail = b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     return alike(raw(victim.http_port, head(victim, *one) + tail) for one in ways)
 
 
@@ -88,15 +88,15 @@ def smuggled(victim: Victim) -> str:
 )
 def broken_heads(victim: Victim) -> str:
     heads = (
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nA: b\r\n folded\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nA\0: b\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nA: b\rc: d\r\n\r\n",
-        b"GET /healthz\0 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /healthz HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nA: b\r\n folded\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nA\0: b\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nA: b\0c\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nA : b\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nA: b\rc: d\r\n\r\n",
+        b"GET /healthz\0 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /healthz HTTP/9.9\r\nHost: localhost\r\n\r\n",
         b"\0" * 100 + b"\r\n\r\n",
-        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
     )
     return alike(raw(victim.http_port, one) for one in heads)
 
@@ -114,8 +114,8 @@ def verbs(victim: Victim) -> str:
 )
 def pipelined(victim: Victim) -> str:
     with connected(victim.http_port) as one:
-        one.sendall(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
-        one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        one.sendall(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
+        one.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         found, is_closed = received(one, 8.0, most=1 << 22)
     assert is_closed
     return f"{found.count(b'HTTP/1.1 404')} x 404, {found.count(b'HTTP/1.1 200')} x 200"
@@ -139,7 +139,9 @@ def expects(victim: Victim) -> str:
 
 @case("a page of another site asks from a browser (CORS)", "HTTP", "401, nothing allowed")
 def other_origin(victim: Victim) -> str:
-    lines = b"OPTIONS /v1/embeddings HTTP/1.1\r\nHost: x\r\nOrigin: https://evil.example\r\n"
+    lines = (
+        b"OPTIONS /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\n"
+    )
     lines += b"Access-Control-Request-Method: POST\r\nConnection: close\r\n\r\n"
     with connected(victim.http_port) as one:
         one.sendall(lines)

@@ -127,4 +127,4 @@ def url_forms(victim: Victim) -> str:
         b"OPTIONS * HTTP/1.1",
         b"CONNECT a:1 HTTP/1.1",
     )
-    return ", ".join(raw(victim.http_port, line + b"\r\nHost: x\r\n\r\n") for line in lines)
+    return ", ".join(raw(victim.http_port, line + b"\r\nHost: localhost\r\n\r\n") for line in lines)

@@ -102,7 +102,7 @@ def no_protobuf(victim: Victim) -> str:
 
 @case("HTTP/1.1 to the gRPC port", "gRPC", "closed")
 def http1(victim: Victim) -> str:
-    return raw(victim.grpc_port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    return raw(victim.grpc_port, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
 
 @case("gRPC to the HTTP port", "HTTP", "400, to the client UNAVAILABLE")
