@@ -34,6 +34,7 @@ from twinserve.server.batching.admission import Admission
 from twinserve.server.batching.byte_budget import ByteBudget, fitting
 from twinserve.server.config import ServerConfig
 from twinserve.server.front import Front
+from twinserve.server.front.shares import Shares
 from twinserve.server.gallery import GalleryLimits, backup
 from twinserve.server.gallery.galleries import Galleries
 from twinserve.server.gate import Gate
@@ -54,7 +55,7 @@ from twinserve.server.services.gallery import GalleryService
 from twinserve.server.services.inference import InferenceService
 from twinserve.server.services.large_messages import LargeMessages
 from twinserve.server.services.model import ModelService
-from twinserve.server.services.refusals import admission, refusals
+from twinserve.server.services.refusals import admission, over_share, refusals
 from twinserve.server.storage.data_folder import DataFolder
 from twinserve.server.watching import gauges, logs
 from twinserve.server.watching.access_log import AccessLog
@@ -161,7 +162,11 @@ async def serve(config: ServerConfig) -> None:
         gauges.watch_bytes(metrics, budget)
         gauges.watch_galleries(metrics, galleries)
 
-        server = _front(config, metrics, budget, readers, models, afterwards, door, most.grpc)
+        share = max(1, config.limits.max_calls // 2)
+        shares = Shares(share, over_share(metrics, share))
+        server = _front(
+            config, metrics, budget, readers, models, afterwards, door, most.grpc, shares
+        )
         checks = health.aio.HealthServicer()
         names = ("", *_SERVICES, _INFERENCE)
         for name in names:
@@ -198,6 +203,7 @@ async def serve(config: ServerConfig) -> None:
             refusals(metrics, config.limits.max_calls).overloaded,
             metrics,
             readers,
+            shares,
         )
         methods = gateway.Methods(
             dict(zip(_SERVICES, (embedding_service, gallery_service, model_service), strict=True))
@@ -260,6 +266,7 @@ def _front(
     afterwards: Afterwards,
     door: Door | None,
     connections: int,
+    shares: Shares,
 ) -> Front:
     return Front(
         [
@@ -286,6 +293,7 @@ def _front(
         afterwards=afterwards,
         budget=LargeMessages(budget, metrics),
         admit=None if door is None else admission(door, metrics),
+        shares=shares,
     )
 
 

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 # HTTP passes nothing of ours.
 web_response.SERVER_SOFTWARE = "twinserve"  # type: ignore[attr-defined]
 _LAST_BYTES = 2.0  # seconds that the last replies have when the server stops
+# Seconds in which what was refused unread may still come, so that its sender sees why; what comes
+# is dropped.
+_LINGERING = 1.0
 
 
 async def start(
@@ -111,6 +114,7 @@ async def start(
         logger=log,
         keepalive_timeout=HTTP_SECONDS,
         shutdown_timeout=_LAST_BYTES,
+        lingering_time=_LINGERING,
         handler_cancellation=True,  # a call whose client has gone is dropped
         auto_decompress=False,  # a few bytes could become gigabytes
     )

@@ -128,6 +128,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     _reading: Completion[bytes | None] | None = None
     _no_more = False
     expected: Expected | None = None  # by the front, until its message is begun
+    is_probe = False  # of health; the front counts those apart
     access: Access = OPEN  # what the caller was let in with
     bytes_read = 0  # of the message that `read` gave last
     message_bytes = 0  # of the only message of a call that reads no stream

@@ -8,6 +8,8 @@ tag, and the thread that polls the queue calls it with the event once the operat
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -33,6 +35,21 @@ NAMES = (
     "peer_identities",
     "peer_identity_key",
 )
+
+# The core writes lines of its own to standard error, in its own form, also for what any stranger
+# sends. Set the variable to ERROR or INFO to see them.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Say whether a line of grpcio's log is not about metadata that is no UTF-8.
+
+    It takes those for Latin-1 and logs a traceback for each: anyone may send them for ever.
+    """
+    return not str(record.msg).startswith("Invalid encoding on")
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_ours)
 
 _NO_FLAGS = 0
 _NO_DEADLINE = 1e11  # seconds since 1970: the core says "never" as a time some centuries away

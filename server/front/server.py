@@ -26,6 +26,7 @@ from twinserve.server.front import core
 from twinserve.server.front.budget import UNBOUNDED, Budget
 from twinserve.server.front.call import Call, Method
 from twinserve.server.front.intake import Expected, Intake
+from twinserve.server.front.shares import Shares
 from twinserve.server.security.access import Access
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ SHARE = 0.9
 # While stopping: the calls that come are held until none has come for QUIET seconds (MOST at most);
 # then clients have TOLD seconds to hear that they are to go elsewhere.
 QUIET, MOST, TOLD = 0.02, 0.5, 0.1
+# Bytes of metadata that a call may bring. The core tells clients the same, whose libraries hold to
+# it, but itself takes more where it comes in several frames.
+METADATA = 16 << 10
 _PAST = 0.0
 _HEALTH = b"/grpc.health.v1.Health/"
 
@@ -90,7 +94,8 @@ class Front(grpc.aio.Server):
         options: channel arguments.
         threads: where large messages are parsed.
         max_calls: calls inside at a time; beyond, a call is refused before its message is read.
-            Health has as much again, so that a full server does not look like a dead one.
+            Health has as much for itself, half of it for those who watch: a full server does not
+            look like a dead one, and who asks without a key takes nobody's place.
         refusals: what calls are refused with.
         behind: seconds until all that waits inside is done, of the model that has the least to do,
             where so many calls more go before; cheap, since every call with a deadline asks.
@@ -99,6 +104,7 @@ class Front(grpc.aio.Server):
         afterwards: what methods put off until all that came was read.
         budget: that bounds the bytes of large messages, of all methods together.
         admit: asked once for each call, before its message is read; None lets everybody in.
+        shares: of the calls inside that one key may have; None bounds them by `max_calls` alone.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class Front(grpc.aio.Server):
         afterwards: Afterwards | None = None,
         budget: Budget = UNBOUNDED,
         admit: Admit | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self._core = core.Core(options)
         self._threads = threads
@@ -124,6 +131,7 @@ class Front(grpc.aio.Server):
         self._afterwards = afterwards or Afterwards()
         self._budget = budget
         self._admit = admit
+        self._shares = shares
         self._intake = Intake()
         self._methods: dict[bytes, Method] = {}
         self._handlers: list[grpc.GenericRpcHandler] = []
@@ -138,6 +146,7 @@ class Front(grpc.aio.Server):
         self._unwatched: deque[tuple[float, Call]] = deque()
         self.loop: asyncio.AbstractEventLoop
         self.calls = 0  # begun and not over; belongs to the front's thread
+        self.probes = 0  # the same of health, which are not among the calls
         self.beside = 0  # inside by another transport, which counts them: they share the bound
         self.refused = 0
 
@@ -198,7 +207,9 @@ class Front(grpc.aio.Server):
         self._core.cancel_all()
         if not await asyncio.to_thread(self._stopped.wait, LAST_SECONDS):
             log.error(
-                "%d calls did not end within %.0f s of being cancelled", self.calls, LAST_SECONDS
+                "%d calls did not end within %.0f s of being cancelled",
+                self.calls + self.probes,
+                LAST_SECONDS,
             )
 
     def _shut_quietly(self) -> None:
@@ -234,7 +245,12 @@ class Front(grpc.aio.Server):
 
     def over(self, call: Call) -> None:
         """Count a call that has had its last event."""
+        if call.is_probe:
+            self.probes -= 1
+            return
         self.calls -= 1
+        if self._shares is not None:
+            self._shares.give_back(call.access.client)
 
     # The front's thread.
 
@@ -272,7 +288,7 @@ class Front(grpc.aio.Server):
         afterwards.belong_here()
         for _ in range(ASKED):
             self._core.next_call(self._on_call)
-        while not (self._shut and not self.calls and not intake.waiting):
+        while not (self._shut and not self.calls and not self.probes and not intake.waiting):
             wake = self._watch()
             if intake.waiting or afterwards.waiting:
                 wake = _PAST
@@ -322,11 +338,17 @@ class Front(grpc.aio.Server):
             self._held.append(event)
             return
         name = event.call_details.method
-        inside = self.calls + self.beside
-        if inside >= self._max_calls and (
-            not name.startswith(_HEALTH) or inside >= 2 * self._max_calls
-        ):
+        is_probe = name.startswith(_HEALTH)
+        if is_probe:
+            share = 2 if name.endswith(b"/Watch") else 1
+            is_full = self.probes * share >= self._max_calls
+        else:
+            is_full = self.calls + self.beside >= self._max_calls
+        if is_full:
             self._refuse(event, self._refusals.overloaded())
+            return
+        if sum(len(key) + len(value) for key, value in event.invocation_metadata) > METADATA:
+            self._refuse(event, _TOO_MUCH_METADATA)
             return
         access: Access | None = None
         if self._admit is not None:
@@ -346,8 +368,17 @@ class Front(grpc.aio.Server):
             if seconds:
                 self._refuse(event, self._refusals.late(seconds))
                 return
-        self.calls += 1
+        if is_probe:
+            self.probes += 1
+        else:
+            if self._shares is not None and access is not None:
+                refusal = self._shares.take(access.client)
+                if refusal is not None:
+                    self._refuse(event, refusal)
+                    return
+            self.calls += 1
         call = Call(self, event, method)
+        call.is_probe = is_probe
         if access is not None:
             call.access = access
         if method.is_driven and not method.reads_stream:
@@ -399,3 +430,10 @@ class _Status(grpc.Status):
         self.code = code
         self.details = details
         self.trailing_metadata = trailing_metadata
+
+
+_TOO_MUCH_METADATA = _Status(
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    f"the call brings over {METADATA} bytes of metadata; send what is long in its message",
+    (),
+)

@@ -32,6 +32,7 @@ from twinserve.errors import (
 from twinserve.server.completion import Completion, drive
 from twinserve.server.config import Limits
 from twinserve.server.front.budget import Budget
+from twinserve.server.front.shares import Shares
 from twinserve.server.gateway import body
 from twinserve.server.gateway.body import Bytes, Reply
 from twinserve.server.gateway.context import OTHER, HttpContext
@@ -69,6 +70,7 @@ class Calls:
         overloaded: returns what a call is refused with where too many are inside.
         metrics: that count refusals, and tell those who write calls down of them.
         threads: where long messages are read and written.
+        shares: of the calls inside that one key may have, over both ports.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class Calls:
         overloaded: Callable[[], grpc.Status],
         metrics: Metrics,
         threads: Executor,
+        shares: Shares | None = None,
     ) -> None:
+        self._shares = shares
         self._front = front
         self._door = door
         self._budget = budget
@@ -143,9 +147,17 @@ class Calls:
             log.exception("the door failed at %.200r", path, extra=facts)
             closed = InternalFault("the server cannot check keys; its log says why")
             return await body.send(request, told(refused(closed)))
-        with Bytes(self._budget, context.access.client or context.peer()) as inside:
-            call = Call(request, context, inside, self._limits.max_message_bytes, self._threads)
-            return await body.send(request, await _worked(call, path, work, told))
+        client = context.access.client
+        refusal = None if self._shares is None else self._shares.take(client)
+        if refusal is not None:
+            return await body.send(request, told(Refused(status_in(refusal))))
+        try:
+            with Bytes(self._budget, client or context.peer()) as inside:
+                call = Call(request, context, inside, self._limits.max_message_bytes, self._threads)
+                return await body.send(request, await _worked(call, path, work, told))
+        finally:
+            if self._shares is not None:
+                self._shares.give_back(client)
 
     def _told(self, refusal: Refused, context: HttpContext, began: float) -> Refused:
         """Count what a call is refused with, and have it written down, unless its method has."""

@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 from twinserve.errors import InvalidInput
 
 _DEPTH = 100  # of messages in messages; json_format's own bound
+_MOST = 1 << 16  # messages of one list, far beyond what any call takes; each costs microseconds
 _NUMBERS = {float, int}
 _STEP = 1 << 18  # characters of base64 that are decoded in some tenths of a millisecond
 _STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -119,7 +120,7 @@ def _taken_of_tree(
     json_format to find fault with.
 
     Raises:
-        ValueError: base64 that is none.
+        ValueError: base64 that is none, or a list that is too long.
     """
     fields = _fields(descriptor)
     for name, value in tree.items():
@@ -137,6 +138,8 @@ def _taken_of_tree(
         elif isinstance(value, dict) and not field.is_repeated:
             yield from _taken_of_tree(value, field.message_type, (*path, field.name))
         elif isinstance(value, list):
+            if len(value) > _MOST:
+                raise ValueError(f"{name} holds {len(value)} messages; send {_MOST} at most")
             for i, one in enumerate(value):
                 if isinstance(one, dict):
                     yield from _taken_of_tree(one, field.message_type, (*path, field.name, i))

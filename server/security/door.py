@@ -192,12 +192,20 @@ class KeyDoor:
 
 
 def _bearer(metadata: Metadata) -> str:
-    """Return the key that came with a call; "" where none did."""
-    for name, value in metadata:
-        if name == "authorization" and isinstance(value, str):
-            scheme, _, key = value.partition(" ")
-            return key.strip() if scheme.lower() == "bearer" else ""
-    return ""
+    """Return the key that came with a call; "" where none did.
+
+    Raises:
+        Unauthenticated: several came: what lies before this server may have looked at another.
+    """
+    values = [value for name, value in metadata if name == "authorization"]
+    if len(values) > 1:
+        raise Unauthenticated(
+            f"{len(values)} authorizations came with the call; send one, `authorization: Bearer …`"
+        )
+    if not values or not isinstance(values[0], str):
+        return ""
+    scheme, _, key = values[0].partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _short(method: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Callable
 
 import grpc
 from grpc_status import rpc_status
@@ -68,6 +69,16 @@ def refusals(metrics: Metrics, max_calls: int) -> Refusals:
     return Refusals(overloaded, late, gone)
 
 
+def over_share(metrics: Metrics, most: int) -> Callable[[], grpc.Status]:
+    """Return the refusal of a call whose key has `most` calls inside already."""
+
+    def refuse() -> grpc.Status:
+        _count(metrics, ClientOverShare)
+        return _too_many(most)
+
+    return refuse
+
+
 def admission(door: Door, metrics: Metrics) -> Admit:
     """Return the door as the front asks it: whom it refuses gets a finished status."""
     for kind in _AT_THE_DOOR:
@@ -107,6 +118,18 @@ def _overloaded(limit: int) -> grpc.Status:
         QueueFull(
             f"{limit} calls are inside, which is the limit, so this one is refused; retry in "
             f"{CALLS_AGAIN:.2f} s, or send several inputs a call",
+            retry_after=CALLS_AGAIN,
+            metadata={"limit": str(limit)},
+        )
+    )
+
+
+@functools.cache
+def _too_many(limit: int) -> grpc.Status:
+    return _status(
+        ClientOverShare(
+            f"{limit} calls of this key are inside, which is its share of all, so this one is "
+            f"refused; end some, or retry in {CALLS_AGAIN:.2f} s",
             retry_after=CALLS_AGAIN,
             metadata={"limit": str(limit)},
         )

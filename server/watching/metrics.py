@@ -166,7 +166,7 @@ class Metrics:
         self.refused_calls = self.counter(
             "refused_calls",
             "Calls refused before their work began, by the reason that clients see. QUEUE_FULL: "
-            "--max-calls are inside, or --max-bytes (of that also CLIENT_OVER_SHARE); "
+            "--max-calls are inside, or --max-bytes (of both also CLIENT_OVER_SHARE); "
             "DEADLINE_EXCEEDED: what waits takes too much of the time that the call has; "
             "NOT_SERVING: the server stops; UNAUTHENTICATED, PERMISSION_DENIED and "
             "CLIENT_OVER_SHARE: no valid key, one of too low a role, and one over its rate. By "
