@@ -266,6 +266,7 @@ def streams_of_one_key(victim: Victim) -> str:
     "5,000 watchers of health without a key, on five connections",
     "gRPC",
     "RESOURCE_EXHAUSTED; a sound call: OK, a probe: OK",
+    mib=160,
 )
 def watchers(victim: Victim) -> str:
     everything = frame(DATA, END_STREAM, 1, frames.message(0))

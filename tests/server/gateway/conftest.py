@@ -23,6 +23,7 @@ def both(twin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     running = start(
         *("--model", texts, "--model", f"pictures={twin_file}", "--data-dir", folder / "data"),
         *("--max-message-bytes", str(MESSAGE_LIMIT), "--http-cors", "https://app.example"),
+        *("--access-log", "1"),  # all: of those that fail, a busy second would leave some out
         *ONE_THREAD,
     )
     yield running
