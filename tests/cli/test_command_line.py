@@ -503,6 +503,8 @@ class TestSearch:
             "or give a --threshold"
         )
         assert out.splitlines()[2].split() == ["1", "lost", "q7", "0.1250", "-", "-"]
+        _, out, _ = run("search", "questions", "--text", "hello", "--far", "0.01")
+        assert "a larger --far may have some" in out  # the flag that was given
 
     def test_a_folder_is_searched_batch_by_batch(
         self, run: Run, fake: FakeServer, pictures: Path
