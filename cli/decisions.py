@@ -18,7 +18,6 @@ _CODES = {Outcome.MATCH: OK, Outcome.NO_MATCH: NO, Outcome.NOT_CALIBRATED: NOT_C
 COLOURS = {Outcome.MATCH: "green", Outcome.NO_MATCH: "red", Outcome.NOT_CALIBRATED: "yellow"}
 
 
-
 def add_rule_flags(parser: argparse.ArgumentParser, *, search: bool = False) -> None:
     """Add --far, --threshold and, for search, --fpir; at most one may be given."""
     group = parser.add_mutually_exclusive_group()

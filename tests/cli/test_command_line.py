@@ -726,7 +726,7 @@ class TestEnroll:
         code, out, err = run("enroll", "people", pictures)
         assert code == 1
         assert out == "people: 3 created, 1 failed\n"
-        assert err == "twinserve: alice:1.png: cannot be decoded\n"
+        assert err == f"twinserve: {pictures / 'alice' / '1.png'}: cannot be decoded\n"
 
     def test_a_batch_of_failures_does_not_stop_the_next_one(
         self, run: Run, fake: FakeServer, pictures: Path
