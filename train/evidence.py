@@ -1,9 +1,9 @@
 """Whether held-out data can carry the false accept rates that are asked for, before a training.
 
 In: how much there is. Out: the smallest rate that it carries at best and at worst, and what lacks.
-The rule is that of `twinserve.calibration`: so many false accepts behind a rate, of so many pairs of
-classes. Before a twin is there nobody knows which pairs it will confuse, so what is refused here is
-what no twin could reach.
+The rule is that of `twinserve.calibration`: so many false accepts behind a rate, of so many pairs
+of classes. Before a twin is there nobody knows which pairs it will confuse, so what is refused here
+is what no twin could reach.
 """
 
 from __future__ import annotations
