@@ -342,6 +342,7 @@ class TestErrors:
         code, out, _ = run("train", "--data", tmp_path / "v.npz", "--out", folder, *settings)
         assert code == 0
         assert f"step 1 of 3 (max_seconds); to go on: twinserve train --resume {folder}" in out
+        assert "classes that it never saw: equal error rate" in out
         code, _, err = run("train", "--resume", folder, "--set", "seed=4")
         assert code == 2
         assert "seed is 4, and the training in" in err
