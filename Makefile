@@ -33,11 +33,14 @@ released := protos/released.binpb
 pins := pyproject.toml constraints.txt tools/environment.py
 environment = $(PYTHON) tools/environment.py --goal $(or $(firstword $(MAKECMDGOALS)),demo) --torch-index "$(TORCH_INDEX)" --cuda "$(CUDA)"
 
-.PHONY: help demo serve test test-long tutorials docs triton node deploying googleapis check audit buf contract-released stubs pins wheel release-check container-dry-run clean python
+.PHONY: help install demo serve test test-long tutorials docs triton node deploying googleapis check audit buf contract-released stubs pins wheel release-check container-dry-run clean python
 
 help: ## list these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [TORCH_INDEX=<address>] [CUDA=yes]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
+
+install: all-installed ## install twinserve with all that its users need into .venv
+	@echo "type: source $(bin)/activate"
 
 demo: all-installed ## train on real handwriting, export, serve, enrol, search (under ten minutes)
 	@$(bin)/twinserve demo

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({**plain(comparison), "model_version": results.model_version})
     else:
-        decisions.print_comparison(comparison, arguments.prior)
+        decisions.print_comparison(comparison, arguments)
     return decisions.exit_code(comparison.outcome)
 
 

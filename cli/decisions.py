@@ -17,8 +17,6 @@ _CODES = {Outcome.MATCH: OK, Outcome.NO_MATCH: NO, Outcome.NOT_CALIBRATED: NOT_C
 
 COLOURS = {Outcome.MATCH: "green", Outcome.NO_MATCH: "red", Outcome.NOT_CALIBRATED: "yellow"}
 
-_NO_EVIDENCE = "no evidence for this rate: a larger --far may have some, or give a --threshold"
-
 
 def add_rule_flags(parser: argparse.ArgumentParser, *, search: bool = False) -> None:
     """Add --far, --threshold and, for search, --fpir; at most one may be given."""
@@ -63,16 +61,25 @@ def add_mean_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def no_evidence(arguments: argparse.Namespace, *, search: bool = False) -> str:
+    """Say why nothing was decided, and by which flag something may be."""
+    far, fpir = arguments.far is not None, search and arguments.fpir is not None
+    rate = "this rate" if far or search else "the model's own rate here"
+    flag = "--fpir" if fpir or (search and not far) else "--far"
+    return f"no evidence for {rate}: a larger {flag} may have some, or give a --threshold"
+
+
 def exit_code(outcome: Outcome) -> int:
     """Return the exit code that tells a script the decision."""
     return _CODES[outcome]
 
 
 def print_comparison(
-    comparison: Comparison, prior: float | None, *others: tuple[str, object]
+    comparison: Comparison, arguments: argparse.Namespace, *others: tuple[str, object]
 ) -> None:
     """Print a decision and the evidence behind it, and other fields in line with that."""
-    rate = None
+    prior, rate = arguments.prior, None
+    undecided = comparison.outcome is Outcome.NOT_CALIBRATED
     if comparison.false_accept_rate is not None:
         rate = f"{comparison.false_accept_rate:.2g}"
         if comparison.false_accept_rate_upper is not None:
@@ -86,7 +93,7 @@ def print_comparison(
         [
             ("distance", comparison.distance),
             ("threshold", comparison.threshold),
-            ("why", _NO_EVIDENCE if comparison.outcome is Outcome.NOT_CALIBRATED else None),
+            ("why", no_evidence(arguments) if undecided else None),
             ("false accept rate", rate),
             ("probability", probability),
             ("log likelihood ratio", None if ratio is None else f"{ratio:+.3f}"),

@@ -67,7 +67,7 @@ class _Tally:
 
     changes: Counter[str] = field(default_factory=Counter)  # created, replaced, unchanged
     replaced: list[str] = field(default_factory=list)  # ids
-    failed: list[tuple[str, TwinserveError]] = field(default_factory=list)
+    failed: list[tuple[EnrollItem, TwinserveError]] = field(default_factory=list)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -91,7 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
                     change: tally.changes[change] for change in ("created", "replaced", "unchanged")
                 },
                 "replaced_ids": tally.replaced,
-                "failed": [{"item": name, **plain(error)} for name, error in tally.failed],
+                "failed": [
+                    {"item": item.id or item.subject, **plain(error)}
+                    for item, error in tally.failed
+                ],
             }
         )
     else:
@@ -119,7 +122,7 @@ def _enroll(arguments: argparse.Namespace, items: list[EnrollItem]) -> _Tally:
         for batch, answers in zip(inputs.batches(items, arguments.batch), replies, strict=True):
             for item, answer in zip(batch, answers, strict=True):
                 if isinstance(answer, TwinserveError):
-                    tally.failed.append((item.id or item.subject, answer))
+                    tally.failed.append((item, answer))
                     continue
                 tally.changes[answer.change] += 1
                 if answer.change == "replaced":
@@ -129,8 +132,9 @@ def _enroll(arguments: argparse.Namespace, items: list[EnrollItem]) -> _Tally:
 
 
 def _print(gallery: str, items: Sequence[EnrollItem], tally: _Tally) -> None:
-    for name, error in tally.failed:
-        complain(name, error)
+    for item, error in tally.failed:
+        # The file is what its user can mend; its id may be spelled otherwise.
+        complain(item.input if isinstance(item.input, Path) else item.id or item.subject, error)
     counts = [
         f"{count} {change}{_named(tally.replaced) if change == 'replaced' else ''}"
         for change, count in sorted(tally.changes.items())

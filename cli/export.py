@@ -108,7 +108,7 @@ def finish(outcome: Outcome, out: Path, *, as_json: bool) -> int:
         print_json(documents[0] if len(asked) == len(documents) == 1 else documents)
     else:
         for twin in outcome.twins:
-            print(describe(twin.manifest))
+            print(describe(twin.manifest, training=False))  # whose settings the user just gave
             print(f"\nwrote {paths[twin.precision]}\n")
         if outcome.twins:
             first = paths[outcome.twins[0].precision]

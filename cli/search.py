@@ -91,19 +91,17 @@ def run(arguments: argparse.Namespace) -> int:
             if isinstance(hits, TwinserveError):
                 complain(name, hits)
             else:
-                _print_hits(str(name), hits, full=arguments.full)
+                _print_hits(str(name), hits, arguments)
     return inputs.exit_code(found)
 
 
-def _print_hits(name: str, hits: Hits, *, full: bool) -> None:
+def _print_hits(name: str, hits: Hits, arguments: argparse.Namespace) -> None:
     facts = [painted(hits.outcome.value, decisions.COLOURS[hits.outcome])]
     if hits.threshold is not None:
         source = f" (by the {hits.evidence})" if hits.evidence else ""
         facts.append(f"threshold {hits.threshold:.4f}{source}")
     if hits.outcome is Outcome.NOT_CALIBRATED:
-        facts.append(
-            "no evidence for this rate: a larger --fpir may have some, or give a --threshold"
-        )
+        facts.append(decisions.no_evidence(arguments, search=True))
     rate = hits.false_positive_identification_rate
     if rate is not None:
         upper = hits.false_positive_identification_rate_upper
@@ -121,7 +119,7 @@ def _print_hits(name: str, hits: Hits, *, full: bool) -> None:
         if hits.match is None:  # no threshold: no hit is a match, and none is refused
             for row in rows:
                 row[columns.index("match")] = None
-        if full:
+        if arguments.full:
             columns.append("metadata")
             for row, hit in zip(rows, hits, strict=True):
                 row.append(metadata.shown(hit.item.metadata))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twinserve.cli.exit_codes import OK
 from twinserve.cli.output import print_json
@@ -105,11 +105,26 @@ def run(arguments: argparse.Namespace) -> int:
                 f"to go on: twinserve train --resume {config.out}"
                 + (" --set max_seconds=3600" if ended["stopped"] == "max_seconds" else "")
             )
+        standing = in_short(ended["report"])
+        if standing:
+            print(standing)
         print(f"the run lies in {config.out}: checkpoint.pt, log.csv, report.json")
         print(f"open {config.out}/report.html in a browser: how good it is, and where it fails")
         asked = f" --import-twin {config.twin}" if config.is_own else ""
         print(f"next: twinserve export {config.out} --out twin.onnx{asked}")
     return OK
+
+
+def in_short(report: dict[str, Any]) -> str:
+    """Say in a line how good a twin is on the report classes; "" of judged pairs and triplets."""
+    if "classes" not in report:
+        return ""
+    line = f"on {report['classes']} classes that it never saw"
+    line += f": equal error rate {report['equal_error_rate']:.1%}"
+    one_shot = report.get("one_shot")
+    if one_shot:
+        line += f", the right one of {one_shot['ways']} nearest in {one_shot['accuracy']:.1%}"
+    return line
 
 
 def _config(arguments: argparse.Namespace) -> TrainConfig:

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         decisions.print_comparison(
             verification,
-            arguments.prior,
+            arguments,
             ("nearest item", verification.item_id),
             ("items compared", verification.items_compared),
         )

@@ -120,6 +120,8 @@ def _smaller(calibration: Calibration, rates: Sequence[float]) -> list[str]:
     head = ["FAR", "impostor pairs"]
     if calibration.evidence != "pairs":
         count += f" of {calibration.classes:,} classes"
+        # They are a part of the classes in the data, which a reader would take them for.
+        count += " set aside" if calibration.evidence == "run" else ""
         head.append("classes")
     return [f"Instead of the {count}, smaller rates would take about:", "", *table(head, body)]
 

@@ -43,8 +43,16 @@ _REPORT_FIGURES = (
 )
 
 
-def describe(manifest: Manifest) -> str:
-    """Return everything in the manifest as text, several lines long and without a final newline."""
+def describe(manifest: Manifest, *, training: bool = True) -> str:
+    """Return what is in the manifest as text, several lines long and without a final newline.
+
+    Args:
+        manifest: what to show, all of it.
+        training: also how the twin was trained, some twenty lines.
+
+    Returns:
+        Sections with aligned columns.
+    """
     sections = [section(f"{manifest.name}@{manifest.version}", rows(_identity(manifest)))]
     sections += describe_calibrations(manifest.calibrations, manifest.dimension)
     if not manifest.calibrations:
@@ -58,7 +66,8 @@ def describe(manifest: Manifest) -> str:
     if manifest.origin:
         sections.append(section("Origin", anything(manifest.origin)))
     if manifest.training:
-        sections.append(section("Training", rows(_training(manifest.training))))
+        if training:
+            sections.append(section("Training", rows(_training(manifest.training))))
         report = manifest.training.get("report")
         if isinstance(report, Mapping):
             sections.append(_report(report))

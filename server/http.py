@@ -31,6 +31,15 @@ log = logging.getLogger(__name__)
 # Versions are nobody's business. aiohttp has no setting for it, and what it answers to what is no
 # HTTP passes nothing of ours.
 web_response.SERVER_SOFTWARE = "twinserve"  # type: ignore[attr-defined]
+# For whoever opens the address that a server says it serves at.
+_HERE = """\
+twinserve. Here are, with JSON:
+  POST /twinserve.v1.SERVICE/METHOD   every unary call
+  POST /v1/embeddings                 as OpenAI's, and GET /v1/models
+and for who watches:
+  GET /healthz /readyz /metrics
+docs/http.md has examples of each.
+"""
 _LAST_BYTES = 2.0  # seconds that the last replies have when the server stops
 # Seconds in which what was refused unread may still come, so that its sender sees why; what comes
 # is dropped.
@@ -57,7 +66,7 @@ async def start(
         port: to listen on; 0 is any free one.
         registry: what /metrics tells of.
         is_ready: what /readyz tells.
-        routes: served beside these three.
+        routes: served beside these four.
         origins: whose pages may call from browsers; see `gateway.cors`.
         names: of hosts that requests may be for, see `http_port.only_for`; None takes any.
         door: asked before /metrics is answered; None lets everybody see it.
@@ -85,6 +94,9 @@ async def start(
             headers["Content-Encoding"] = "gzip"
         return web.Response(body=body, headers=headers)
 
+    async def here(request: web.Request) -> web.Response:
+        return web.Response(text=_HERE)
+
     async def alive(request: web.Request) -> web.Response:
         return web.Response(text="alive\n")
 
@@ -103,7 +115,12 @@ async def start(
         app.middlewares.append(http_port.with_certificate)
     app.on_response_prepare.append(signed)
     app.add_routes(
-        [web.get("/metrics", metrics), web.get("/healthz", alive), web.get("/readyz", ready)]
+        [
+            web.get("/", here),
+            web.get("/metrics", metrics),
+            web.get("/healthz", alive),
+            web.get("/readyz", ready),
+        ]
     )
     app.add_routes(routes)
     if origins:

@@ -114,7 +114,7 @@ def _of_faults(faults: Faults, config: TrainConfig) -> list[Finding]:
             stops = count > config.max_broken_images
             message = f"{number(count, 'picture')} cannot be decoded, and " + (
                 f"max_broken_images is {config.max_broken_images}: mend them, take them out, or "
-                "raise the limit"
+                f"set max_broken_images={count} to leave so many out"
                 if stops
                 else f"will be left out (max_broken_images is {config.max_broken_images})"
             )

@@ -1,9 +1,9 @@
 """Whether held-out data can carry the false accept rates that are asked for, before a training.
 
-In: how much there is. Out: the smallest rate that it carries at best, and what is lacking. The
-rule is that of `twinserve.calibration`: so many false accepts behind a rate, of so many pairs of
-classes. Before a twin is there nobody knows which pairs it will confuse, so what is refused here is
-what no twin could reach.
+In: how much there is. Out: the smallest rate that it carries at best and at worst, and what lacks.
+The rule is that of `twinserve.calibration`: so many false accepts behind a rate, of so many pairs
+of classes. Before a twin is there nobody knows which pairs it will confuse, so what is refused here
+is what no twin could reach.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from twinserve.train.data import IntArray
 
 # The fewest classes with so many pairs between them.
 _LEAST_CLASSES = math.ceil((1 + math.sqrt(1 + 8 * MIN_EFFECTIVE_CLASS_PAIRS)) / 2)
+_LARGEST_RATE = 0.5  # that has a threshold
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def of_classes(counts: IntArray, rates: Sequence[float]) -> tuple[dict[str, Any]
         rates: false accept rates that are asked for.
 
     Returns:
-        facts as plain values (the smallest rate is None where no rate is carried), and what lacks.
+        facts as plain values (a smallest rate is None where no rate is carried), and what lacks.
     """
     classes, items = len(counts), int(counts.sum())
     genuine = int((counts * (counts - 1)).sum()) // 2
@@ -48,6 +49,7 @@ def of_classes(counts: IntArray, rates: Sequence[float]) -> tuple[dict[str, Any]
         "genuine_pairs": genuine,
         "impostor_pairs": impostor,
         "smallest_rate_at_best": smallest,
+        "smallest_rate_at_worst": _at_worst(counts, impostor, smallest),
     }
     there = f"the calibrate part has {classes} classes and {impostor:,} impostor pairs"
     if smallest is None and not rates:
@@ -72,9 +74,21 @@ def of_classes(counts: IntArray, rates: Sequence[float]) -> tuple[dict[str, Any]
     return facts, lacking
 
 
+def _at_worst(counts: IntArray, impostor: int, at_best: float | None) -> float | None:
+    """Return the rate that is carried even by a twin which confuses classes wholly, pair by pair.
+
+    A rate's false accepts f of each pair of classes count as (sum f)^2 / sum f^2 pairs, which is at
+    least sum f / max f; and no f is above the item pairs of the two largest classes.
+    """
+    if at_best is None:
+        return None
+    largest = math.prod(sorted(counts.tolist())[-2:])
+    rate = max(at_best, MIN_EFFECTIVE_CLASS_PAIRS * largest / impostor)
+    return rate if rate <= _LARGEST_RATE else None
+
+
 def of_pairs(different: int, rates: Sequence[float]) -> tuple[dict[str, Any], list[Lacking]]:
     """Judge pairs that are to calibrate, by how many of them are of different items."""
-    # The largest rate that has a threshold is a half.
     smallest = MIN_FALSE_ACCEPTS / different if different >= 2 * MIN_FALSE_ACCEPTS else None
     facts = {"impostor_pairs": different, "smallest_rate_at_best": smallest}
     there = f"the calibrate part has {different:,} pairs of different items"

@@ -83,7 +83,8 @@ def _steps(session: Session, config: TrainConfig, interrupts: Interrupts, progre
         initial=keeper.steps,
         disable=not progress,
         unit="step",
-        desc="train",
+        # What remains by the bar is of the steps alone.
+        desc=f"train, {config.max_seconds:g} s at most",
         mininterval=pause,
     )
     saved = time.monotonic()

@@ -62,9 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --config and --print-config to a parser whose options are settings."""
     group = parser.add_argument_group(
         "settings",
-        f"Every flag can also be given as {PREFIX}NAME in the environment or as name in a TOML "
-        f"file: --grpc-port, {PREFIX}GRPC_PORT, grpc_port. A flag goes before the environment, "
-        "and that before the file. docs/settings.md lists them all.",
+        # By hand: the parsers keep the line ends of their examples, and so of this.
+        f"Every flag can also be given as {PREFIX}NAME in the environment or as name\n"
+        f"in a TOML file: --grpc-port, {PREFIX}GRPC_PORT, grpc_port. A flag goes before\n"
+        "the environment, and that before the file. docs/settings.md lists them all.",
     )
     group.add_argument(
         "--config", metavar="FILE.toml", help=f"file with settings (or {PREFIX}CONFIG)"

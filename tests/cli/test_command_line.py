@@ -342,6 +342,7 @@ class TestErrors:
         code, out, _ = run("train", "--data", tmp_path / "v.npz", "--out", folder, *settings)
         assert code == 0
         assert f"step 1 of 3 (max_seconds); to go on: twinserve train --resume {folder}" in out
+        assert "classes that it never saw: equal error rate" in out
         code, _, err = run("train", "--resume", folder, "--set", "seed=4")
         assert code == 2
         assert "seed is 4, and the training in" in err
@@ -503,6 +504,8 @@ class TestSearch:
             "or give a --threshold"
         )
         assert out.splitlines()[2].split() == ["1", "lost", "q7", "0.1250", "-", "-"]
+        _, out, _ = run("search", "questions", "--text", "hello", "--far", "0.01")
+        assert "a larger --far may have some" in out  # the flag that was given
 
     def test_a_folder_is_searched_batch_by_batch(
         self, run: Run, fake: FakeServer, pictures: Path
@@ -724,7 +727,7 @@ class TestEnroll:
         code, out, err = run("enroll", "people", pictures)
         assert code == 1
         assert out == "people: 3 created, 1 failed\n"
-        assert err == "twinserve: alice:1.png: cannot be decoded\n"
+        assert err == f"twinserve: {pictures / 'alice' / '1.png'}: cannot be decoded\n"
 
     def test_a_batch_of_failures_does_not_stop_the_next_one(
         self, run: Run, fake: FakeServer, pictures: Path

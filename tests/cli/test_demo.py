@@ -16,9 +16,10 @@ from PIL import Image
 from tests import twins
 from twinserve.cli.contact_sheet import Tile, draw
 from twinserve.cli.demo import _fresh_data_dir, _verdict
-from twinserve.cli.demo_questions import Drawings, metrics
+from twinserve.cli.demo_questions import Drawings, beside_the_stated, metrics
 from twinserve.cli.server_process import ServerProcess
-from twinserve.client import Client, Health
+from twinserve.client import Client, Comparison, Health
+from twinserve.decision import Outcome
 from twinserve.errors import DataError, Unavailable
 from twinserve.train.data import Labelled
 
@@ -148,6 +149,14 @@ def test_a_server_that_cannot_start_gives_its_last_words(tmp_path: Path) -> None
         ServerProcess(flags, tmp_path / "log"),
     ):
         pass
+
+
+def test_false_accepts_above_the_stated_bound_are_explained() -> None:
+    stated = Comparison(0.5, Outcome.NO_MATCH, 0.2, 0.01, 0.025, None, None)
+    assert beside_the_stated(0.02, stated) == " (the twin states 1.0%, at most 2.5%)"
+    assert "of another alphabet" in beside_the_stated(0.034, stated)
+    nothing = Comparison(0.5, Outcome.NOT_CALIBRATED, None, None, None, None, None)
+    assert beside_the_stated(0.034, nothing) == ""
 
 
 @pytest.mark.long

@@ -75,7 +75,7 @@ def test_operating_points_stand_in_aligned_columns_and_missing_ones_say_why() ->
 def test_what_smaller_rates_would_take_is_said_of_each() -> None:
     text = describe(document())
     assert "The smallest rate that the evidence carries is FAR 0.01." in text
-    assert "Instead of the 110,400 impostor pairs of 24 classes" in text
+    assert "Instead of the 110,400 impostor pairs of 24 classes set aside, smaller" in text
     rows = [line.split() for line in text.splitlines()]
     # Pairs grow with the rate, classes with its root: 24 x sqrt(10) = 75.9.
     assert ["0.001", "1,104,000", "76"] in rows

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = {
+    "install",
     "demo",
     "serve",
     "test",
@@ -60,6 +61,12 @@ def test_make_alone_lists_every_command(root: Path) -> None:
     assert done.returncode == 0
     listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
     assert listed >= COMMANDS
+
+
+def test_make_install_says_how_to_enter_what_it_made(clone: Path) -> None:
+    done = make(clone, "install", "PYTHON=true")
+    assert done.returncode == 0
+    assert done.stdout == "type: source .venv/bin/activate\n"
 
 
 def test_make_serve_without_a_twin_says_to_run_the_demo_first(clone: Path) -> None:

@@ -86,6 +86,9 @@ def test_reflection_describes_every_service(server: RunningServer) -> None:
 def test_the_http_port_has_health_and_metrics(server: RunningServer) -> None:
     assert get(server, "/healthz") == (200, "alive\n")
     assert get(server, "/readyz") == (200, "ready\n")
+    status, text = get(server, "/")
+    assert status == 200
+    assert {"/healthz", "/metrics", "/v1/embeddings"} <= set(text.split())
     with server.channel() as channel:
         stub = Stubs(channel).embedding
         stub.Embed(pb.EmbedRequest(inputs=[wire.tensor(PIXELS[0])]))

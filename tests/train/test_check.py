@@ -183,12 +183,14 @@ def test_evidence_for_a_rate_is_counted_as_calibration_counts_it() -> None:
     facts, lacking = evidence.of_classes(np.array([20] * 24), (0.01, 0.0001))
     assert facts["impostor_pairs"] == 24 * 23 // 2 * 400
     assert facts["smallest_rate_at_best"] == pytest.approx(30 / 110_400)
+    assert facts["smallest_rate_at_worst"] == pytest.approx(5 / 276)  # of as many pairs of classes
     assert len(lacking) == 1
     assert lacking[0].asked
     assert "a false accept rate of 0.0001" in lacking[0].message
     assert "about 40 classes" in lacking[0].message  # 24 * sqrt(300,000 / 110,400)
     facts, lacking = evidence.of_classes(np.array([50, 50, 50]), ())
     assert facts["smallest_rate_at_best"] is None  # three pairs of classes, where it takes five
+    assert facts["smallest_rate_at_worst"] is None
     assert not lacking[0].asked
     assert evidence.of_pairs(3000, (0.01,))[1] == []
     assert evidence.of_pairs(2999, (0.01,))[1][0].asked
