@@ -74,6 +74,9 @@ class Verb(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; an error is one sentence, never a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Or gRPC writes a line of its own for each handshake that fails: anybody who connects could
+    # fill a server's log, and a command's one sentence would stand below it.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         return _dispatch(argv)
     except KeyboardInterrupt:
