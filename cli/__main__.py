@@ -74,6 +74,10 @@ class Verb(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; an error is one sentence, never a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Or a command's one sentence stands below lines of gRPC's own. A server has its own rule, which
+    # is stricter: anybody who connects could fill its log (server/front/core.py).
+    if argv[:1] != ["serve"]:
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         return _dispatch(argv)
     except KeyboardInterrupt:

@@ -22,6 +22,7 @@ from twinserve.cli.exit_codes import FAULT, NO, OK
 from twinserve.cli.output import complain, plain, print_json
 from twinserve.cli.progress import Progress
 from twinserve.cli.terminal import warn
+from twinserve.client import ENROLL_SECONDS
 from twinserve.errors import AlreadyExists, DataError, GalleryNotFound, TwinserveError
 from twinserve.messages import EnrollItem
 
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="", help="with --create: the twin of the new gallery")
     inputs.add_batch_flag(parser)
     connection.add_arguments(parser)
+    parser.set_defaults(timeout=ENROLL_SECONDS)
 
 
 @dataclass
@@ -117,7 +119,11 @@ def _enroll(arguments: argparse.Namespace, items: list[EnrollItem]) -> _Tally:
             items = list(_typed(items, kinds, arguments.csv))
 
         replies = client.enroll_stream(
-            arguments.gallery, items, prompt=arguments.prompt, batch=arguments.batch
+            arguments.gallery,
+            items,
+            prompt=arguments.prompt,
+            batch=arguments.batch,
+            timeout=arguments.timeout,
         )
         for batch, answers in zip(inputs.batches(items, arguments.batch), replies, strict=True):
             for item, answer in zip(batch, answers, strict=True):

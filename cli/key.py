@@ -20,6 +20,7 @@ DESCRIPTION = (
 EXAMPLES = """
   twinserve key new shop --keys keys.toml --role write --gallery 'shop-*' --rate 50
   twinserve key new ops --keys keys.toml --role admin --days 90
+  twinserve key new prometheus --keys keys.toml --no-galleries
   twinserve key list --keys keys.toml
   twinserve key revoke shop --keys keys.toml
   twinserve key list --keys keys.toml --json
@@ -48,7 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="read embeds and searches, write also enrolls and removes, admin also makes and "
         "deletes galleries, backs up and loads models (%(default)s)",
     )
-    new.add_argument(
+    reach = new.add_mutually_exclusive_group()
+    reach.add_argument(
+        "--no-galleries",
+        action="store_true",
+        help="it reaches none: for Prometheus, and for those that only embed and compare",
+    )
+    reach.add_argument(
         "--gallery",
         action="append",
         metavar="NAME",
@@ -93,7 +100,7 @@ def _new(arguments: argparse.Namespace) -> None:
         arguments.keys,
         arguments.id,
         Role[arguments.role.upper()],
-        galleries=arguments.gallery,
+        galleries=() if arguments.no_galleries else arguments.gallery,
         rate=arguments.rate,
         burst=arguments.burst,
         expires=expires,
@@ -104,7 +111,11 @@ def _new(arguments: argparse.Namespace) -> None:
     else:
         # Alone on standard output, so that $(…) is the key.
         print(key)
-    print(f"{arguments.keys} has its hash; nobody can show this key again", file=sys.stderr)
+    print(
+        f"{arguments.keys} has its hash; nobody can show this key again. A server that runs takes "
+        "it within two seconds",
+        file=sys.stderr,
+    )
 
 
 def _list(path: Path, as_json: bool) -> None:

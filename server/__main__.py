@@ -142,13 +142,15 @@ async def serve(config: ServerConfig) -> None:
         galleries = Galleries(folder, limits, GalleryMetrics(metrics))
         if config.backup_dir is not None:
             await asyncio.to_thread(_sweep_backups, config.backup_dir)
+        loader = Loader(config, metrics, admission, workers, count, afterwards)
         changes = ModelChanges(
             models,
-            Loader(config, metrics, admission, workers, count, afterwards).load,
+            loader.load,
             ModelRecords(folder.catalog),
             lambda: [Bound(one.name, one.model, one.space_id) for one in galleries.settings()],
             config.model_dir,
             metrics.forget,
+            read=loader.read,
         )
         stack.push_async_callback(asyncio.to_thread, changes.close)
         loads = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="load"))

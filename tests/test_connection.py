@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +67,20 @@ class TestKeys:
             server.stop()
         assert server.metadata[0].get("authorization") == sent
 
+    def test_a_key_read_from_a_file_may_end_with_its_line(self) -> None:
+        server = serving()
+        try:
+            with Client(server.target, api_key="tws_shop_x\n") as client:
+                client.get_gallery("g")
+        finally:
+            server.stop()
+        assert server.metadata[0].get("authorization") == "Bearer tws_shop_x"
+
+    @pytest.mark.parametrize("key", ["two\nlines", "tws_shöp_x"])
+    def test_a_key_that_cannot_be_sent_is_refused_before_a_call(self, key: str) -> None:
+        with pytest.raises(ConfigError, match="the one line that `twinserve key new` printed"):
+            Client(api_key=key)
+
 
 class TestTLS:
     def test_both_clients_check_the_server_and_show_who_they_are(
@@ -83,14 +101,16 @@ class TestTLS:
             with Client(server.target, tls=tls) as client:
                 client.get_gallery("g")
             asyncio.run(call())
-            for other in (
-                TLS(ca=cert, cert=cert, key=key),  # 127.0.0.1 is not the certificate's name
-                TLS(ca=cert, server_name="twins.test"),  # no certificate of one's own
-                TLS(server_name="twins.test"),  # nobody vouches for the server
+            for other, advice in (
+                # 127.0.0.1 is not the certificate's name.
+                (TLS(ca=cert, cert=cert, key=key), "for another name"),
+                (TLS(ca=cert, server_name="twins.test"), "a client's certificate"),
+                (TLS(server_name="twins.test"), "name the one that did"),
+                (None, "whether it speaks TLS"),
             ):
                 with (
                     Client(server.target, tls=other, unavailable_for=0.0) as client,
-                    pytest.raises(Unavailable),
+                    pytest.raises(Unavailable, match=advice),
                 ):
                     client.get_gallery("g", timeout=20.0)
             assert len(server.requests) == 2
@@ -107,6 +127,42 @@ class TestTLS:
             Client(tls=TLS(cert=cert))
         with pytest.raises(ConfigError, match="tls and credentials"):
             Client(tls=TLS(), credentials=grpc.ssl_channel_credentials())
+
+
+class TestFarAway:
+    def test_a_server_that_is_far_away_is_reached_at_the_first_attempt(self) -> None:
+        """The round trips of TCP and TLS add up; the first attempt used to have 0.1 s for them."""
+        server = serving()
+        host, _, port = server.target.rpartition(":")
+
+        def carry(source: socket.socket, sink: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while chunk := source.recv(65536):
+                    time.sleep(0.15)
+                    sink.sendall(chunk)
+            with contextlib.suppress(OSError):
+                sink.shutdown(socket.SHUT_RDWR)
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def relay() -> None:
+                near, _ = listener.accept()
+                with near, socket.create_connection((host, int(port))) as far:
+                    back = threading.Thread(target=carry, args=(far, near))
+                    back.start()
+                    carry(near, far)
+                    back.join()
+
+            relaying = threading.Thread(target=relay)
+            relaying.start()
+            target = f"127.0.0.1:{listener.getsockname()[1]}"
+            try:
+                with Client(target, unavailable_for=0.0) as client:
+                    client.get_gallery("g")
+            finally:
+                relaying.join()
+                server.stop()
+        assert len(server.requests) == 1
 
 
 class TestAddresses:

@@ -180,6 +180,13 @@ def test_secrets_are_masked_and_paths_of_secrets_are_not(file: Path) -> None:
     assert parse(file=file).api_key is None
 
 
+def test_a_switch_named_after_a_secret_is_none() -> None:
+    made = parser()
+    made.add_argument("--metrics-without-key", action="store_true")
+    found = settings.parse(made, ["--metrics-without-key"], environment={})
+    assert "metrics_without_key = true" in settings.as_toml(found.settings)
+
+
 def test_an_error_about_a_flag_nobody_gave_says_where_its_value_is_from(file: Path) -> None:
     file.write_text("grpc_port = 70000\n")
     found = parse("--model", "a", file=file)

@@ -277,7 +277,8 @@ def _is_list(action: argparse.Action) -> bool:
 
 def _is_secret(name: str, action: argparse.Action) -> bool:
     is_path = action.type is Path or str(action.metavar).split(".")[0] in ("FILE", "DIR", "PATH")
-    return not is_path and name.rsplit("_", 1)[-1] in _SECRET
+    # A switch that is named after a secret (--metrics-without-key) holds none.
+    return not is_path and action.nargs != 0 and name.rsplit("_", 1)[-1] in _SECRET
 
 
 def _kind(action: argparse.Action) -> str:

@@ -1,6 +1,7 @@
 // Embeds, compares, enrols and searches pictures of one's own:
 //
-//   node demo.js [--target 127.0.0.1:50051] [--model NAME] [--ca ca.pem] first.png second.png …
+//   node demo.js [--target 127.0.0.1:50051] [--model NAME] [--ca ca.pem]
+//       [--cert client.pem --key client.key] first.png second.png …
 //
 // The first picture is the probe; the others are enrolled in a gallery that is deleted in the end,
 // each as a subject named after its file. An API key is read from TWINSERVE_API_KEY.
@@ -17,6 +18,8 @@ const { values, positionals: files } = parseArgs({
     target: { type: 'string', default: '127.0.0.1:50051' },
     model: { type: 'string', default: '' }, // the only one served
     ca: { type: 'string' },
+    cert: { type: 'string' }, // one's own, where the server asks for it (mutual TLS)
+    key: { type: 'string' },
   },
   allowPositionals: true,
 });
@@ -27,7 +30,11 @@ if (files.length < 2) {
 
 const client = connect(values.target, {
   apiKey: process.env.TWINSERVE_API_KEY,
-  tls: values.ca && { ca: readFileSync(values.ca) },
+  tls: values.ca && {
+    ca: readFileSync(values.ca),
+    cert: values.cert && readFileSync(values.cert),
+    key: values.key && readFileSync(values.key),
+  },
   timeout: 10,
 });
 const { model } = values;

@@ -106,7 +106,8 @@ export function connect(target, { apiKey, tls, priority, timeout = 30 } = {}) {
     ? grpc.credentials.createSsl(ca, key, cert)
     : grpc.credentials.createInsecure();
   const metadata = new grpc.Metadata();
-  if (apiKey) metadata.set('authorization', `Bearer ${apiKey}`);
+  // A key that was read from a file ends with its line.
+  if (apiKey) metadata.set('authorization', `Bearer ${apiKey.trim()}`);
   if (priority) metadata.set('twinserve-priority', priority);
 
   function service(Stub) {

@@ -27,6 +27,7 @@ from twinserve.errors import (
     TwinserveError,
     Unavailable,
 )
+from twinserve.manifest import Manifest
 from twinserve.server.config import ModelSpec
 from twinserve.server.models.holding import Models
 from twinserve.server.models.loading import digest_of
@@ -54,6 +55,7 @@ class ModelChanges:
         model_dir: the only folder that `load` loads from; None refuses every load.
         forget: told of a name of which no version is served any more.
         patience: seconds that an unload waits for running calls.
+        read: gives a file's manifest; see `Loader.read`.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class ModelChanges:
         model_dir: Path | None,
         forget: Callable[[str], None],
         patience: float = PATIENCE,
+        read: Callable[[Path], Manifest] = manifests.read,
     ) -> None:
         self._models = models
+        self._read = read
         self._load = load
         self._records = records
         self._galleries = galleries
@@ -189,7 +193,7 @@ class ModelChanges:
         for i, alias in enumerate(aliases):
             _check_name(alias, f"aliases[{i}]")
         with self._loading, _naming(path, file):
-            manifest = manifests.read(path)
+            manifest = self._read(path)
             name = name or manifest.name
             _check_name(name, "name")
             version = f"{name}@{manifest.version}"

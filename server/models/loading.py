@@ -17,7 +17,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from twinserve import manifest as manifests
-from twinserve.errors import ConfigError, FailedPrecondition
+from twinserve.errors import ConfigError, FailedPrecondition, TwinserveError
+from twinserve.manifest import Manifest
 from twinserve.server.afterwards import Afterwards
 from twinserve.server.batching.admission import Admission
 from twinserve.server.config import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, ServerConfig
@@ -107,6 +108,18 @@ class Loader:
                 raise
             self._metrics.model_loads.labels("loaded").inc()
             return served
+
+    def read(self, path: Path) -> Manifest:
+        """Read a twin's manifest; a file that is no twin is a load that failed.
+
+        Raises:
+            ManifestError: not a twin.
+        """
+        try:
+            return manifests.read(path)
+        except TwinserveError:
+            self._metrics.model_loads.labels("failed").inc()
+            raise
 
     def _load(self, path: Path, name: str, file: str, began: float) -> Served:
         size = path.stat().st_size

@@ -186,6 +186,9 @@ class Metrics:
             "Loads of twins that ended, by outcome (loaded, failed).",
             ("outcome",),
         )
+        # From 0 on, since a rate does not see a counter that begins with its first failure.
+        for outcome in ("loaded", "failed"):
+            self.model_loads.labels(outcome)
         self.model_load_seconds = self.histogram(
             "model_load_seconds",
             "Seconds from a twin's file to a warm model. A swap takes as long before it flips.",

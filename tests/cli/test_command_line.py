@@ -625,6 +625,16 @@ class TestEnroll:
         assert list(first.items) == list(again.items)
         assert first.request_id != again.request_id
 
+    def test_a_full_disk_is_waited_for_no_longer_than_was_asked(
+        self, run: Run, fake: FakeServer, pictures: Path
+    ) -> None:
+        full = status(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, "disk full", reason="DISK_FULL", retry_after=0.9
+        )
+        fake.on("EnrollStream", full)
+        code, _, err = run("enroll", "people", pictures, "--timeout", "0.5")
+        assert (code, err.count("disk full")) == (2, 1)
+
     def test_create_makes_the_gallery_first(
         self, run: Run, fake: FakeServer, pictures: Path
     ) -> None:

@@ -38,6 +38,11 @@ def test_a_key_is_made_listed_and_revoked(
     assert (shop["role"], shop["rate"], shop["burst"]) == ("write", 50.0, 50.0)
     assert (ops["galleries"], ops["expires"]) == (None, None)
 
+    assert main(["key", "new", "prometheus", *where, "--no-galleries"]) == 0
+    assert "within two seconds" in capsys.readouterr().err
+    assert keys.read(path)[2].galleries == ()
+    assert main(["key", "revoke", "prometheus", *where]) == 0
+
     assert main(["key", "revoke", "shop", *where]) == 0
     assert [one.id for one in keys.read(path)] == ["ops"]
     assert main(["key", "revoke", "shop", *where]) == 2

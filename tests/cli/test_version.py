@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,17 @@ def test_the_first_line_is_the_version(run: Run) -> None:
     assert out.splitlines()[0] == f"twinserve {twinserve.__version__}"
     for part in ("Python", "onnxruntime", "cpu", "grpcio", "hnswlib", "manifest 1.1", "gallery 2"):
         assert part in out
+
+
+def test_grpc_prints_no_lines_of_its_own_unless_asked(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "INFO")
+    run("--version")
+    assert os.environ["GRPC_VERBOSITY"] == "INFO"
+    monkeypatch.delenv("GRPC_VERBOSITY")
+    run("--version")
+    assert os.environ["GRPC_VERBOSITY"] == "ERROR"
 
 
 def test_the_facts_are_those_of_the_modules_themselves(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""The commands of docs/clients.md, and the README's for Node, run where their program is at hand.
+"""The commands of docs/clients.md, run where their program is at hand.
 
 A block is marked with the program that it needs. Those that compile take half a minute each, and
 need Debian's packages that the page names; they are among the long tests, and skipped elsewhere.
@@ -105,17 +105,6 @@ def test_the_blocks_of_node_say_what_the_page_says(folder: Path, server: Running
     demo, snippet = (block.run(folder, server) for block in blocks(PAGE, "node"))
     assert f"at {distance(folder, server):.4f}" in demo
     assert snippet == "nobody is enrolled yet\n"
-
-
-def test_the_readmes_block_of_node_runs(
-    folder: Path, server: RunningServer, drawings: Path
-) -> None:
-    conftest.require(PACKAGES.is_dir(), "examples/node lacks its packages: run make node")
-    with zipfile.ZipFile(drawings) as archive:
-        names = [name for name in archive.namelist() if "/Latin/character01/" in name]
-        archive.extractall(folder / "drawings", names)
-    (block,) = blocks(ROOT / "README.md", "node")
-    assert "enrolled 2 of 2\nfound 0683_0" in block.run(folder, server)
 
 
 def test_the_block_of_buf_runs(folder: Path, server: RunningServer) -> None:

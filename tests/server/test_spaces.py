@@ -155,7 +155,9 @@ def compare(
 
 
 def facts(status: status_pb2.Status) -> dict[str, str]:
-    return dict(wire.detail(status, error_details_pb2.ErrorInfo).metadata)
+    found = dict(wire.detail(status, error_details_pb2.ErrorInfo).metadata)
+    del found["request_id"]
+    return found
 
 
 def ready(spaces: Spaces, space: str) -> shared_pb2.Input:

@@ -26,8 +26,10 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     # A server that restarts is found again in a blink, not after gRPC's second and more.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # gRPC's name for what one attempt to connect may take, TLS included: a few round trips round
+    # the world and a busy server, yet not gRPC's 20 s where an address swallows what is sent.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     # The retries are ours: gRPC's own know no RetryInfo.
     ("grpc.enable_retries", 0),
 )
@@ -69,12 +71,13 @@ class Connection:
             options: further arguments of the gRPC channel, which go before ours.
 
         Raises:
-            ConfigError: `tls` and `credentials` together, or a file of `tls` that cannot be read.
+            ConfigError: `tls` and `credentials` together, a file of `tls` that cannot be read, or
+                a key that no server can have given.
         """
         self.target = target
         self._timeout = timeout
         self._retries = RetryPolicy(timeout if unavailable_for is None else unavailable_for)
-        key = os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key
+        key = _usable(os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key)
         sent = (
             ("authorization", f"Bearer {key}" if key else None),
             ("twinserve-priority", priority),
@@ -115,8 +118,46 @@ class Connection:
             if code is grpc.StatusCode.CANCELLED and self._closed:
                 return self._closed_error()
             if code is grpc.StatusCode.UNAVAILABLE:
-                text = f"no server answers at {self.target} ({text}); check that it runs there"
+                advice = _advice(text, self._credentials is not None)
+                text = f"no server answers at {self.target} ({text}); {advice}"
             elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 text = f"{self.target} did not answer in time; give the call a longer timeout"
             status = status_pb2.Status(code=number, message=text)
         return messages.from_status(status)
+
+
+def _usable(key: str | None) -> str:
+    """Return a key without the line break of the file that it was read from.
+
+    Raises:
+        ConfigError: gRPC could not send it, and would not say why.
+    """
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            "the API key holds what no key has (a line break inside, or a letter beyond ASCII); "
+            "give the one line that `twinserve key new` printed"
+        )
+    return key
+
+
+def _advice(said: str, encrypted: bool) -> str:
+    """Say what helps where nobody answers, by what gRPC said of it."""
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return (
+            "no authority that is trusted here signed its certificate: name the one that did, "
+            "TLS(ca=…), --tls-ca or TWINSERVE_CLIENT_TLS_CA"
+        )
+    if "ostname " in said and "erif" in said:
+        return (
+            "its certificate is for another name: use that name, or give it as server_name of TLS"
+        )
+    if "Socket closed" in said or "reset" in said:
+        return (
+            "check that it runs there, and where it asks for a client's certificate, show one "
+            "(cert and key of TLS, --tls-cert and --tls-key)"
+            if encrypted
+            else "check that it runs there, and whether it speaks TLS: then use TLS too "
+            "(tls=TLS(…), --tls-ca)"
+        )
+    return "check that it runs there"

@@ -580,5 +580,5 @@ def test_a_catalogue_of_a_newer_form_is_refused(tmp_path: Path) -> None:
     data_folder.Catalog(path).close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 4")
-    with pytest.raises(Exception, match="schema version 4, and this server reads 3"):
+    with pytest.raises(Exception, match="its format is 4, this one reads up to 3"):
         data_folder.Catalog(path)

@@ -76,6 +76,16 @@ def test_what_is_no_twin_is_refused_and_counted(
     with pytest.raises(ManifestError):
         loader.load(path)
     assert loads(metrics, "failed") == 1
+    with pytest.raises(ManifestError):  # as LoadModel, which reads it before it loads
+        loader.read(path)
+    assert loads(metrics, "failed") == 2
+
+
+def test_failed_loads_count_from_nought_so_that_the_first_is_seen_as_a_rise(
+    metrics: Metrics,
+) -> None:
+    value = metrics.registry.get_sample_value("twinserve_model_loads_total", {"outcome": "failed"})
+    assert value == 0
 
 
 def test_a_file_that_changes_while_it_is_loaded_is_refused(

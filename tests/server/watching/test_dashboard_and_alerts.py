@@ -103,6 +103,16 @@ def test_what_is_not_there_is_noticed(expression: str, wrong: list[str]) -> None
     assert unknown(expression, series()) == wrong
 
 
+def test_promtool_takes_the_configuration_of_the_page(tmp_path: Path) -> None:
+    promtool = installed("promtool")
+    (block,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(block)
+    (tmp_path / "alerts.yml").write_text(RULES.read_text())
+    command = [promtool, "check", "config", "--syntax-only", str(tmp_path / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_promtool_reads_every_expression_and_the_alerts_fire_as_told(tmp_path: Path) -> None:
     promtool = installed("promtool")
     written = [
