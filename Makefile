@@ -158,7 +158,8 @@ $(venv)/.dev: $(pins) | python
 	@if ! command -v npm >/dev/null; then
 		echo "twinserve: npm is not here: install Node.js 20 or newer with npm" >&2; exit 1
 	fi
-	npm ci --prefix $*
+	# Not with --prefix: then npm does not read the .npmrc beside the package, and waits for a network.
+	(cd $* && npm ci)
 	touch $@
 
 # google/rpc/*.proto, which the contract imports.
