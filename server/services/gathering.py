@@ -104,7 +104,8 @@ class Gathering(Generic[Ask, Answer]):
 
     def _work(self, key: Hashable) -> None:
         """Run until nothing waits, beginning with `key`; a thread of the executor."""
-        while group := self._take(key):
+        while taken := self._take(key):
+            key, group = taken
             _run(group)
             with self._lock:
                 key = self._next(key)
@@ -116,16 +117,19 @@ class Gathering(Generic[Ask, Answer]):
         self._running.add(found)
         return found
 
-    def _take(self, key: Hashable) -> list[_Waiting[Ask, Answer]]:
-        """The next group of a key; empty, and one runner less, where nothing of it waits."""
+    def _take(self, key: Hashable) -> tuple[Hashable, list[_Waiting[Ask, Answer]]] | None:
+        """The next group of a key, or of another where all of it was given up, with its key.
+
+        None, and one runner less, where nothing waits.
+        """
         with self._lock:
             while True:
                 if group := _taken(self._waiting, key, self._most):
-                    return group
+                    return key, group
                 following = self._next(key)
                 if following not in self._waiting:
                     self._running.discard(following)
-                    return []
+                    return None
                 key = following
 
 

@@ -82,6 +82,26 @@ def test_one_asks_error_is_its_own_and_one_that_gave_up_is_not_run() -> None:
     asyncio.run(scenario())
 
 
+def test_a_key_is_asked_for_again_after_a_runner_came_to_it_past_one_that_gave_up() -> None:
+    async def scenario() -> None:
+        runs = Runs()
+        with ThreadPoolExecutor(2) as threads:
+            gathering: Gathering[int, int] = Gathering(threads, runners=1, most=9)
+            first = asyncio.create_task(answer(gathering.ask("a", 1, 1, runs)))
+            await begun(runs)
+            gone = asyncio.create_task(answer(gathering.ask("b", 2, 1, runs)))
+            left = asyncio.create_task(answer(gathering.ask("c", 3, 1, runs)))
+            await asyncio.sleep(0)
+            gone.cancel()
+            await asyncio.sleep(0)
+            runs.go.set()
+            assert (await first, await left) == (10, 30)
+            again = asyncio.create_task(answer(gathering.ask("c", 4, 1, runs)))
+            assert await asyncio.wait_for(again, 10) == 40
+
+    asyncio.run(scenario())
+
+
 def test_an_error_of_a_run_ends_each_of_its_asks_and_the_next_run_goes_on() -> None:
     def fails(asks: Sequence[int]) -> list[int | Exception]:
         raise InvalidInput(f"{len(asks)} at once")
