@@ -9,6 +9,7 @@ list of them, in which a status ends the stream.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -41,9 +42,8 @@ class FakeServer(grpc.GenericRpcHandler):
     ) -> None:
         self.requests: list[tuple[str, Any]] = []
         self.metadata: list[dict[str, str]] = []
-        self.ended: list[
-            str
-        ] = []  # methods of calls that are over, also while their answer is made
+        # Methods of calls that are over, also while their answer is made.
+        self.ended: list[str] = []
         self.finished: list[str] = []  # streams whose client said that it had sent all
         self._answers: dict[str, list[Any]] = {}
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
@@ -61,9 +61,9 @@ class FakeServer(grpc.GenericRpcHandler):
         self._answers[method] = list(answers)
 
     def forget(self) -> None:
-        """Be as new, for the next test."""
-        for kept in (self.requests, self.metadata, self.ended, self.finished, self._answers):
-            kept.clear()
+        """Be as new, for the next test; what a call of this one still does is not seen there."""
+        self.requests, self.metadata, self.ended, self.finished = [], [], [], []
+        self._answers = {}
 
     @contextlib.contextmanager
     def held(self, method: str) -> Iterator[None]:
@@ -116,7 +116,7 @@ class FakeServer(grpc.GenericRpcHandler):
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
             self.requests.append((name, request))
             self.metadata.append(dict(context.invocation_metadata()))
-            context.add_callback(lambda: self.ended.append(name))
+            context.add_callback(functools.partial(self.ended.append, name))
             waiting = self._answers.get(name)
             if not waiting:
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, f"the test gave {name} no answer")
